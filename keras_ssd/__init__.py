@@ -1,0 +1,25 @@
+"""keras-ssd: train any Keras model by stochastic self-distillation.
+
+`wrap(model)` returns a `keras.Model` whose `fit` distils the model's own stochastic passes (dropout on) into the model
+itself; `SSDModel` is the class behind it, `guidance` holds the equations (arXiv 2504.14307).
+"""
+
+try:
+    import keras
+except ModuleNotFoundError as error:
+    if error.name not in ("tensorflow", "jax", "jaxlib", "torch"):
+        raise
+    raise ModuleNotFoundError(
+        f"Keras found no backend: the package `{error.name}` is not installed. Install one with "
+        '`pip install "keras-ssd[tensorflow]"`, `"keras-ssd[jax]"` or `"keras-ssd[torch]"`, and for the latter two set '
+        "the environment variable KERAS_BACKEND to `jax` or `torch` before importing.",
+        name=error.name,
+    ) from error
+
+from keras_ssd import guidance
+from keras_ssd._version import __version__
+from keras_ssd.model import SSDModel, wrap
+
+del keras
+
+__all__ = ["SSDModel", "__version__", "guidance", "wrap"]

@@ -1,0 +1,63 @@
+"""Everything that depends on the backend, or on a name that Keras does not export. Nothing else in the package does."""
+
+import contextlib
+import random
+
+import keras
+from keras import ops
+
+
+@contextlib.contextmanager
+def teacher_scope(seed):
+    """Run teachers without recording gradients and without touching the generators that the student draws from.
+
+    On PyTorch an unseeded `Dropout` draws from torch's global generator, which is therefore set aside and seeded with
+    `seed` meanwhile. TensorFlow and JAX have no such state, and drop unused gradients when they compile.
+
+    Args:
+        seed: integer tensor, `()`.
+    """
+    if keras.backend.backend() != "torch":
+        yield
+        return
+    import torch
+
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.no_grad(), torch.random.fork_rng(devices=devices):
+        torch.manual_seed(int(seed))
+        yield
+
+
+def wide(x):
+    """An array or tensor as a tensor of float32, or of float64 if it is one."""
+    x = ops.convert_to_tensor(x)
+    return x if keras.backend.standardize_dtype(x.dtype) == "float64" else ops.cast(x, "float32")
+
+
+def replicas_in_sync():
+    """Number of replicas of the current `tf.distribute` strategy, by which Keras divides its own losses; else 1."""
+    if keras.backend.backend() != "tensorflow":
+        return 1
+    import tensorflow as tf
+
+    return tf.distribute.get_strategy().num_replicas_in_sync
+
+
+def derived_seed():
+    """A seed that follows `keras.utils.set_random_seed` without drawing from Python's generator.
+
+    Drawing would change the seeds of layers that the user creates after wrapping.
+    """
+    state = random.getstate()
+    try:
+        return random.randint(1, 10**9) ^ 0x55D
+    finally:
+        random.setstate(state)
+
+
+def compile_arguments(model):
+    """The very objects that `model.compile` was called with, as keyword arguments (`_compile_config`: not exported).
+
+    The exported `get_compile_config` serialises them, which loses functions and classes that are not registered.
+    """
+    return dict(model._compile_config.config)

@@ -1,0 +1,3 @@
+"""The version of keras-ssd, readable without importing Keras."""
+
+__version__ = "0.1.0"

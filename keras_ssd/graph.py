@@ -1,0 +1,162 @@
+"""A Keras model as a flat list of layer calls that can be run in parts, on other inputs and with other weights."""
+
+import functools
+
+import keras
+from keras import tree
+
+
+class Step:
+    """One call of one layer (or operation) in a model's graph.
+
+    Attributes:
+        layer: the `keras.Layer` or `keras.Operation`: the user's own object, not a copy.
+        args, kwargs: its arguments, in which symbolic tensors stand for values.
+        inputs, outputs: the symbolic tensors that go in and come out, as flat lists.
+    """
+
+    def __init__(self, layer, args, kwargs, outputs):
+        self.layer = layer
+        self.args = args
+        # Whoever runs the step says whether it is training; masks given by name are kept, they are tensors.
+        self.kwargs = {name: value for name, value in kwargs.items() if name != "training"}
+        self.inputs = [x for x in tree.flatten((args, self.kwargs)) if isinstance(x, keras.KerasTensor)]
+        self.outputs = outputs
+
+    def run(self, values, training):
+        """Call the layer on `values`, a dict by `id` of the symbolic tensors, and add its outputs to it."""
+        args, kwargs = tree.map_structure(lambda x: values.get(id(x), x), (self.args, self.kwargs))
+        if isinstance(self.layer, keras.Layer):
+            kwargs["training"] = training
+        results = self._flat(self.layer(*args, **kwargs))
+        values.update(zip(map(id, self.outputs), results, strict=True))
+
+    def _flat(self, results):
+        return tree.flatten(results)
+
+
+class _WholeModel(Step):
+    """A subclassed model as one step: one symbolic tensor stands for its whole structure of inputs, one for outputs."""
+
+    def _flat(self, results):
+        return [results]
+
+
+class Graph:
+    """The layer calls of a model in an order in which they can be run.
+
+    Nested Functional and Sequential models are taken apart. A subclassed model is a single step.
+
+    Attributes:
+        model: the model.
+        steps: list of `Step`.
+        inputs: the symbolic inputs, structured as the model takes them.
+        outputs: the symbolic outputs, a flat list.
+        nested_outputs: for each nested model that was taken apart, by name, its symbolic outputs (last call).
+        is_opaque: whether the model is subclassed, so that nothing is known of its inside.
+    """
+
+    def __init__(self, model):
+        self.model = model
+        self.nested_outputs = {}
+        self.is_opaque = not is_functional(model)
+        if self.is_opaque:
+            self.inputs, output = keras.KerasTensor((None,)), keras.KerasTensor((None,))
+            self.steps = [_WholeModel(model, (self.inputs,), {}, [output])]
+            self.outputs = [output]
+            return
+        try:
+            self._trace(flatten_nested=True)
+        except ValueError as error:
+            # Two nested models may hold layers of one name, which a flat model may not: leave them whole.
+            if "unique" not in str(error):
+                raise
+            self._trace(flatten_nested=False)
+
+    def _trace(self, flatten_nested):
+        self.steps = []
+        self.nested_outputs = {}
+        self._flatten_nested = flatten_nested
+        self.inputs, self.outputs = self._replay(self.model)
+
+    def _replay(self, model, inputs=None):
+        """Call the layers of `model` anew, on new symbolic inputs, and record the calls.
+
+        `clone_model` with a `call_function` is the exported way to walk a graph. It does not tell which tensors became
+        the outputs, so they are marked by layers that record nothing.
+        """
+        markers = [keras.layers.Identity(name=f"keras_ssd_output_{index}") for index in range(len(model.outputs))]
+        model_inputs = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
+        marked = keras.Model(model_inputs, [marker(x) for marker, x in zip(markers, model.outputs, strict=True)])
+        outputs = {}
+
+        def call(layer, *args, **kwargs):
+            if layer in markers:
+                outputs[markers.index(layer)] = args[0]
+                return args[0]
+            return self._record(layer, *args, **kwargs)
+
+        if inputs is not None:
+            inputs = tree.pack_sequence_as(marked.input, tree.flatten(inputs))
+        replayed = keras.models.clone_model(marked, inputs, clone_function=lambda layer: layer, call_function=call)
+        return replayed.input, [outputs[index] for index in range(len(markers))]
+
+    def _record(self, layer, *args, **kwargs):
+        if self._flatten_nested and args and is_functional(layer) and _takes_as_they_come(layer, args[0]):
+            _, outputs = self._replay(layer, args[0])
+            self.nested_outputs[layer.name] = outputs
+            reference = outputs if isinstance(layer, keras.Sequential) else layer.output
+            packed = tree.pack_sequence_as(reference, outputs)
+            return packed[0] if isinstance(packed, (list, tuple)) and len(packed) == 1 else packed
+        outputs = layer(*args, **kwargs)
+        self.steps.append(Step(layer, args, kwargs, tree.flatten(outputs)))
+        return outputs
+
+    def needed(self, wanted, given=()):
+        """The steps that lead from the symbolic tensors `given` (and the inputs) to those in `wanted`, in order."""
+        known = {id(x) for x in given}
+        open_tensors = {id(x) for x in wanted} - known
+        steps = []
+        for step in reversed(self.steps):
+            if any(id(x) in open_tensors for x in step.outputs):
+                steps.append(step)
+                open_tensors |= {id(x) for x in step.inputs} - known
+        return steps[::-1]
+
+    def producer(self, tensor):
+        """The step that puts out a symbolic tensor; None for an input."""
+        return next((step for step in self.steps if any(x is tensor for x in step.outputs)), None)
+
+    def reader(self, tensors):
+        """A callable `(x, training=...)` that runs the model once and returns the values of symbolic `tensors`.
+
+        It runs as a Keras model does, so that inputs are cast and completed, and masks travel, as in the user's model.
+        """
+        if self.is_opaque:
+            output = self.outputs[0]
+
+            def read(x, training):
+                results = None if all(t is not output for t in tensors) else self.model(x, training=training)
+                return [results if t is output else x for t in tensors]
+
+            return read
+        model = keras.Model(self.inputs, list(tensors))
+        return lambda x, training: tree.flatten(model(x, training=training))
+
+
+def is_functional(model):
+    """Whether a model is a graph of layers: Functional or Sequential, with a `call` that is Keras' own."""
+    if isinstance(model, keras.Sequential):
+        return type(model).call is keras.Sequential.call
+    return isinstance(model, _functional_class()) and type(model).call is _functional_class().call
+
+
+@functools.cache
+def _functional_class():
+    x = keras.Input((1,))
+    return type(keras.Model(x, x))
+
+
+def _takes_as_they_come(model, inputs):
+    """Whether a nested model takes its inputs without the casts and reshapes that a call of it would do."""
+    return [(len(x.shape), x.dtype) for x in tree.flatten(inputs)] == [(len(x.shape), x.dtype) for x in model.inputs]

@@ -1,0 +1,154 @@
+"""Student-guided knowledge distillation: the equations of arXiv 2504.14307, section 3, as pure functions.
+
+Symbols: `f_S` the student's representation (batch, features), `f_T` those of the stochastic teachers
+(batch, teachers, features), `phi` the scores and `a` the weights, both (batch, teachers).
+
+All functions work on any Keras backend, take arrays or tensors, and compute in float32 or wider: dot products overflow
+float16.
+"""
+
+from keras import ops
+
+from keras_ssd._backend import wide
+
+SIMILARITIES = ("dot", "cosine", "euclidean", "kl", "uniform")
+
+
+def similarity_scores(student, teachers, similarity="dot"):
+    """Score every stochastic teacher by its similarity to the student, `phi[b, i]`.
+
+    | similarity | `phi[b, i]` |
+    |---|---|
+    | `"dot"` | the dot product `<f_S[b], f_T[b, i]>` (the paper) |
+    | `"cosine"` | the cosine of the angle between the two |
+    | `"euclidean"` | minus the squared distance |
+    | `"kl"` | minus KL(softmax(f_T[b, i]) \\|\\| softmax(f_S[b])): the features are logits |
+    | `"uniform"` | 0 for every teacher: no guidance |
+
+    Args:
+        student: `(batch, features)`.
+        teachers: `(batch, teachers, features)`.
+        similarity: one of the names above, or a callable that takes `(student, teachers)` and returns the scores.
+            Defaults to `"dot"`.
+
+    Returns:
+        Scores `(batch, teachers)`. A teacher that holds NaN or infinity scores NaN (and passes no gradient), which
+        `guidance_weights` takes for "leave this teacher out".
+
+    Raises:
+        ValueError: if `similarity` is neither known nor callable.
+
+    Example:
+        >>> similarity_scores([[1.0, 2.0]], [[[1.0, 0.0], [0.0, 1.0]]], "dot")  # [[1., 2.]]
+    """
+    student, teachers = wide(student), wide(teachers)
+    finite = ops.all(ops.isfinite(teachers), axis=-1)
+    # Without this the gradient of a score that is thrown away later would still be 0 * NaN = NaN.
+    teachers = ops.where(ops.expand_dims(finite, -1), teachers, ops.zeros_like(teachers))
+    if callable(similarity):
+        scores = ops.convert_to_tensor(similarity(student, teachers))
+    elif similarity == "dot":
+        scores = _dot(student, teachers)
+    elif similarity == "cosine":
+        scores = _dot(_unit(student), _unit(teachers))
+    elif similarity == "euclidean":
+        scores = -ops.sum(ops.square(teachers - ops.expand_dims(student, 1)), axis=-1)
+    elif similarity == "kl":
+        log_teachers = ops.log_softmax(teachers, axis=-1)
+        log_student = ops.expand_dims(ops.log_softmax(student, axis=-1), 1)
+        scores = -ops.sum(ops.exp(log_teachers) * (log_teachers - log_student), axis=-1)
+    elif similarity == "uniform":
+        scores = ops.zeros_like(teachers[:, :, 0])
+    else:
+        raise ValueError(f"`similarity` should be one of {SIMILARITIES} or a callable. Received: {similarity!r}")
+    return ops.where(finite, scores, ops.full_like(scores, float("nan")))
+
+
+def guidance_weights(scores, temperature=5.0, percentile=90.0):
+    """Turn scores into the teachers' weights: softmax, percentile filter, renormalisation.
+
+    `a[b, :] = softmax(phi[b, :] / h)`; every weight below the `percentile`-th percentile of its row (linear
+    interpolation between order statistics, as `numpy.percentile`) is set to 0; the rest is divided by its sum. A
+    percentile of 90 keeps 3 of 30 teachers but only 1 of 8. The gradient passes through the weights that are kept, as
+    in the paper's released code; the filter itself has none.
+
+    Scores that are not finite never poison the result: such a teacher weighs 0. If no score of a row is finite, its
+    weights are all equal (and its target is not finite, which the training step takes for "no term for this sample").
+
+    Args:
+        scores: `(batch, teachers)`.
+        temperature: `h` > 0. Defaults to `5.0`, that of the paper's released code.
+        percentile: epsilon, from 0 (keep every teacher) to 100 (keep the best). Defaults to `90.0`.
+
+    Returns:
+        Weights `(batch, teachers)`, finite, not negative, every row sums to 1.
+
+    Raises:
+        ValueError: if `temperature` is not above 0 or `percentile` is outside 0-100.
+
+    Example:
+        >>> guidance_weights([[0.0, 0.0, 9.0]], temperature=1.0, percentile=90.0)  # [[0., 0., 1.]]
+    """
+    if not temperature > 0:
+        raise ValueError(f"`temperature` should be a positive float. Received: temperature={temperature}")
+    if not 0 <= percentile <= 100:
+        raise ValueError(f"`percentile` should lie between 0 and 100. Received: percentile={percentile}")
+    scores = wide(scores)
+    valid = ops.isfinite(scores)
+    # A row without any finite score counts as a row of equal scores.
+    valid = ops.logical_or(valid, ops.logical_not(ops.any(valid, axis=-1, keepdims=True)))
+    scores = ops.where(ops.isfinite(scores), scores, ops.zeros_like(scores))
+    lowest = ops.full_like(scores, -float("inf"))
+    # Subtracting the maximum before dividing keeps tiny temperatures and huge scores finite.
+    best = ops.stop_gradient(ops.max(ops.where(valid, scores, lowest), axis=-1, keepdims=True))
+    exponentials = ops.exp(ops.where(valid, (scores - best) / temperature, ops.zeros_like(scores)))
+    exponentials = ops.where(valid, exponentials, ops.zeros_like(scores))
+    weights = exponentials / ops.sum(exponentials, axis=-1, keepdims=True)
+    if percentile > 0 and scores.shape[-1] != 1:
+        threshold = ops.stop_gradient(_percentile(weights, percentile))
+        weights = ops.where(weights >= threshold, weights, ops.zeros_like(weights))
+        weights = weights / ops.sum(weights, axis=-1, keepdims=True)
+    return weights
+
+
+def guided_target(weights, teachers):
+    """The target of the distillation, `sum_i a[b, i] f_T[b, i]`.
+
+    Args:
+        weights: `(batch, teachers)`.
+        teachers: `(batch, teachers, features)`.
+
+    Returns:
+        The weighted mean `(batch, features)`. A teacher of weight 0 does not enter it, even where it is not finite.
+
+    Example:
+        >>> guided_target([[0.25, 0.75]], [[[4.0], [8.0]]])  # [[7.]]
+    """
+    weights, teachers = wide(weights), wide(teachers)
+    used = ops.expand_dims(weights > 0, -1)
+    teachers = ops.where(used, teachers, ops.zeros_like(teachers))
+    return ops.squeeze(ops.matmul(ops.expand_dims(weights, 1), teachers), axis=1)
+
+
+def _dot(student, teachers):
+    return ops.squeeze(ops.matmul(teachers, ops.expand_dims(student, -1)), axis=-1)
+
+
+def _unit(x):
+    # The floor inside the root keeps the gradient of an all-zero vector finite.
+    return x * ops.rsqrt(ops.maximum(ops.sum(ops.square(x), axis=-1, keepdims=True), 1e-24))
+
+
+def _percentile(weights, percentile):
+    """`numpy.percentile(weights, percentile, axis=-1, keepdims=True)` for a static number of teachers."""
+    last = weights.shape[-1] - 1
+    position = percentile * last / 100
+    lower = int(position)
+    fraction = position - lower
+    # Sorted from the largest down, so that only as many order statistics are looked for as are needed.
+    largest = ops.top_k(weights, last - lower + 1)[0]
+    low = largest[:, -1:]
+    if fraction == 0:
+        return low
+    high = largest[:, -2:-1]
+    return low + (high - low) * fraction

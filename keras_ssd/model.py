@@ -1,0 +1,482 @@
+"""`SSDModel` and `wrap`: a Keras model whose training step distils the model's own stochastic passes into itself."""
+
+import contextlib
+import inspect
+import threading
+
+import keras
+from keras import ops, tree
+
+from keras_ssd import _backend
+from keras_ssd.graph import is_functional
+from keras_ssd.guidance import guidance_weights, guided_target, similarity_scores
+from keras_ssd.losses import finite_or, output_distances, representation_loss
+from keras_ssd.teachers import PAPER, HeldWeights, Roles, Settings, check_weight, flatten_features, resolve_kind
+
+
+class _Phase(threading.local):
+    """What the current thread is doing: `tf.distribute` runs the replicas of one step in several threads."""
+
+    training = None
+    evaluating = False
+    student_pass = None
+
+
+_phase = _Phase()
+
+
+@contextlib.contextmanager
+def _in_phase(**changes):
+    before = {name: getattr(_phase, name) for name in changes}
+    for name, value in changes.items():
+        setattr(_phase, name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(_phase, name, value)
+
+
+@keras.saving.register_keras_serializable(package="keras_ssd")
+class SSDModel(keras.Model):
+    """A model that is trained by stochastic self-distillation (arXiv 2504.14307).
+
+    One training step evaluates the student once and a teacher, the same network by default, `n_teachers` times with its
+    dropout on. The teachers are scored by their similarity to the student, weighted, filtered and averaged to a target,
+    and `kd_weight * L_kd` is added to the task loss. Everything else, in `fit` and around it, is Keras' own.
+
+    `keras_ssd.wrap` is the short way to make one; it documents the arguments.
+
+    Attributes:
+        student: the user's own model, which is trained in place.
+        settings: the options, defaults filled in.
+        kd_weight: the current weight of the distillation term; can be assigned between epochs.
+    """
+
+    def __init__(
+        self,
+        model,
+        teacher="self",
+        n_teachers=None,
+        distill=None,
+        kd_weight=None,
+        task_weight=1.0,
+        similarity=None,
+        guidance_temperature=None,
+        percentile=None,
+        temperature=3.0,
+        representation=None,
+        stochastic_layers=None,
+        dropout_rate=None,
+        teacher_chunk=None,
+        seed=None,
+        momentum=0.99,
+        average=True,
+        **kwargs,
+    ):
+        _check_model("model", model)
+        kind, teacher_model = resolve_kind(teacher)
+        if isinstance(teacher_model, SSDModel):
+            teacher_model = teacher_model.student
+        if teacher_model is not None:
+            _check_model("teacher", teacher_model)
+        # Without a graph there is no representation: outputs are distilled, as for any other frozen teacher.
+        as_frozen = kind == "snapshot" and distill is None and similarity is None and not is_functional(model)
+        settings = Settings(
+            kind,
+            "model" if as_frozen else None,
+            n_teachers=n_teachers,
+            distill=distill,
+            kd_weight=kd_weight,
+            task_weight=task_weight,
+            similarity=similarity,
+            guidance_temperature=guidance_temperature,
+            percentile=percentile,
+            temperature=temperature,
+            dropout_rate=dropout_rate,
+            teacher_chunk=teacher_chunk,
+            momentum=momentum,
+        )
+        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
+            raise ValueError(f"`seed` should be an integer or None. Received: seed={seed!r}")
+        roles = Roles(model, teacher_model, settings, representation, stochastic_layers)
+
+        kwargs.setdefault("name", f"ssd_{model.name}")
+        super().__init__(dtype=model.dtype_policy, autocast=False, **kwargs)
+        self.student = model
+        self.settings = settings
+        self._average = bool(average)
+        # A plain object, so that Keras does not take the layers it refers to for layers of this model.
+        self._roles = roles
+        self._seed = seed
+        self._representation = representation
+        # A predicate is stored as the names it chose.
+        self._stochastic_layers = None if stochastic_layers is None else roles.stochastic_layers
+        self.teacher_seed_generator = keras.random.SeedGenerator(_backend.derived_seed() if seed is None else seed)
+        self.held_weights = None if kind == "self" else HeldWeights(roles.teacher_network.weights, name="held_weights")
+        # A weight of 0 from the start means no teachers at all, and then nothing here may differ from a plain model.
+        self.distills = settings.kd_weight > 0
+        if self.distills:
+            self._kd_weight = self.add_weight(
+                shape=(), initializer="zeros", dtype="float32", trainable=False, autocast=False, name="kd_weight"
+            )
+            self._kd_weight.assign(settings.kd_weight)
+            self._kd_loss_tracker = keras.metrics.Mean(name="kd_loss")
+        if hasattr(model, "output_names"):
+            # Lets losses and metrics be given by output name, as for the model itself.
+            self.output_names = list(model.output_names)
+        self._loss_arguments = {}
+        self.built = True
+
+    @classmethod
+    def paper(cls, model, **options):
+        """The paper's setting in one word.
+
+        The teacher is a snapshot of the weights that `model` has now, which should be trained, best with early stopping
+        (the paper reports, and we measured, that a random start ends below the baseline); the student continues from
+        the same weights with a fresh optimizer. N = 30, dot product, guidance temperature 5, percentile 90, mean squared
+        error of the representations, both losses weighted 1.
+
+        Args:
+            model: a built, trained model.
+            **options: further arguments of `keras_ssd.wrap`, which take precedence.
+
+        Example:
+            >>> model.fit(x, y, callbacks=[keras.callbacks.EarlyStopping(patience=10, restore_best_weights=True)], ...)
+            >>> keras_ssd.SSDModel.paper(model).fit(x, y, ...)
+        """
+        return wrap(model, **{"teacher": "snapshot", **PAPER, **options})
+
+    # What Keras calls.
+
+    def build(self, input_shape=None):
+        self.built = True
+
+    def call(self, inputs, training=None):
+        if training and self.distills and _phase.training is self:
+            outputs, representation, given = self._roles.student_pass(inputs)
+            _phase.student_pass = (representation, given)
+            return outputs
+        if self.averages and not training:
+            return self._call_averaged(inputs)
+        return self.student(inputs, training=training)
+
+    def train_step(self, *args, **kwargs):
+        with _in_phase(training=self, student_pass=None):
+            return super().train_step(*args, **kwargs)
+
+    def test_step(self, *args, **kwargs):
+        with _in_phase(training=None, evaluating=True):
+            return super().test_step(*args, **kwargs)
+
+    def evaluate(self, *args, **kwargs):
+        with _in_phase(evaluating=True):
+            return super().evaluate(*args, **kwargs)
+
+    def get_metrics_result(self):
+        logs = super().get_metrics_result()
+        if _phase.evaluating:
+            # There is no teacher in evaluation.
+            logs.pop("kd_loss", None)
+        return logs
+
+    def fit(self, *args, **kwargs):
+        history = super().fit(*args, **kwargs)
+        if self.averages:
+            self.write_average()
+        return history
+
+    def compile(self, *args, **kwargs):
+        super().compile(*args, **kwargs)
+        arguments = inspect.signature(keras.Model.compile).bind(self, *args, **kwargs).arguments
+        self._loss_arguments = {name: arguments.get(name) for name in ("loss", "loss_weights")}
+
+    def compile_from_config(self, config):
+        # Keras skips models whose `compile` is overridden, unless this method is, too.
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        if self.optimizer is not None:
+            self.optimizer.build(self.trainable_variables)
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        loss = super().compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=training)
+        if not training or _phase.training is not self:
+            return loss
+        if self.settings.kind == "ema":
+            # Before it teaches, the average takes in the weights that the student has in this step.
+            self.held_weights.average(self.student.weights, self.settings.momentum)
+        if not self.distills:
+            return loss
+        loss = self._weigh_task(loss)
+        kd_loss = ops.cast(self._distillation_loss(y_pred, sample_weight), loss.dtype)
+        n_samples = ops.shape(tree.flatten(y_pred)[0])[0]
+        self._kd_loss_tracker.update_state(kd_loss * _backend.replicas_in_sync(), sample_weight=n_samples)
+        return loss + ops.cast(self._kd_weight.value, loss.dtype) * kd_loss
+
+    # The distillation term.
+
+    def _weigh_task(self, loss):
+        """`task_weight * L_task`; regularisation losses keep their weight."""
+        if self.settings.task_weight == 1:
+            return loss
+        regularisation = sum((ops.sum(ops.cast(x, loss.dtype)) for x in self.losses), start=ops.zeros((), loss.dtype))
+        regularisation = regularisation / _backend.replicas_in_sync()
+        return self.settings.task_weight * (loss - regularisation) + regularisation
+
+    def _distillation_loss(self, y_pred, sample_weight):
+        (representation, given), _phase.student_pass = _phase.student_pass, None
+        outputs = tree.flatten(y_pred)
+        teacher_outputs, teacher_representations = self._teacher_pass(given)
+        weights = self._guide(outputs, representation, teacher_outputs, teacher_representations)
+        sample_weights = _per_output(sample_weight, len(outputs))
+        loss = 0.0
+        if self.settings.distill != "representation":
+            distances = self._distances(len(outputs))
+            for one, own, theirs, sample in zip(distances, outputs, teacher_outputs, sample_weights, strict=True):
+                loss += one.loss(one.target(weights, own, theirs), own, sample)
+        if self.settings.distill != "outputs":
+            own = _backend.wide(representation)
+            target = finite_or(guided_target(weights, teacher_representations), ops.stop_gradient(own))
+            loss += representation_loss(target, own, _mean_weight(sample_weights))
+        return loss
+
+    def _teacher_pass(self, given):
+        weights = [] if self.held_weights is None else self.held_weights.values(self._roles.teacher_network.weights)
+        return self._roles.teacher_pass(given, self.settings, self.teacher_seed_generator, weights)
+
+    def _guide(self, outputs, representation, teacher_outputs, teacher_representations, percentile=None):
+        """The teachers' weights `(batch, teachers)`.
+
+        The gradient passes through the scores of representations, as in the paper's released code, but not through
+        those of outputs ("kl"): a student that is taught by itself could lower the term by choosing teachers.
+        """
+        settings = self.settings
+        if settings.similarity == "kl":
+            distances = self._distances(len(outputs))
+            scores = sum(d.scores(*pair) for d, *pair in zip(distances, outputs, teacher_outputs, strict=True))
+        else:
+            student, teachers = representation, teacher_representations
+            if student is None:
+                student, teachers = flatten_features(outputs[0], 1), flatten_features(teacher_outputs[0], 2)
+            scores = similarity_scores(student, teachers, settings.similarity)
+        percentile = settings.percentile if percentile is None else percentile
+        return guidance_weights(scores, settings.guidance_temperature, percentile)
+
+    def _distances(self, n_outputs):
+        activations = self._roles.activations
+        if len(activations) != n_outputs:
+            activations = [None] * n_outputs
+        names = getattr(self, "output_names", None)
+        return output_distances(activations, names=names, temperature=self.settings.temperature, **self._loss_arguments)
+
+    # For users.
+
+    @property
+    def averages(self):
+        """Whether evaluation and the student after `fit` use the moving average of the weights."""
+        return self._average and self.settings.kind == "ema"
+
+    @property
+    def kd_weight(self):
+        return float(ops.convert_to_numpy(self._kd_weight.value)) if self.distills else 0.0
+
+    @kd_weight.setter
+    def kd_weight(self, value):
+        check_weight("kd_weight", value)
+        if not self.distills:
+            if value == 0:
+                return
+            raise ValueError(
+                f"`kd_weight` of a model wrapped with kd_weight=0 cannot be changed: it trains without teachers. "
+                f"Received: kd_weight={value}. Wrap the model with a kd_weight above 0."
+            )
+        self._kd_weight.assign(value)
+
+    def take_snapshot(self):
+        """Make the student's present weights the teacher's (`teacher="snapshot"`); wrapping does so once."""
+        if self.settings.kind != "snapshot":
+            raise ValueError(
+                'take_snapshot() is for models wrapped with teacher="snapshot". Received: '
+                f"teacher={self.settings.kind!r}"
+            )
+        self.held_weights.copy(self.student.weights)
+
+    def write_average(self):
+        """Give the student the averaged weights (`teacher="ema"`). `fit` does so when it ends.
+
+        Call it yourself after training with `train_on_batch`.
+        """
+        if self.settings.kind != "ema":
+            raise ValueError(
+                f'write_average() is for models wrapped with teacher="ema". Received: teacher={self.settings.kind!r}'
+            )
+        self.held_weights.write(self.student.weights)
+
+    def teacher_weights(self, x, percentile=None):
+        """The weights that the teachers of one batch get, to look at.
+
+        Nothing is changed by it, and it returns the same for the same weights and seed.
+
+        Args:
+            x: one batch of inputs, as for `model(x)`.
+            percentile: overrides the percentile, 0-100; 0 shows the weights before the filter. Defaults to `None`.
+
+        Returns:
+            NumPy array `(batch, teachers)`, every row sums to 1.
+        """
+        scope = keras.StatelessScope([(v, v.value) for v in self.variables], collect_losses=True)
+        with scope, _backend.teacher_scope(ops.convert_to_tensor(self._seed or 0)):
+            outputs, representation, given = self._roles.student_pass(x)
+            teacher_outputs, teacher_representations = self._teacher_pass(given)
+            weights = self._guide(
+                tree.flatten(outputs), representation, teacher_outputs, teacher_representations, percentile
+            )
+        return ops.convert_to_numpy(weights)
+
+    def _call_averaged(self, inputs):
+        weights = self.held_weights.values(self.student.weights)
+        replaced = {id(variable) for variable, _ in weights}
+        others = [(v, v.value) for v in self.student.variables if id(v) not in replaced]
+        with keras.StatelessScope(weights + others, collect_losses=True) as scope:
+            outputs = self.student(inputs, training=False)
+        for loss in scope.losses:
+            # A new tensor: Keras tells losses apart by identity, and these belong to the layers of the student.
+            self.add_loss(loss + 0)
+        return outputs
+
+    def get_config(self):
+        names = "n_teachers distill kd_weight task_weight guidance_temperature percentile temperature dropout_rate"
+        config = {name: getattr(self.settings, name) for name in (names + " teacher_chunk momentum").split()}
+        teacher = self._roles.teacher_network if self.settings.kind == "model" else self.settings.kind
+        student = keras.saving.serialize_keras_object(self.student)
+        # The wrapper is compiled, its student was at most compiled before: nobody needs that optimizer again.
+        student.pop("compile_config", None)
+        return {
+            "name": self.name,
+            "model": student,
+            "teacher": keras.saving.serialize_keras_object(teacher),
+            "similarity": keras.saving.serialize_keras_object(self.settings.similarity),
+            "representation": self._representation,
+            "stochastic_layers": self._stochastic_layers,
+            "seed": self._seed,
+            "average": self._average,
+            **config,
+        }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        config = dict(config)
+        for name in ("model", "teacher", "similarity"):
+            config[name] = keras.saving.deserialize_keras_object(config[name], custom_objects=custom_objects)
+        return cls(**config)
+
+
+def wrap(model, teacher="self", **options):
+    """Wrap a Keras model so that `fit` trains it by stochastic self-distillation.
+
+    The model itself is trained, in place: `ssd.student` is the very object that was passed, ready to be saved, exported
+    and deployed, of the same architecture, size and latency. If it was compiled, its optimizer's settings (the state is
+    fresh), loss and metrics are taken over; otherwise call `ssd.compile(...)` as usual.
+
+    Args:
+        model: a built `keras.Model`, Functional, Sequential or subclassed; for any task; trained or not. The smaller
+            half of a subclassed model's abilities needs a graph of layers: representations, and a shared prefix.
+        teacher: where the teachers' weights come from.
+            `"self"`: the student's own of this step; they branch off its forward pass at the first noise layer.
+            `"snapshot"`: a frozen copy of what the model has when it is wrapped (`take_snapshot` renews it).
+            `"ema"`: an exponential moving average of the student's; validation, `evaluate` and `predict` use it, too,
+            and the student carries it after `fit`.
+            A `keras.Model`, or the path of a `.keras` file: another network, frozen. It is not changed.
+        n_teachers: N, stochastic passes per step, at least 1 (2 with guidance).
+        distill: `"outputs"` (KL divergence of tempered softmaxes, binary likewise; mean squared error for regression),
+            `"representation"` (mean squared error), or `"both"`.
+        kd_weight: weight of the distillation term, >= 0. With 0 no teacher is evaluated and training is that of the
+            plain model, bit for bit.
+        task_weight: weight of the task loss, >= 0. Regularisation losses are not weighted. Defaults to `1.0`.
+        similarity: `"dot"`, `"cosine"`, `"euclidean"` (of representations), `"kl"` (of outputs), `"uniform"` (no
+            guidance), or a callable `(student, teachers) -> scores` of shapes `(batch, features)`,
+            `(batch, teachers, features)` and `(batch, teachers)`.
+        guidance_temperature: h > 0, temperature of the softmax over teachers. Defaults to that of the similarity:
+            5 (dot, euclidean), 0.1 (cosine), 1 (kl).
+        percentile: epsilon, 0-100: teachers whose weight lies below this percentile are left out. 0 keeps all.
+        temperature: T > 0 of the softmax when outputs are distilled or compared. Defaults to `3.0`.
+        representation: name of the layer whose output, flattened, is the representation. Defaults to `None`: what feeds
+            the last Dense layer.
+        stochastic_layers: names of the layers that are random in the teachers, or a predicate on layers. Defaults to
+            `None`: every noise layer except augmentation, whose sample teacher and student share. An empty tuple makes
+            one deterministic teacher, the control of stochasticity.
+        dropout_rate: dropout rate in (0, 1) of those layers in the teachers only. Defaults to `None`: their own.
+        teacher_chunk: how many teachers are evaluated in one batch; less memory, same result in distribution. Defaults
+            to `None`: all.
+        seed: integer that fixes the teachers' noise. Defaults to `None`: follows `keras.utils.set_random_seed`.
+        momentum: of the moving average, in [0, 1). Defaults to `0.99`.
+        average: whether an `"ema"` average is also what is evaluated and deployed. Defaults to `True`.
+        name: name of the wrapper. Defaults to `"ssd_"` and the model's.
+
+    | | `"self"`, `"ema"` | a model | `"snapshot"` (the paper) |
+    |---|---|---|---|
+    | n_teachers | 8 | 8 | 30 |
+    | distill | outputs | outputs | representation |
+    | kd_weight | 0.1 | 1 | 1 |
+    | similarity | kl | kl | dot |
+    | guidance_temperature | 1 | 1 | 5 |
+    | percentile | 0 | 0 | 90 |
+
+    Moving teachers get a small weight because larger ones, and representations with dot products, cost accuracy. A
+    subclassed model with `"snapshot"` takes the middle column: it has no representation.
+
+    Returns:
+        An `SSDModel`.
+
+    Raises:
+        ValueError: if an option is out of range, no layer makes noise, or the model cannot be distilled this way; the
+            message names the argument, what was received and what to do.
+
+    Example:
+        >>> model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+        >>> ssd = keras_ssd.wrap(model)
+        >>> ssd.fit(x, y, epochs=50, validation_split=0.2)
+        >>> ssd.student.save("student.keras")
+    """
+    ssd = SSDModel(model, teacher, **options)
+    if model.compiled:
+        ssd.compile(**_copied(_backend.compile_arguments(model)))
+    return ssd
+
+
+def _check_model(argument, model):
+    if isinstance(model, SSDModel) and argument == "model":
+        raise ValueError(
+            f"`model` is wrapped already: {model.name!r} is an SSDModel. Pass the plain model, `ssd.student`."
+        )
+    if not isinstance(model, keras.Model):
+        raise ValueError(f"`{argument}` should be a keras.Model. Received: {model!r} of type {type(model).__name__}")
+    if not model.built:
+        raise ValueError(
+            f"`{argument}` is not built: {model.name!r} has no weights yet. Start it with keras.Input(shape), or call it "
+            f"on a batch or `{argument}.build(input_shape)` first."
+        )
+
+
+def _copied(settings):
+    """Compile arguments for a second model: what has state is made anew from its configuration, the rest is shared."""
+    if isinstance(settings, dict):
+        return {name: _copied(value) for name, value in settings.items()}
+    if isinstance(settings, (list, tuple)):
+        return [_copied(value) for value in settings]
+    if isinstance(settings, (keras.optimizers.Optimizer, keras.metrics.Metric)):
+        return type(settings).from_config(settings.get_config())
+    return settings
+
+
+def _per_output(sample_weight, n_outputs):
+    flat = [None] if sample_weight is None else tree.flatten(sample_weight)
+    return flat if len(flat) == n_outputs else [flat[0]] * n_outputs
+
+
+def _mean_weight(sample_weights):
+    """One weight for each sample, `(batch,)`: the mean over outputs, and over time steps where those are weighted."""
+    given = [_backend.wide(weight) for weight in sample_weights if weight is not None]
+    if not given:
+        return None
+    per_sample = [ops.mean(ops.reshape(weight, (ops.shape(weight)[0], -1)), axis=1) for weight in given]
+    return sum(per_sample) / len(per_sample)

@@ -1,0 +1,399 @@
+"""Where the teachers come from, what they are asked for, and the defaults of each kind."""
+
+import dataclasses
+import math
+import os
+import warnings
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_ssd.graph import Graph
+from keras_ssd.guidance import SIMILARITIES
+from keras_ssd.stochastic import StochasticPasses, select_layers
+
+KINDS = ("self", "snapshot", "ema")
+DISTILL = ("outputs", "representation", "both")
+
+# The paper's released code; "snapshot" is the paper's pipeline.
+PAPER = dict(
+    n_teachers=30,
+    distill="representation",
+    kd_weight=1.0,
+    task_weight=1.0,
+    similarity="dot",
+    guidance_temperature=5.0,
+    percentile=90.0,
+)
+# Teachers that move with the student must not pull hard: on outputs, with little weight and soft guidance they do no
+# harm; representation with dot products makes the norms of both run away.
+_MOVING = dict(n_teachers=8, distill="outputs", kd_weight=0.1, similarity="kl", percentile=0.0)
+_FROZEN = dict(_MOVING, kd_weight=1.0)
+DEFAULTS = {"self": _MOVING, "ema": _MOVING, "snapshot": PAPER, "model": _FROZEN}
+# The temperature of the guidance belongs to the scale of the scores.
+GUIDANCE_TEMPERATURES = {"dot": 5.0, "euclidean": 5.0, "cosine": 0.1, "kl": 1.0, "uniform": 1.0}
+
+
+@dataclasses.dataclass
+class Settings:
+    """The checked options of a distillation; `None` becomes the default of the kind of teacher.
+
+    See `keras_ssd.wrap` for their meaning. `defaults` names the kind whose defaults apply, the teacher's own if `None`.
+    """
+
+    kind: str
+    defaults: str | None = None
+    n_teachers: int | None = None
+    distill: str | None = None
+    kd_weight: float | None = None
+    task_weight: float = 1.0
+    similarity: object = None
+    guidance_temperature: float | None = None
+    percentile: float | None = None
+    temperature: float = 3.0
+    dropout_rate: float | None = None
+    teacher_chunk: int | None = None
+    momentum: float = 0.99
+
+    def __post_init__(self):
+        for name, default in DEFAULTS[self.defaults or self.kind].items():
+            if getattr(self, name) is None:
+                setattr(self, name, default)
+        self._check_names()
+        if self.guidance_temperature is None:
+            self.guidance_temperature = GUIDANCE_TEMPERATURES.get(self.similarity, 1.0)
+        self._check_numbers()
+        if self.kind == "self" and self.similarity == "dot" and self.distill != "outputs":
+            warnings.warn(
+                'teacher="self" with similarity="dot" and distill="representation" makes the norm of the representation '
+                'run away and accuracy fall. Use distill="outputs", or teacher="snapshot".',
+                stacklevel=4,
+            )
+
+    def _check_names(self):
+        if self.distill not in DISTILL:
+            raise ValueError(f"`distill` should be one of {DISTILL}. Received: distill={self.distill!r}")
+        if not callable(self.similarity) and self.similarity not in SIMILARITIES:
+            raise ValueError(
+                f"`similarity` should be one of {SIMILARITIES} or a callable. Received: similarity={self.similarity!r}"
+            )
+
+    def _check_numbers(self):
+        least = 1 if self.similarity == "uniform" else 2
+        if not _is_int(self.n_teachers) or self.n_teachers < least:
+            remedy = ' (a single teacher needs no guidance: pass similarity="uniform")' if least == 2 else ""
+            raise ValueError(
+                f"`n_teachers` should be an integer of at least {least}{remedy}. Received: n_teachers={self.n_teachers}"
+            )
+        if self.teacher_chunk is not None and (not _is_int(self.teacher_chunk) or self.teacher_chunk < 1):
+            raise ValueError(
+                "`teacher_chunk` should be a positive integer, or None for all teachers at once. Received: "
+                f"teacher_chunk={self.teacher_chunk}"
+            )
+        for name in ("kd_weight", "task_weight"):
+            check_weight(name, getattr(self, name))
+        for name in ("temperature", "guidance_temperature"):
+            value = getattr(self, name)
+            if not _is_number(value) or value <= 0:
+                raise ValueError(f"`{name}` should be a positive float. Received: {name}={value}")
+        if not _is_number(self.percentile) or not 0 <= self.percentile <= 100:
+            raise ValueError(
+                f"`percentile` should lie between 0 (keep every teacher) and 100. Received: percentile={self.percentile}"
+            )
+        if self.dropout_rate is not None and (not _is_number(self.dropout_rate) or not 0 < self.dropout_rate < 1):
+            raise ValueError(
+                "`dropout_rate` should lie between 0 and 1, both excluded, or be None to keep the model's own rates. "
+                f"Received: dropout_rate={self.dropout_rate}"
+            )
+        if not _is_number(self.momentum) or not 0 <= self.momentum < 1:
+            raise ValueError(f"`momentum` should lie in [0, 1). Received: momentum={self.momentum}")
+
+    @property
+    def needs_representation(self):
+        return self.distill != "outputs" or self.similarity not in ("kl", "uniform")
+
+    @property
+    def needs_outputs(self):
+        return self.distill != "representation" or self.similarity == "kl"
+
+
+def check_weight(name, value):
+    """Raise unless `value` is a finite number that is not negative."""
+    if not _is_number(value) or value < 0:
+        raise ValueError(f"`{name}` should be a finite float that is not negative. Received: {name}={value}")
+
+
+def _is_int(value):
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def _is_number(value):
+    return isinstance(value, (int, float, np.integer, np.floating)) and math.isfinite(value)
+
+
+def resolve_kind(teacher):
+    """Split the argument `teacher` into its kind and, for `"model"`, the network.
+
+    Returns:
+        `("self" | "snapshot" | "ema", None)` or `("model", keras.Model)`.
+    """
+    if isinstance(teacher, keras.Model):
+        return "model", teacher
+    if isinstance(teacher, (str, os.PathLike)):
+        if teacher in KINDS:
+            return teacher, None
+        path = os.fspath(teacher)
+        if not path.endswith(".keras"):
+            raise ValueError(
+                f"`teacher` should be one of {KINDS}, a keras.Model or the path of a .keras file. Received: "
+                f"teacher={teacher!r}"
+            )
+        if not os.path.isfile(path):
+            raise ValueError(f"`teacher` names a .keras file that does not exist: {path!r}")
+        return "model", keras.models.load_model(path, compile=False)
+    raise ValueError(
+        f"`teacher` should be one of {KINDS}, a keras.Model or the path of a .keras file. Received: teacher={teacher!r} "
+        f"of type {type(teacher).__name__}"
+    )
+
+
+class Roles:
+    """What the student's own pass and the teachers' passes return, and where the teachers branch off.
+
+    Args:
+        model: the student.
+        teacher_model: another network, or `None` where teachers share the student's.
+        settings: `Settings`.
+        representation: name of a layer, or `None` for what feeds the last Dense layer.
+        stochastic_layers: see `keras_ssd.wrap`.
+
+    Attributes:
+        passes: `StochasticPasses` of the teacher.
+        teacher_network: the model that the teachers run.
+        has_representation: whether both return a representation.
+        n_outputs: number of outputs that the teachers return.
+        stochastic_layers: the names of the layers that are random.
+    """
+
+    def __init__(self, model, teacher_model, settings, representation, stochastic_layers):
+        student_graph = Graph(model)
+        teacher_graph = student_graph if teacher_model is None else Graph(teacher_model)
+        self.teacher_network = teacher_graph.model
+        layers = select_layers(teacher_graph, stochastic_layers)
+        if not layers and settings.n_teachers > 1:
+            raise ValueError(
+                "An empty `stochastic_layers` makes a deterministic teacher, so all teachers would be identical. Pass "
+                f'n_teachers=1 and similarity="uniform" with it. Received: n_teachers={settings.n_teachers}'
+            )
+        self.stochastic_layers = [layer.name for layer in layers]
+        self.has_representation = settings.needs_representation
+        student_representation = find_representation(student_graph, representation)
+        teacher_representation = student_representation
+        if teacher_model is not None and self.has_representation:
+            named = representation if representation in _layer_names(teacher_graph) else None
+            teacher_representation = find_representation(teacher_graph, named)
+        if self.has_representation:
+            _check_representation(student_representation, teacher_representation, settings)
+        if settings.needs_outputs and teacher_model is not None:
+            _check_outputs(student_graph, teacher_graph)
+        self.n_outputs = len(teacher_graph.outputs) if settings.needs_outputs else 0
+        wanted = teacher_graph.outputs[: self.n_outputs]
+        # One that is named but not needed is evaluated all the same: the error for a bad name must not depend on that.
+        if self.has_representation or (representation is not None and teacher_model is None):
+            wanted.append(teacher_representation)
+        self.passes = StochasticPasses(
+            teacher_graph,
+            layers,
+            wanted,
+            shares_prefix=settings.kind == "self",
+            dropout_rate=settings.dropout_rate,
+        )
+        if layers and len(wanted) > self.n_outputs and not self.passes.is_random[-1]:
+            raise ValueError(
+                "`representation` lies before the first active noise layer, so it is the same for all teachers. "
+                f"Received: representation={representation!r}; the noise layers are {self.stochastic_layers}. Name a "
+                "layer behind one of them, or add noise before it."
+            )
+        if layers and not any(self.passes.is_random):
+            raise ValueError(
+                f"None of the model's outputs depends on the noise layers {self.stochastic_layers}, so all teachers "
+                "would be identical. Choose others by `stochastic_layers`."
+            )
+        read = list(student_graph.outputs)
+        if self.has_representation:
+            read.append(student_representation)
+        own = self.passes.given if teacher_model is None else []
+        self._read = student_graph.reader(read + own)
+        self._n_read = len(read)
+        self._read_teacher_inputs = None if teacher_model is None else teacher_graph.reader(self.passes.given)
+        self.activations = [_last_activation(student_graph, x) for x in student_graph.outputs]
+        self._structure = None if student_graph.is_opaque else _output_structure(model)
+
+    def teacher_pass(self, given, settings, seed_generator, weights):
+        """Run the teachers.
+
+        Args:
+            given: from `student_pass`.
+            settings: `Settings`.
+            seed_generator: what the teachers' noise is drawn from.
+            weights: `(variable, value)` pairs that replace the network's weights.
+
+        Returns:
+            `(outputs, representation)`: a flat list of `(batch, teachers, ...)`, empty if the settings need none, and
+            `(batch, teachers, features)` or `None`.
+        """
+        results = self.passes.run(given, settings.n_teachers, seed_generator, weights, settings.teacher_chunk)
+        representation = flatten_features(results[self.n_outputs], 2) if self.has_representation else None
+        return keras.tree.flatten(results[: self.n_outputs]), representation
+
+    def student_pass(self, x):
+        """Run the student once, training.
+
+        Returns:
+            `(outputs, representation, given)`: outputs structured as the model's, the representation
+            `(batch, features)` or `None`, and what the teachers branch off from.
+        """
+        results = self._read(x, training=True)
+        read, given = results[: self._n_read], results[self._n_read :]
+        representation = flatten_features(read.pop(), 1) if self.has_representation else None
+        outputs = read[0] if self._structure is None else keras.tree.pack_sequence_as(self._structure, read)
+        if self._read_teacher_inputs is not None:
+            given = self._read_teacher_inputs(x, training=False)
+        return outputs, representation, given
+
+
+def _output_structure(model):
+    structure = model.outputs if isinstance(model, keras.Sequential) else model.output
+    return structure[0] if isinstance(structure, (list, tuple)) and len(structure) == 1 else structure
+
+
+def flatten_features(x, start):
+    """Merge all axes from `start` on into one."""
+    shape = ops.shape(x)
+    tail = x.shape[start:]
+    size = -1 if None in tail else math.prod(tail)
+    return ops.reshape(x, (*shape[:start], size))
+
+
+def find_representation(graph, name):
+    """The symbolic tensor of the representation: a layer's output by name, or what feeds the last Dense layer.
+
+    Returns:
+        A symbolic tensor; `None` for a subclassed model if no name is given.
+
+    Raises:
+        ValueError: if there is no such layer.
+    """
+    if graph.is_opaque:
+        if name is None:
+            return None
+        raise ValueError(
+            f"`representation` cannot be looked up in {graph.model.name!r}: a subclassed model has no graph of layers. "
+            f"Received: representation={name!r}. Build the model with the functional API, or distil the outputs."
+        )
+    if name is None:
+        steps = [step for step in graph.needed(graph.outputs) if isinstance(step.layer, keras.layers.Dense)]
+        if not steps:
+            raise ValueError(
+                f"`representation` is None, which means what feeds the last Dense layer, but the model "
+                f"{graph.model.name!r} has no Dense layer. Pass the name of one of its layers: {_layer_names(graph)}"
+            )
+        return steps[-1].inputs[0]
+    if name in graph.nested_outputs:
+        return graph.nested_outputs[name][0]
+    steps = [step for step in graph.steps if step.layer.name == name]
+    if not steps:
+        raise ValueError(
+            f"`representation` should name a layer of the model {graph.model.name!r}. Received: "
+            f"representation={name!r}. Its layers are {_layer_names(graph)}"
+        )
+    return steps[-1].outputs[0]
+
+
+def _layer_names(graph):
+    return [step.layer.name for step in graph.steps] + list(graph.nested_outputs)
+
+
+def _check_representation(student, teacher, settings):
+    if student is None or teacher is None:
+        raise ValueError(
+            "A subclassed model has no graph of layers in which a representation could be found. Pass "
+            'distill="outputs" with similarity="kl" or "uniform", or build the model with the functional API. '
+            f"Received: distill={settings.distill!r}, similarity={settings.similarity!r}"
+        )
+    widths = [None if None in x.shape[1:] else math.prod(x.shape[1:]) for x in (student, teacher)]
+    if widths[0] != widths[1]:
+        raise ValueError(
+            f"`teacher` has a representation of {widths[1]} features, the student one of {widths[0]}. Name layers of one "
+            'width by `representation`, or pass distill="outputs" with similarity="kl" or "uniform".'
+        )
+
+
+def _check_outputs(student, teacher):
+    if student.is_opaque or teacher.is_opaque:
+        return
+    shapes = [[tuple(x.shape[1:]) for x in graph.outputs] for graph in (student, teacher)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"`teacher` puts out tensors of shape {shapes[1]}, the student of shape {shapes[0]} (without the batch). "
+            'They must agree unless distill="representation" with a similarity of representations.'
+        )
+
+
+def _last_activation(graph, tensor):
+    """`"softmax"`, `"sigmoid"` or `None`: what was applied last on the way to an output."""
+    step = None if graph.is_opaque else graph.producer(tensor)
+    if step is None:
+        return None
+    activation = getattr(step.layer, "activation", None)
+    name = getattr(activation, "__name__", type(step.layer).__name__).lower()
+    return name if name in ("softmax", "sigmoid") else None
+
+
+class HeldWeights(keras.layers.Layer):
+    """A copy of a model's weights that only the teachers use: a snapshot, a moving average, or another network's.
+
+    Args:
+        weights: the variables to copy; later calls take them in the same order.
+    """
+
+    def __init__(self, weights, **kwargs):
+        super().__init__(trainable=False, **kwargs)
+        self.steps = self.add_weight(shape=(), initializer="zeros", dtype="int32", trainable=False, name="steps")
+        self.held = [
+            # Exact values: mixed precision must not round them when they are read inside a layer.
+            self.add_weight(shape=v.shape, initializer="zeros", dtype=v.dtype, trainable=False, autocast=False)
+            for v in weights
+        ]
+        self.built = True
+        self.copy(weights)
+
+    def copy(self, weights):
+        """Take the current values of `weights`. Through NumPy: on JAX two variables must not share a buffer."""
+        for held, variable in zip(self.held, weights, strict=True):
+            held.assign(ops.convert_to_numpy(variable.value))
+
+    def write(self, weights):
+        """Assign the held values to `weights`."""
+        for held, variable in zip(self.held, weights, strict=True):
+            variable.assign(ops.convert_to_numpy(held.value))
+
+    def values(self, weights):
+        """`(variable, held value)` pairs for `keras.StatelessScope`."""
+        return [(variable, held.value) for held, variable in zip(self.held, weights, strict=True)]
+
+    def average(self, weights, momentum):
+        """Move towards `weights`: `held = m * held + (1 - m) * weights` with `m = min(momentum, t / (t + 9))`.
+
+        `t` counts the calls, so that the first one copies and the start of training is soon forgotten.
+        """
+        t = ops.cast(self.steps.value, "float32")
+        m = ops.minimum(momentum, t / (t + 9.0))
+        for held, variable in zip(self.held, weights, strict=True):
+            value = ops.stop_gradient(variable.value)
+            if keras.backend.is_float_dtype(held.dtype):
+                keep = ops.cast(m, held.dtype)
+                value = keep * held.value + (1 - keep) * value
+            held.assign(value)
+        self.steps.assign(self.steps.value + 1)
