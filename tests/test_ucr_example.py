@@ -1,0 +1,201 @@
+"""The UCR example: its reader on hand-written files, and the whole script on a tiny archive."""
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+
+import ucr
+import ucr_data
+
+ROOT_HALF = 0.5**0.5
+ROOT_THREE_HALVES = 1.5**0.5
+
+# Labels -1/1, a gap, a short series (missing tail), a constant series.
+TRAIN = """\
+1\t0\t1\tNaN\t3\t4
+-1\t3\t1\tNaN\tNaN\tNaN
+-1\t7\t7\t7\t7\tNaN
+1\t0\t4\t4\t0\tNaN
+"""
+TEST = """\
+-1\t1\t2\t3\tNaN\tNaN
+1\t-1\t-1\t1\t1\tNaN
+"""
+
+
+def write(folder, name, train, test):
+    (folder / name).mkdir(parents=True)
+    (folder / name / f"{name}_TRAIN.tsv").write_text(train)
+    (folder / name / f"{name}_TEST.tsv").write_text(test)
+
+
+@pytest.fixture
+def archive(tmp_path):
+    folder = tmp_path / "data"
+    write(folder / "UCRArchive_2018", "Tiny", TRAIN, TEST)
+    return folder
+
+
+@pytest.fixture
+def learnable(tmp_path):
+    """Two sets of 20 + 10 series, whose class is the sign of their slope."""
+    generator = np.random.default_rng(0)
+
+    def rows(count):
+        for number in range(count):
+            label = 1 if number % 2 else -1
+            values = label * np.arange(12) + generator.normal(size=12)
+            yield "\t".join([str(label), *(f"{value:.4f}" for value in values)])
+
+    for name in ("Slope", "Tilt"):
+        write(tmp_path / "data" / "UCRArchive_2018", name, "\n".join(rows(20)), "\n".join(rows(10)))
+    return tmp_path / "data"
+
+
+@pytest.mark.parametrize("subfolder", ["", "UCRArchive_2018"])
+def test_reads_the_archives_own_layout(archive, subfolder):
+    dataset = ucr_data.load("Tiny", archive / subfolder)
+    expected_train = [
+        [-2 * ROOT_HALF, -ROOT_HALF, 0, ROOT_HALF, 2 * ROOT_HALF],  # the gap is filled with 2
+        [1, -1, 0, 0, 0],  # normalised over its two values only
+        [0, 0, 0, 0, 0],
+        [-1, 1, 1, -1, 0],
+    ]
+    expected_test = [[-ROOT_THREE_HALVES, 0, ROOT_THREE_HALVES, 0, 0], [-1, -1, 1, 1, 0]]
+    np.testing.assert_allclose(dataset.x_train[..., 0], expected_train, atol=1e-6)
+    np.testing.assert_allclose(dataset.x_test[..., 0], expected_test, atol=1e-6)
+    assert dataset.x_train.dtype == "float32"
+    assert dataset.y_train.tolist() == [1, 0, 0, 1]
+    assert dataset.y_test.tolist() == [0, 1]
+    assert dataset.n_classes == 2
+
+
+def test_pads_the_shorter_split_to_the_longer(tmp_path):
+    write(tmp_path, "Short", "1\t0\t2\n2\t2\t0\n", "2\t0\t0\t2\t2\n")
+    dataset = ucr_data.load("Short", tmp_path)
+    np.testing.assert_allclose(dataset.x_train[..., 0], [[-1, 1, 0, 0], [1, -1, 0, 0]])
+    np.testing.assert_allclose(dataset.x_test[..., 0], [[-1, -1, 1, 1]])
+
+
+def test_labels_are_sorted_as_numbers(tmp_path):
+    write(tmp_path, "Many", "10\t0\t1\n3\t0\t1\n-1\t0\t1\n", "3\t0\t1\n10\t0\t1\n")
+    dataset = ucr_data.load("Many", tmp_path)
+    assert dataset.y_train.tolist() == [2, 1, 0]
+    assert dataset.y_test.tolist() == [1, 2]
+
+
+def test_aeon_carries_gunpoint():
+    dataset = ucr_data.load("GunPoint")
+    assert dataset.x_train.shape == (50, 150, 1)
+    assert dataset.x_test.shape == (150, 150, 1)
+    assert np.bincount(dataset.y_train).tolist() == [24, 26]
+
+
+def test_bad_input_is_named(archive, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no data set 'Absent'.*Found here: \['Tiny'\]"):
+        ucr_data.load("Absent", archive)
+    with pytest.raises(FileNotFoundError, match="`data_dir` should hold .* Received: .*empty"):
+        ucr_data.names(tmp_path / "empty")
+    write(tmp_path, "Hollow", "1\t0\t1\n2\tNaN\tNaN\n", "1\t0\t1\n")
+    with pytest.raises(ValueError, match=r"nothing but NaN in rows \[1\]"):
+        ucr_data.load("Hollow", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("labels", "validated_classes"),
+    [
+        pytest.param([0] * 10 + [1] * 10, [0, 0, 1, 1], id="a fifth, stratified"),
+        pytest.param([0, 0, 1, 1, 2, 2], [0, 1, 2], id="one row per class at least"),
+        pytest.param([0, 0, 0, 1], [0], id="a single row stays in training"),
+    ],
+)
+def test_hold_out(labels, validated_classes):
+    labels = np.array(labels)
+    training, validation = ucr_data.hold_out(labels, seed=0)
+    assert sorted(labels[validation]) == validated_classes
+    assert sorted([*training, *validation]) == list(range(len(labels)))
+    assert set(labels[training]) == set(labels)
+
+
+def test_hold_out_of_single_rows_validates_on_training_rows():
+    training, validation = ucr_data.hold_out(np.arange(3), seed=0)
+    assert training.tolist() == validation.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("options", "setting", "methods"),
+    [
+        pytest.param([], "self", ["plain", "distilled"], id="self"),
+        pytest.param(["--teacher", "ema"], "ema", ["plain", "plain, averaged", "distilled"], id="ema"),
+        pytest.param(["--paper"], "paper", ["plain", "plain, continued", "distilled"], id="paper"),
+    ],
+)
+def test_script(learnable, tmp_path, capsys, options, setting, methods):
+    out = tmp_path / "out"
+    call = ["--dataset", "Slope", "--data-dir", str(learnable), "--seeds", "0,", "--epochs", "2", "--out", str(out)]
+    assert ucr.main(call + options) == 0
+    printed = capsys.readouterr().out
+    assert f"Slope, {setting}, 1 seed" in printed
+    for method in methods[:-1]:
+        assert f"distilled minus {method}: accuracy" in printed
+    rows = pd.read_csv(out / "results.csv")
+    assert rows.method.tolist() == methods
+    assert rows.parameters.nunique() == 1
+    assert rows.accuracy.between(0, 1).all() and np.isfinite(rows.nll).all() and (rows.seconds_per_epoch > 0).all()
+    assert (out / f"Slope-{setting}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_script_repeats_no_recorded_run_and_averages_over_sets(learnable, tmp_path, capsys, monkeypatch):
+    columns = ["dataset", "setting", "epochs", "backend", "seed", "method", "accuracy", "nll", "seconds_per_epoch"]
+    backend = keras.backend.backend()
+    rows = [
+        [name, "self", 7, backend, 0, method, accuracy, 0.5, 0.1]
+        for name, plain, distilled in [("Slope", 0.6, 0.7), ("Tilt", 0.8, 0.6)]
+        for method, accuracy in [("plain", plain), ("distilled", distilled)]
+    ]
+    frame = pd.DataFrame(rows, columns=columns).assign(parameters=10, status="finished")
+    frame.loc[3, "status"] = "diverged"
+    frame.to_csv(tmp_path / "results.csv", index=False)
+    monkeypatch.setattr(ucr, "compare", lambda *_: pytest.fail("a recorded run was repeated"))
+
+    call = ["--dataset", "all", "--data-dir", str(learnable), "--seeds", "1", "--epochs", "7", "--out", str(tmp_path)]
+    assert ucr.main(call) == 1, "a diverged run shows in the exit status"
+
+    printed = capsys.readouterr().out
+    assert "distilled minus plain: accuracy +0.1000, nll +0.0000; more accurate on 1, less on 0 of 1" in printed
+    assert "distilled minus plain: accuracy -0.0500, nll +0.0000; more accurate on 1, less on 1 of 2" in printed
+    assert "DIVERGED: Tilt, seed 0, distilled" in printed
+    assert pd.read_csv(tmp_path / "results.csv").equals(frame)
+
+
+def test_a_run_that_left_the_finite_numbers_counts_as_diverged(archive):
+    dataset = ucr_data.load("Tiny", archive)
+    model = ucr.new_model(dataset, seed=0)
+    run = ucr.Run(model, {"loss": [1.0, float("nan")]}, 0, 0.1)
+    assert ucr.scores(run, dataset)["status"] == "diverged"
+    assert ucr.scores(run._replace(history={"loss": [1.0, 0.5]}), dataset)["status"] == "finished"
+
+
+def test_plain_and_distilled_start_from_the_same_weights(archive):
+    dataset = ucr_data.load("Tiny", archive)
+    for one, other in zip(
+        ucr.new_model(dataset, seed=3).get_weights(), ucr.new_model(dataset, seed=3).get_weights(), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [(["--paper", "--n-teachers", "4"], "--paper fixes the number"), (["--dataset", "all"], "needs --data-dir")],
+    ids=["paper with n_teachers", "all without data_dir"],
+)
+def test_options_that_exclude_each_other(options, complaint, capsys):
+    with pytest.raises(SystemExit):
+        ucr.parse(options)
+    assert complaint in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("text", "expected"), [("3", [0, 1, 2]), ("0,5", [0, 5]), ("4,", [4])])
+def test_seeds(text, expected):
+    assert ucr.seeds(text) == expected
