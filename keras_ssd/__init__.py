@@ -1,7 +1,8 @@
 """keras-ssd: train any Keras model by stochastic self-distillation.
 
 `wrap(model)` returns a `keras.Model` whose `fit` distils the model's own stochastic passes (dropout on) into the model
-itself; `SSDModel` is the class behind it, `guidance` holds the equations (arXiv 2504.14307).
+itself; `SSDModel` is the class behind it, `guidance` holds the equations (arXiv 2504.14307), `callbacks` what changes
+between epochs, `plotting` the pictures.
 """
 
 try:
@@ -16,10 +17,11 @@ except ModuleNotFoundError as error:
         name=error.name,
     ) from error
 
-from keras_ssd import guidance
+from keras_ssd import callbacks, guidance, plotting
 from keras_ssd._version import __version__
-from keras_ssd.model import SSDModel, wrap
+from keras_ssd.model import SSDModel
+from keras_ssd.wrapping import wrap
 
 del keras
 
-__all__ = ["SSDModel", "__version__", "guidance", "wrap"]
+__all__ = ["SSDModel", "__version__", "callbacks", "guidance", "plotting", "wrap"]

@@ -24,7 +24,10 @@ def teacher_scope(seed):
 
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.no_grad(), torch.random.fork_rng(devices=devices):
-        torch.manual_seed(int(seed))
+        # `torch.manual_seed` would do the same, but formats the call stack for every device type there might be.
+        torch.default_generator.manual_seed(int(seed))
+        if devices:
+            torch.cuda.manual_seed(int(seed))
         yield
 
 

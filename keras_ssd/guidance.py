@@ -22,7 +22,7 @@ def similarity_scores(student, teachers, similarity="dot"):
     | `"dot"` | the dot product `<f_S[b], f_T[b, i]>` (the paper) |
     | `"cosine"` | the cosine of the angle between the two |
     | `"euclidean"` | minus the squared distance |
-    | `"kl"` | minus KL(softmax(f_T[b, i]) \\|\\| softmax(f_S[b])): the features are logits |
+    | `"kl"` | minus KL(softmax(f_T[b, i]), softmax(f_S[b])): the features are logits |
     | `"uniform"` | 0 for every teacher: no guidance |
 
     Args:
@@ -73,7 +73,8 @@ def guidance_weights(scores, temperature=5.0, percentile=90.0):
     in the paper's released code; the filter itself has none.
 
     Scores that are not finite never poison the result: such a teacher weighs 0. If no score of a row is finite, its
-    weights are all equal (and its target is not finite, which the training step takes for "no term for this sample").
+    weights are all equal (and where its teachers are not finite, neither is its target, which the training step takes
+    for "no term for this sample").
 
     Args:
         scores: `(batch, teachers)`.
@@ -119,15 +120,19 @@ def guided_target(weights, teachers):
         teachers: `(batch, teachers, features)`.
 
     Returns:
-        The weighted mean `(batch, features)`. A teacher of weight 0 does not enter it, even where it is not finite.
+        The weighted mean `(batch, features)`, NaN where a teacher that weighs more than 0 is not finite. One of weight
+        0 does not enter it, even where it is not finite.
 
     Example:
         >>> guided_target([[0.25, 0.75]], [[[4.0], [8.0]]])  # [[7.]]
     """
     weights, teachers = wide(weights), wide(teachers)
-    used = ops.expand_dims(weights > 0, -1)
-    teachers = ops.where(used, teachers, ops.zeros_like(teachers))
-    return ops.squeeze(ops.matmul(ops.expand_dims(weights, 1), teachers), axis=1)
+    finite, used = ops.isfinite(teachers), ops.expand_dims(weights > 0, -1)
+    spoiled = ops.any(ops.logical_and(used, ops.logical_not(finite)), axis=1)
+    # A weight's gradient is its teacher: not finite, it would reach the student even from a target that is thrown away.
+    teachers = ops.where(finite, teachers, ops.zeros_like(teachers))
+    target = ops.squeeze(ops.matmul(ops.expand_dims(weights, 1), teachers), axis=1)
+    return ops.where(spoiled, ops.full_like(target, float("nan")), target)
 
 
 def _dot(student, teachers):
@@ -135,8 +140,11 @@ def _dot(student, teachers):
 
 
 def _unit(x):
-    # The floor inside the root keeps the gradient of an all-zero vector finite.
-    return x * ops.rsqrt(ops.maximum(ops.sum(ops.square(x), axis=-1, keepdims=True), 1e-24))
+    # Squares of large or tiny entries would leave float32, so the largest is divided out first. The floor inside the
+    # root, which only a vector of zeros falls below, keeps its gradient small.
+    largest = ops.stop_gradient(ops.max(ops.abs(x), axis=-1, keepdims=True))
+    x = x / ops.where(largest < 1e-12, ops.ones_like(largest), largest)
+    return x * ops.rsqrt(ops.maximum(ops.sum(ops.square(x), axis=-1, keepdims=True), 0.5))
 
 
 def _percentile(weights, percentile):
@@ -151,4 +159,5 @@ def _percentile(weights, percentile):
     if fraction == 0:
         return low
     high = largest[:, -2:-1]
-    return low + (high - low) * fraction
+    # Rounding must not lift the threshold over the largest weight.
+    return ops.minimum(low + (high - low) * fraction, high)

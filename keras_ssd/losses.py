@@ -1,13 +1,13 @@
 """How far the student's outputs are from the teachers', for every kind of output a Keras model has."""
 
 import keras
-from keras import ops
+from keras import ops, tree
 
 from keras_ssd import _backend, guidance
 
 _REGRESSION_LOSSES = frozenset(
-    "meansquarederror mse meanabsoluteerror mae meanabsolutepercentageerror mape meansquaredlogarithmicerror msle huber "
-    "logcosh cosinesimilarity poisson".split()
+    "meansquarederror mse meanabsoluteerror mae meanabsolutepercentageerror mape meansquaredlogarithmicerror msle "
+    "huber logcosh cosinesimilarity poisson".split()
 )
 
 
@@ -187,3 +187,18 @@ def finite_or(target, own):
     """`target`, but for the samples (rows) in which it is not finite, `own`."""
     axes = tuple(range(1, len(target.shape)))
     return ops.where(ops.all(ops.isfinite(target), axis=axes, keepdims=True), target, own)
+
+
+def weights_per_output(sample_weight, n_outputs):
+    """The sample weights of each output, a list: one for all, or a structure as the outputs'."""
+    flat = [None] if sample_weight is None else tree.flatten(sample_weight)
+    return flat if len(flat) == n_outputs else [flat[0]] * n_outputs
+
+
+def mean_weight(sample_weights):
+    """One weight for each sample, `(batch,)`: the mean over outputs, and over time steps where those are weighted."""
+    given = [_backend.wide(weight) for weight in sample_weights if weight is not None]
+    if not given:
+        return None
+    per_sample = [ops.mean(ops.reshape(weight, (ops.shape(weight)[0], -1)), axis=1) for weight in given]
+    return sum(per_sample) / len(per_sample)

@@ -1,4 +1,4 @@
-"""`SSDModel` and `wrap`: a Keras model whose training step distils the model's own stochastic passes into itself."""
+"""`SSDModel`: a Keras model whose training step distils the model's own stochastic passes into itself."""
 
 import contextlib
 import inspect
@@ -10,7 +10,7 @@ from keras import ops, tree
 from keras_ssd import _backend
 from keras_ssd.graph import is_functional
 from keras_ssd.guidance import guidance_weights, guided_target, similarity_scores
-from keras_ssd.losses import finite_or, output_distances, representation_loss
+from keras_ssd.losses import finite_or, mean_weight, output_distances, representation_loss, weights_per_output
 from keras_ssd.teachers import PAPER, HeldWeights, Roles, Settings, check_weight, flatten_features, resolve_kind
 
 
@@ -35,6 +35,18 @@ def _in_phase(**changes):
     finally:
         for name, value in before.items():
             setattr(_phase, name, value)
+
+
+class _Steering:
+    """What callbacks set for the length of a `fit`. A plain object: none of it is state that Keras should save.
+
+    Attributes:
+        teaching: whether training steps run the teachers.
+        figures: a metric that is shown the teachers of every training step, or `None`.
+    """
+
+    teaching = True
+    figures = None
 
 
 @keras.saving.register_keras_serializable(package="keras_ssd")
@@ -101,13 +113,14 @@ class SSDModel(keras.Model):
             raise ValueError(f"`seed` should be an integer or None. Received: seed={seed!r}")
         roles = Roles(model, teacher_model, settings, representation, stochastic_layers)
 
-        kwargs.setdefault("name", f"ssd_{model.name}")
+        kwargs["name"] = kwargs.get("name") or f"ssd_{model.name}"
         super().__init__(dtype=model.dtype_policy, autocast=False, **kwargs)
         self.student = model
         self.settings = settings
         self._average = bool(average)
         # A plain object, so that Keras does not take the layers it refers to for layers of this model.
         self._roles = roles
+        self._steering = _Steering()
         self._seed = seed
         self._representation = representation
         # A predicate is stored as the names it chose.
@@ -134,8 +147,8 @@ class SSDModel(keras.Model):
 
         The teacher is a snapshot of the weights that `model` has now, which should be trained, best with early stopping
         (the paper reports, and we measured, that a random start ends below the baseline); the student continues from
-        the same weights with a fresh optimizer. N = 30, dot product, guidance temperature 5, percentile 90, mean squared
-        error of the representations, both losses weighted 1.
+        the same weights with a fresh optimizer. N = 30, dot product, guidance temperature 5, percentile 90, mean
+        squared error of the representations, both losses weighted 1.
 
         Args:
             model: a built, trained model.
@@ -145,7 +158,10 @@ class SSDModel(keras.Model):
             >>> model.fit(x, y, callbacks=[keras.callbacks.EarlyStopping(patience=10, restore_best_weights=True)], ...)
             >>> keras_ssd.SSDModel.paper(model).fit(x, y, ...)
         """
-        return wrap(model, **{"teacher": "snapshot", **PAPER, **options})
+        ssd = cls(model, **{"teacher": "snapshot", **PAPER, **options})
+        if model.compiled:
+            ssd.compile_as(model)
+        return ssd
 
     # What Keras calls.
 
@@ -153,7 +169,7 @@ class SSDModel(keras.Model):
         self.built = True
 
     def call(self, inputs, training=None):
-        if training and self.distills and _phase.training is self:
+        if training and self.distills and self.teaching and _phase.training is self:
             outputs, representation, given = self._roles.student_pass(inputs)
             _phase.student_pass = (representation, given)
             return outputs
@@ -178,18 +194,43 @@ class SSDModel(keras.Model):
         if _phase.evaluating:
             # There is no teacher in evaluation.
             logs.pop("kd_loss", None)
+            if self._steering.figures is not None:
+                for name in self._steering.figures.names:
+                    logs.pop(name, None)
         return logs
 
+    @property
+    def metrics(self):
+        figures = self._steering.figures
+        return super().metrics + ([] if figures is None else [figures])
+
     def fit(self, *args, **kwargs):
-        history = super().fit(*args, **kwargs)
+        teaching = self.teaching
+        try:
+            history = super().fit(*args, **kwargs)
+        finally:
+            # Keras tells callbacks nothing of an exception, so what they switched is switched back here.
+            self.teaching = teaching
+            self.observe(None)
         if self.averages:
             self.write_average()
+        if self.student.compiled and not self.student.optimizer.built:
+            # A file of a compiled model whose optimizer has no variables yet cannot be loaded without a warning.
+            self.student.optimizer.build(self.student.trainable_variables)
         return history
 
     def compile(self, *args, **kwargs):
         super().compile(*args, **kwargs)
         arguments = inspect.signature(keras.Model.compile).bind(self, *args, **kwargs).arguments
         self._loss_arguments = {name: arguments.get(name) for name in ("loss", "loss_weights")}
+
+    def compile_as(self, model):
+        """Compile with another model's optimizer settings (its state starts afresh), loss, metrics and options.
+
+        Args:
+            model: a compiled `keras.Model`.
+        """
+        self.compile(**_copied(_backend.compile_arguments(model)))
 
     def compile_from_config(self, config):
         # Keras skips models whose `compile` is overridden, unless this method is, too.
@@ -204,7 +245,7 @@ class SSDModel(keras.Model):
         if self.settings.kind == "ema":
             # Before it teaches, the average takes in the weights that the student has in this step.
             self.held_weights.average(self.student.weights, self.settings.momentum)
-        if not self.distills:
+        if not self.distills or not self.teaching:
             return loss
         loss = self._weigh_task(loss)
         kd_loss = ops.cast(self._distillation_loss(y_pred, sample_weight), loss.dtype)
@@ -227,7 +268,11 @@ class SSDModel(keras.Model):
         outputs = tree.flatten(y_pred)
         teacher_outputs, teacher_representations = self._teacher_pass(given)
         weights = self._guide(outputs, representation, teacher_outputs, teacher_representations)
-        sample_weights = _per_output(sample_weight, len(outputs))
+        if self._steering.figures is not None:
+            student, teachers = _compared(outputs, representation, teacher_outputs, teacher_representations)
+            predictions = list(zip(self._distances(len(outputs)), teacher_outputs, strict=False))
+            self._steering.figures.update_state(weights, student, teachers, predictions)
+        sample_weights = weights_per_output(sample_weight, len(outputs))
         loss = 0.0
         if self.settings.distill != "representation":
             distances = self._distances(len(outputs))
@@ -236,7 +281,7 @@ class SSDModel(keras.Model):
         if self.settings.distill != "outputs":
             own = _backend.wide(representation)
             target = finite_or(guided_target(weights, teacher_representations), ops.stop_gradient(own))
-            loss += representation_loss(target, own, _mean_weight(sample_weights))
+            loss += representation_loss(target, own, mean_weight(sample_weights))
         return loss
 
     def _teacher_pass(self, given):
@@ -254,9 +299,7 @@ class SSDModel(keras.Model):
             distances = self._distances(len(outputs))
             scores = sum(d.scores(*pair) for d, *pair in zip(distances, outputs, teacher_outputs, strict=True))
         else:
-            student, teachers = representation, teacher_representations
-            if student is None:
-                student, teachers = flatten_features(outputs[0], 1), flatten_features(teacher_outputs[0], 2)
+            student, teachers = _compared(outputs, representation, teacher_outputs, teacher_representations)
             scores = similarity_scores(student, teachers, settings.similarity)
         percentile = settings.percentile if percentile is None else percentile
         return guidance_weights(scores, settings.guidance_temperature, percentile)
@@ -291,6 +334,45 @@ class SSDModel(keras.Model):
             )
         self._kd_weight.assign(value)
 
+    @property
+    def teachers_classify(self):
+        """Whether the teachers are run as far as an output that is a classification."""
+        kinds = {distance.kind for distance in self._distances(len(self._roles.activations))}
+        return self.settings.needs_outputs and kinds != {"regression"}
+
+    @property
+    def teaching(self):
+        """Whether training steps run the teachers. Without, they are those of the plain model, bit for bit.
+
+        Can be assigned before and, by callbacks, between epochs; after `fit` it is as it was before. The training
+        step is compiled anew when it changes.
+        """
+        return self._steering.teaching
+
+    @teaching.setter
+    def teaching(self, value):
+        if bool(value) != self._steering.teaching:
+            self._steering.teaching = bool(value)
+            self._renew_train_function()
+
+    def observe(self, figures):
+        """Show the teachers of every training step to a metric, until `fit` ends. `TeacherMonitor` uses it.
+
+        Args:
+            figures: a `keras.metrics.Metric` whose `update_state` takes `(weights, student, teachers, predictions)`:
+                the weights of the teachers `(batch, teachers)`, what student and teachers are compared by,
+                `(batch, features)` and `(batch, teachers, features)`, and a list of `(OutputDistance, outputs of the
+                teachers)`, empty if the teachers stop at the representation. Its `names` are those that it puts into
+                the logs. `None` ends it.
+        """
+        if figures is not self._steering.figures:
+            self._steering.figures = figures
+            self._renew_train_function()
+
+    def _renew_train_function(self):
+        if self.train_function is not None:
+            self.make_train_function(force=True)
+
     def take_snapshot(self):
         """Make the student's present weights the teacher's (`teacher="snapshot"`); wrapping does so once."""
         if self.settings.kind != "snapshot":
@@ -299,6 +381,7 @@ class SSDModel(keras.Model):
                 f"teacher={self.settings.kind!r}"
             )
         self.held_weights.copy(self.student.weights)
+        self.held_weights.steps.assign(ops.convert_to_numpy(self.held_weights.steps.value) + 1)
 
     def write_average(self):
         """Give the student the averaged weights (`teacher="ema"`). `fit` does so when it ends.
@@ -323,14 +406,30 @@ class SSDModel(keras.Model):
         Returns:
             NumPy array `(batch, teachers)`, every row sums to 1.
         """
+        return ops.convert_to_numpy(self._look_at(x, percentile)[0])
+
+    def teacher_representations(self, x):
+        """What student and teachers of one batch are compared by, to look at.
+
+        Nothing is changed by it, and it returns the same for the same weights and seed.
+
+        Args:
+            x: one batch of inputs, as for `model(x)`.
+
+        Returns:
+            `(student, teachers, target)`, NumPy arrays `(batch, features)`, `(batch, teachers, features)` and
+            `(batch, features)`: the representations, or the flattened first output where outputs are both compared and
+            distilled.
+        """
+        weights, student, teachers = self._look_at(x)
+        return tuple(map(ops.convert_to_numpy, (student, teachers, guided_target(weights, teachers))))
+
+    def _look_at(self, x, percentile=None):
         scope = keras.StatelessScope([(v, v.value) for v in self.variables], collect_losses=True)
         with scope, _backend.teacher_scope(ops.convert_to_tensor(self._seed or 0)):
             outputs, representation, given = self._roles.student_pass(x)
-            teacher_outputs, teacher_representations = self._teacher_pass(given)
-            weights = self._guide(
-                tree.flatten(outputs), representation, teacher_outputs, teacher_representations, percentile
-            )
-        return ops.convert_to_numpy(weights)
+            passes = tree.flatten(outputs), representation, *self._teacher_pass(given)
+            return self._guide(*passes, percentile), *_compared(*passes)
 
     def _call_averaged(self, inputs):
         weights = self.held_weights.values(self.student.weights)
@@ -370,79 +469,6 @@ class SSDModel(keras.Model):
         return cls(**config)
 
 
-def wrap(model, teacher="self", **options):
-    """Wrap a Keras model so that `fit` trains it by stochastic self-distillation.
-
-    The model itself is trained, in place: `ssd.student` is the very object that was passed, ready to be saved, exported
-    and deployed, of the same architecture, size and latency. If it was compiled, its optimizer's settings (the state is
-    fresh), loss and metrics are taken over; otherwise call `ssd.compile(...)` as usual.
-
-    Args:
-        model: a built `keras.Model`, Functional, Sequential or subclassed; for any task; trained or not. The smaller
-            half of a subclassed model's abilities needs a graph of layers: representations, and a shared prefix.
-        teacher: where the teachers' weights come from.
-            `"self"`: the student's own of this step; they branch off its forward pass at the first noise layer.
-            `"snapshot"`: a frozen copy of what the model has when it is wrapped (`take_snapshot` renews it).
-            `"ema"`: an exponential moving average of the student's; validation, `evaluate` and `predict` use it, too,
-            and the student carries it after `fit`.
-            A `keras.Model`, or the path of a `.keras` file: another network, frozen. It is not changed.
-        n_teachers: N, stochastic passes per step, at least 1 (2 with guidance).
-        distill: `"outputs"` (KL divergence of tempered softmaxes, binary likewise; mean squared error for regression),
-            `"representation"` (mean squared error), or `"both"`.
-        kd_weight: weight of the distillation term, >= 0. With 0 no teacher is evaluated and training is that of the
-            plain model, bit for bit.
-        task_weight: weight of the task loss, >= 0. Regularisation losses are not weighted. Defaults to `1.0`.
-        similarity: `"dot"`, `"cosine"`, `"euclidean"` (of representations), `"kl"` (of outputs), `"uniform"` (no
-            guidance), or a callable `(student, teachers) -> scores` of shapes `(batch, features)`,
-            `(batch, teachers, features)` and `(batch, teachers)`.
-        guidance_temperature: h > 0, temperature of the softmax over teachers. Defaults to that of the similarity:
-            5 (dot, euclidean), 0.1 (cosine), 1 (kl).
-        percentile: epsilon, 0-100: teachers whose weight lies below this percentile are left out. 0 keeps all.
-        temperature: T > 0 of the softmax when outputs are distilled or compared. Defaults to `3.0`.
-        representation: name of the layer whose output, flattened, is the representation. Defaults to `None`: what feeds
-            the last Dense layer.
-        stochastic_layers: names of the layers that are random in the teachers, or a predicate on layers. Defaults to
-            `None`: every noise layer except augmentation, whose sample teacher and student share. An empty tuple makes
-            one deterministic teacher, the control of stochasticity.
-        dropout_rate: dropout rate in (0, 1) of those layers in the teachers only. Defaults to `None`: their own.
-        teacher_chunk: how many teachers are evaluated in one batch; less memory, same result in distribution. Defaults
-            to `None`: all.
-        seed: integer that fixes the teachers' noise. Defaults to `None`: follows `keras.utils.set_random_seed`.
-        momentum: of the moving average, in [0, 1). Defaults to `0.99`.
-        average: whether an `"ema"` average is also what is evaluated and deployed. Defaults to `True`.
-        name: name of the wrapper. Defaults to `"ssd_"` and the model's.
-
-    | | `"self"`, `"ema"` | a model | `"snapshot"` (the paper) |
-    |---|---|---|---|
-    | n_teachers | 8 | 8 | 30 |
-    | distill | outputs | outputs | representation |
-    | kd_weight | 0.1 | 1 | 1 |
-    | similarity | kl | kl | dot |
-    | guidance_temperature | 1 | 1 | 5 |
-    | percentile | 0 | 0 | 90 |
-
-    Moving teachers get a small weight because larger ones, and representations with dot products, cost accuracy. A
-    subclassed model with `"snapshot"` takes the middle column: it has no representation.
-
-    Returns:
-        An `SSDModel`.
-
-    Raises:
-        ValueError: if an option is out of range, no layer makes noise, or the model cannot be distilled this way; the
-            message names the argument, what was received and what to do.
-
-    Example:
-        >>> model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
-        >>> ssd = keras_ssd.wrap(model)
-        >>> ssd.fit(x, y, epochs=50, validation_split=0.2)
-        >>> ssd.student.save("student.keras")
-    """
-    ssd = SSDModel(model, teacher, **options)
-    if model.compiled:
-        ssd.compile(**_copied(_backend.compile_arguments(model)))
-    return ssd
-
-
 def _check_model(argument, model):
     if isinstance(model, SSDModel) and argument == "model":
         raise ValueError(
@@ -452,8 +478,8 @@ def _check_model(argument, model):
         raise ValueError(f"`{argument}` should be a keras.Model. Received: {model!r} of type {type(model).__name__}")
     if not model.built:
         raise ValueError(
-            f"`{argument}` is not built: {model.name!r} has no weights yet. Start it with keras.Input(shape), or call it "
-            f"on a batch or `{argument}.build(input_shape)` first."
+            f"`{argument}` is not built: {model.name!r} has no weights yet. Start it with keras.Input(shape), or call "
+            f"it on a batch or `{argument}.build(input_shape)` first."
         )
 
 
@@ -468,15 +494,11 @@ def _copied(settings):
     return settings
 
 
-def _per_output(sample_weight, n_outputs):
-    flat = [None] if sample_weight is None else tree.flatten(sample_weight)
-    return flat if len(flat) == n_outputs else [flat[0]] * n_outputs
+def _compared(outputs, representation, teacher_outputs, teacher_representations):
+    """What student and teachers are compared by, `(batch, features)` and `(batch, teachers, features)`.
 
-
-def _mean_weight(sample_weights):
-    """One weight for each sample, `(batch,)`: the mean over outputs, and over time steps where those are weighted."""
-    given = [_backend.wide(weight) for weight in sample_weights if weight is not None]
-    if not given:
-        return None
-    per_sample = [ops.mean(ops.reshape(weight, (ops.shape(weight)[0], -1)), axis=1) for weight in given]
-    return sum(per_sample) / len(per_sample)
+    Their representations, or their first output where there are none.
+    """
+    if representation is None:
+        return flatten_features(outputs[0], 1), flatten_features(teacher_outputs[0], 2)
+    return representation, teacher_representations

@@ -94,13 +94,13 @@ def _no_noise_message(graph, layers, stochastic_layers):
     silent = [layer.name for layer in layers if is_silent_noise(layer)]
     if silent:
         return (
-            f"The noise layers {silent} of the model {graph.model.name!r} all have a rate of 0, so all teachers would be "
-            "identical. Give at least one of them a rate above 0."
+            f"The noise layers {silent} of the model {graph.model.name!r} all have a rate of 0, so all teachers would "
+            "be identical. Give at least one of them a rate above 0."
         )
     return (
-        f"The model {graph.model.name!r} has no noise layer (Dropout, GaussianNoise, a recurrent layer with `dropout`, a "
-        "custom layer with a `keras.random.SeedGenerator`, ...), so all teachers would be identical. Add one, for example "
-        "keras.layers.Dropout(0.3) before the last Dense layer."
+        f"The model {graph.model.name!r} has no noise layer (Dropout, GaussianNoise, a recurrent layer with `dropout`, "
+        "a custom layer with a `keras.random.SeedGenerator`, ...), so all teachers would be identical. Add one, for "
+        "example keras.layers.Dropout(0.3) before the last Dense layer."
     )
 
 

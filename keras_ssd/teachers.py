@@ -66,8 +66,8 @@ class Settings:
         self._check_numbers()
         if self.kind == "self" and self.similarity == "dot" and self.distill != "outputs":
             warnings.warn(
-                'teacher="self" with similarity="dot" and distill="representation" makes the norm of the representation '
-                'run away and accuracy fall. Use distill="outputs", or teacher="snapshot".',
+                'teacher="self" with similarity="dot" and distill="representation" makes the norm of the '
+                'representation run away and accuracy fall. Use distill="outputs", or teacher="snapshot".',
                 stacklevel=4,
             )
 
@@ -99,7 +99,7 @@ class Settings:
                 raise ValueError(f"`{name}` should be a positive float. Received: {name}={value}")
         if not _is_number(self.percentile) or not 0 <= self.percentile <= 100:
             raise ValueError(
-                f"`percentile` should lie between 0 (keep every teacher) and 100. Received: percentile={self.percentile}"
+                f"`percentile` should lie between 0 (all are kept) and 100. Received: percentile={self.percentile}"
             )
         if self.dropout_rate is not None and (not _is_number(self.dropout_rate) or not 0 < self.dropout_rate < 1):
             raise ValueError(
@@ -153,8 +153,8 @@ def resolve_kind(teacher):
             raise ValueError(f"`teacher` names a .keras file that does not exist: {path!r}")
         return "model", keras.models.load_model(path, compile=False)
     raise ValueError(
-        f"`teacher` should be one of {KINDS}, a keras.Model or the path of a .keras file. Received: teacher={teacher!r} "
-        f"of type {type(teacher).__name__}"
+        f"`teacher` should be one of {KINDS}, a keras.Model or the path of a .keras file. Received: "
+        f"teacher={teacher!r} of type {type(teacher).__name__}"
     )
 
 
@@ -325,8 +325,8 @@ def _check_representation(student, teacher, settings):
     widths = [None if None in x.shape[1:] else math.prod(x.shape[1:]) for x in (student, teacher)]
     if widths[0] != widths[1]:
         raise ValueError(
-            f"`teacher` has a representation of {widths[1]} features, the student one of {widths[0]}. Name layers of one "
-            'width by `representation`, or pass distill="outputs" with similarity="kl" or "uniform".'
+            f"`teacher` has a representation of {widths[1]} features, the student one of {widths[0]}. Name layers of "
+            'one width by `representation`, or pass distill="outputs" with similarity="kl" or "uniform".'
         )
 
 
@@ -356,6 +356,9 @@ class HeldWeights(keras.layers.Layer):
 
     Args:
         weights: the variables to copy; later calls take them in the same order.
+
+    Attributes:
+        steps: how often the weights were averaged, or a snapshot was taken since the model was wrapped.
     """
 
     def __init__(self, weights, **kwargs):

@@ -1,0 +1,609 @@
+"""What changes between epochs, and what the teachers do: snapshot, weight schedule, monitor, seeds.
+
+Every callback can be deep-copied and pickled. All of them write into variables only where JAX sees it, at the beginning
+and the end of an epoch.
+"""
+
+import contextlib
+import math
+import warnings
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_ssd._backend import wide
+from keras_ssd.model import SSDModel
+
+# What tells the direction of a metric by its name: "loss", "val_auc", "val_mean_absolute_error", ...
+_FALLING = ("loss", "error", "mse", "mae", "mape", "msle", "entropy", "divergence", "hinge", "poisson", "false_")
+_RISING = ("acc", "auc", "precision", "recall", "f1", "iou", "io_u", "score", "r2", "similarity", "sensitiv", "true_")
+
+
+class TeacherSnapshot(keras.callbacks.Callback):
+    """The paper's pipeline in one `fit`: plain training, then distillation from the best weights.
+
+    For models wrapped with `teacher="snapshot"`. The run begins as plain training, bit for bit that of the user's
+    model, and no teacher is run (`kd_loss` is 0 in the logs). When the monitored value has stopped improving, or at
+    `at_epoch`, the best weights become those of teacher and student, the optimizer starts afresh, and the rest of the
+    epochs distil. The training step is compiled once for each of the two stages.
+
+    The switch happens at the end of an epoch, in the order of the list of callbacks: put `TeacherSnapshot` before
+    `BackupAndRestore` and `ModelCheckpoint`, so that they store what it did. `BackupAndRestore` brings back the
+    stage, but neither the best weights so far nor the patience spent, which are counted anew after a kill; with
+    `at_epoch` and `restore_best_weights=False` nothing is lost.
+
+    `EarlyStopping` and `ReduceLROnPlateau` beside it count on across the switch unless they are named in `restart`.
+    Give `EarlyStopping` more patience than this callback: otherwise it ends the run before there was a teacher.
+
+    Args:
+        monitor: name of the value in the logs. Defaults to `"val_loss"`.
+        patience: number of epochs without improvement after which the snapshot is taken. Defaults to `10`.
+        mode: `"min"`, `"max"`, or `"auto"`, which tells it by the name. Defaults to `"auto"`.
+        min_delta: smallest change that counts as an improvement, >= 0. Defaults to `0.0`.
+        restore_best_weights: whether the best weights are taken, not those of the last epoch. Defaults to `True`.
+        start_from_epoch: number of epochs that are not looked at. Defaults to `0`.
+        at_epoch: number of plain epochs, at least 1, instead of `patience`. With several generations each takes as
+            many. Defaults to `None`.
+        generations: K, how many snapshots are taken: the student of one generation, at its best, becomes the teacher of
+            the next (born-again networks). Defaults to `1`.
+        learning_rate: of the distilling stages. Defaults to `None`: that at the beginning of `fit`.
+        restart: callbacks of the same `fit` that begin anew with every snapshot; their `on_train_begin` is called.
+        verbose: whether to print when a snapshot is taken. Defaults to `0`.
+
+    Attributes:
+        generation: number of snapshots taken; 0 is the plain stage.
+        snapshot_epochs: the epochs after which they were taken, counted from 0.
+        best, best_epoch: the best value of this generation, and its epoch.
+
+    Raises:
+        ValueError: if an argument is out of range, the model is not wrapped with `teacher="snapshot"`, or the logs do
+            not hold the monitored value.
+
+    Example:
+        >>> ssd = keras_ssd.wrap(model, teacher="snapshot")
+        >>> snapshot = keras_ssd.callbacks.TeacherSnapshot(patience=10)
+        >>> ssd.fit(x, y, validation_split=0.2, epochs=200, callbacks=[snapshot])
+    """
+
+    def __init__(
+        self,
+        monitor="val_loss",
+        patience=10,
+        mode="auto",
+        min_delta=0.0,
+        restore_best_weights=True,
+        start_from_epoch=0,
+        at_epoch=None,
+        generations=1,
+        learning_rate=None,
+        restart=(),
+        verbose=0,
+    ):
+        super().__init__()
+        if not isinstance(monitor, str):
+            raise ValueError(f"`monitor` should be a name in the logs. Received: monitor={monitor!r}")
+        if mode not in ("auto", "min", "max"):
+            raise ValueError(f'`mode` should be "auto", "min" or "max". Received: mode={mode!r}')
+        _check_integer("patience", patience, 0)
+        _check_integer("start_from_epoch", start_from_epoch, 0)
+        _check_integer("generations", generations, 1)
+        if at_epoch is not None:
+            _check_integer("at_epoch", at_epoch, 1)
+        if not _is_number(min_delta) or min_delta < 0:
+            raise ValueError(f"`min_delta` should be a float that is not negative. Received: min_delta={min_delta!r}")
+        if learning_rate is not None and (not _is_number(learning_rate) or learning_rate <= 0):
+            raise ValueError(
+                "`learning_rate` should be a positive float, or None for that at the beginning of `fit`. Received: "
+                f"learning_rate={learning_rate!r}"
+            )
+        restart = list(restart) if isinstance(restart, (list, tuple)) else [restart]
+        strangers = [item for item in restart if not isinstance(item, keras.callbacks.Callback)]
+        if strangers:
+            raise ValueError(f"`restart` should hold callbacks of the same fit. Received: {strangers[0]!r}")
+        self.monitor = monitor
+        self.patience = patience
+        self.mode = mode
+        self.min_delta = min_delta
+        self.restore_best_weights = restore_best_weights
+        self.start_from_epoch = start_from_epoch
+        self.at_epoch = at_epoch
+        self.generations = generations
+        self.learning_rate = learning_rate
+        self.restart = restart
+        self.verbose = verbose
+        self._is_tracking = at_epoch is None or restore_best_weights
+        self._rises = self._is_tracking and _direction(monitor, mode) == "max"
+        self._start_rate = None
+        self._forget()
+
+    def _forget(self):
+        self.generation = 0
+        self.snapshot_epochs = []
+        self._stage_is_known = False
+        self._was_seen = False
+        self._begin_generation()
+
+    def _begin_generation(self):
+        self.best = None
+        self.best_epoch = None
+        self.wait = 0
+        self._best_weights = None
+
+    def set_model(self, model):
+        """Refuse models that cannot take a snapshot, and note the learning rate before anything changes it."""
+        _check_wrapped(self, model)
+        if model.settings.kind != "snapshot":
+            raise ValueError(
+                'TeacherSnapshot needs a model wrapped with teacher="snapshot". Received: '
+                f'teacher={model.settings.kind!r}. Use keras_ssd.wrap(model, teacher="snapshot").'
+            )
+        super().set_model(model)
+        self._start_rate = _constant_rate(model.optimizer)
+        if self.learning_rate is not None and self._start_rate is None:
+            raise ValueError(
+                "`learning_rate` cannot be set on an optimizer that follows a schedule: the schedule starts again with "
+                f"every snapshot. Received: learning_rate={self.learning_rate}. Leave it out, or compile with a float."
+            )
+
+    def on_train_begin(self, logs=None):
+        """Begin with the plain stage."""
+        self._forget()
+        self.model.teaching = False
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Find the stage of a run that is resumed."""
+        if self._stage_is_known:
+            return
+        # Only now have BackupAndRestore, wherever it stands in the list, and `initial_epoch` had their say.
+        self._stage_is_known = True
+        steps = self.model.held_weights.steps
+        if epoch == 0:
+            steps.assign(np.zeros((), "int32"))
+        self.generation = min(int(ops.convert_to_numpy(steps.value)), self.generations)
+        if self.generation == 0 and self.at_epoch is not None and epoch >= self.at_epoch:
+            self._take(epoch - 1)
+        self.model.teaching = self.generation > 0
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Take the snapshot if it is due."""
+        if self.generation >= self.generations:
+            return
+        if self._is_tracking and epoch >= self.start_from_epoch:
+            self._track(epoch, logs or {})
+        if self.at_epoch is None:
+            is_due = self.wait > 0 and self.wait >= self.patience
+        else:
+            is_due = epoch + 1 >= self.at_epoch * (self.generation + 1)
+        is_last = epoch + 1 >= (self.params or {}).get("epochs", math.inf) or self.model.stop_training
+        if is_due and not is_last:
+            self._take(epoch)
+
+    def on_train_end(self, logs=None):
+        """Warn if there was no snapshot."""
+        self._best_weights = None
+        if self.generation == 0:
+            warnings.warn(
+                "Training ended before TeacherSnapshot had taken a snapshot, so nothing was distilled: it was plain "
+                "training. Train for more epochs, or lower `patience` or `at_epoch`; EarlyStopping beside it needs "
+                "more patience than it.",
+                stacklevel=2,
+            )
+
+    def _track(self, epoch, logs):
+        value = logs.get(self.monitor)
+        if value is None:
+            # Validation need not run in every epoch (`validation_freq`).
+            if self._was_seen:
+                return
+            raise ValueError(
+                f"`monitor` names a value that is not in the logs. Received: monitor={self.monitor!r}; the logs hold "
+                f"{sorted(logs)}. Pass validation_data to `fit` for the names that begin with `val_`; if "
+                "`validation_freq` leaves out the first epochs, pass their number as `start_from_epoch`. With "
+                "`at_epoch`, restore_best_weights=False needs no monitor."
+            )
+        self._was_seen = True
+        value = float(value)
+        if math.isfinite(value) and (self.best is None or self._improves(value)):
+            self.best, self.best_epoch, self.wait = value, epoch, 0
+            if self.restore_best_weights:
+                self._best_weights = [ops.convert_to_numpy(v.value).copy() for v in self.model.student.weights]
+        else:
+            self.wait += 1
+
+    def _improves(self, value):
+        return (value - self.best if self._rises else self.best - value) > self.min_delta
+
+    def _take(self, epoch):
+        if self._best_weights is not None:
+            for variable, value in zip(self.model.student.weights, self._best_weights, strict=True):
+                variable.assign(value)
+        self.model.take_snapshot()
+        rate = self._start_rate if self.learning_rate is None else self.learning_rate
+        restart_optimizer(self.model.optimizer, self.model.trainable_variables, rate)
+        self.generation += 1
+        self.snapshot_epochs.append(epoch)
+        if self.verbose:
+            source = f"epoch {epoch + 1}" if self.best_epoch is None else f"epoch {self.best_epoch + 1}, the best"
+            print(f"\nEpoch {epoch + 1}: TeacherSnapshot {self.generation} of {self.generations}, weights of {source}")
+        self._begin_generation()
+        self.model.teaching = True
+        for callback in self.restart:
+            callback.on_train_begin()
+
+
+class KDWeightSchedule(keras.callbacks.Callback):
+    """Sets the weight of the distillation term at the beginning of every epoch.
+
+    A ramp from 0 lets teachers that move with the student ("self", "ema") wait until they know something. The weight is
+    shown as `kd_weight` in the logs, and stays at its last value after `fit`.
+
+    Args:
+        schedule: a callable that takes the epoch, counted from 0, and returns the weight, >= 0; for example one of
+            `keras.optimizers.schedules`, with epochs in the place of steps.
+
+    Raises:
+        ValueError: if `schedule` is not callable, it returns a negative number or NaN, or the model was wrapped with
+            kd_weight=0 or not at all.
+
+    Example:
+        >>> ramp = keras.optimizers.schedules.PolynomialDecay(0.0, decay_steps=20, end_learning_rate=0.1)
+        >>> ssd.fit(x, y, epochs=100, callbacks=[keras_ssd.callbacks.KDWeightSchedule(ramp)])
+    """
+
+    def __init__(self, schedule):
+        super().__init__()
+        if not callable(schedule):
+            raise ValueError(
+                "`schedule` should be a callable that takes the epoch, or one of keras.optimizers.schedules. Received: "
+                f"schedule={schedule!r}"
+            )
+        self.schedule = schedule
+
+    def set_model(self, model):
+        """Refuse models whose distillation term has no weight that could change."""
+        _check_wrapped(self, model)
+        super().set_model(model)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Set the weight of this epoch."""
+        weight = self.schedule(epoch)
+        try:
+            weight = float(weight)
+        except (TypeError, ValueError):
+            weight = repr(weight)
+        if isinstance(weight, str) or not math.isfinite(weight) or weight < 0:
+            raise ValueError(
+                "`schedule` should return a finite weight that is not negative. Received: "
+                f"{weight} for epoch {epoch} (counted from 0)"
+            )
+        self.model.kd_weight = weight
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Show the weight in the logs."""
+        if logs is not None:
+            logs["kd_weight"] = self.model.kd_weight
+
+
+class TeacherFigures(keras.metrics.Metric):
+    """Means of `teacher_figures` over the batches of an epoch. `TeacherMonitor` makes and uses it.
+
+    It is idle (and its result NaN) until `activate`, which every `reset_state` undoes.
+
+    Args:
+        has_votes: whether there are classifications to tell the teachers' disagreement by.
+
+    Attributes:
+        names: the names of the figures, which are those in the result.
+    """
+
+    names = (
+        "teacher_spread",
+        "effective_teachers",
+        "teachers_kept",
+        "target_similarity",
+        "representation_norm",
+        "teacher_disagreement",
+    )
+
+    def __init__(self, has_votes, name="teacher_figures", **kwargs):
+        super().__init__(name=name, dtype="float32", **kwargs)
+        if not has_votes:
+            self.names = self.names[:-1]
+        self.total = self.add_variable((len(self.names),), "zeros", name="total")
+        self.count = self.add_variable((), "zeros", name="count")
+        self.active = self.add_variable((), "zeros", name="active")
+
+    def activate(self):
+        """Compute the figures until the next `reset_state`."""
+        self.active.assign(np.ones((), "float32"))
+
+    def update_state(self, weights, student, teachers, predictions=()):
+        """Add a batch; for the arguments see `teacher_figures`."""
+        predictions = [pair for pair in predictions if pair[0].kind != "regression"]
+        n_samples = ops.cast(ops.shape(student)[0], "float32")
+
+        def compute():
+            figures = teacher_figures(weights, student, teachers, predictions)
+            return ops.stack([figures[name] for name in self.names]) * n_samples
+
+        is_active = self.active.value > 0
+        total = ops.cond(is_active, compute, lambda: ops.zeros((len(self.names),)))
+        self.total.assign(self.total.value + total)
+        self.count.assign(self.count.value + ops.where(is_active, n_samples, 0.0))
+
+    def result(self):
+        """A dict of the means; NaN where there was no batch."""
+        count = self.count.value
+        means = self.total.value / ops.where(count > 0, count, float("nan"))
+        return {name: means[index] for index, name in enumerate(self.names)}
+
+
+def teacher_figures(weights, student, teachers, predictions=()):
+    r"""What the teachers of one batch do, in a few numbers, averaged over the samples.
+
+    | figure | for one sample |
+    |---|---|
+    | `teacher_spread` | `sqrt(sum_d var_i f_T[i, d] / mean_i \|f_T[i]\|^2)`: 0 if the teachers are equal, at most 1 |
+    | `effective_teachers` | `exp(-sum_i a[i] log a[i])`, between 1 and N, after the percentile |
+    | `teachers_kept` | share of the teachers whose weight is not 0 |
+    | `target_similarity` | cosine of the student and the target `sum_i a[i] f_T[i]` |
+    | `representation_norm` | `\|f_S\|` |
+    | `teacher_disagreement` | share of the teachers that do not predict what most of them predict |
+
+    Args:
+        weights: `(batch, teachers)`, the teachers' weights `a`.
+        student: `(batch, features)`, `f_S`.
+        teachers: `(batch, teachers, features)`, `f_T`.
+        predictions: list of `(OutputDistance, teachers' output (batch, teachers, ...))` of classifications; without it,
+            there is no `teacher_disagreement`.
+
+    Returns:
+        A dict of scalar tensors without a gradient. One that is not finite says that the student or a teacher is not.
+
+    Example:
+        >>> teacher_figures([[0.5, 0.5]], [[2.0]], [[[1.0], [3.0]]])["teacher_spread"]  # sqrt(1) / sqrt(5) = 0.447
+    """
+    weights, student, teachers = (ops.stop_gradient(wide(x)) for x in (weights, student, teachers))
+    tiny = keras.config.epsilon() ** 2
+    variance = ops.sum(ops.mean(ops.square(teachers - ops.mean(teachers, axis=1, keepdims=True)), axis=1), axis=-1)
+    power = ops.mean(ops.sum(ops.square(teachers), axis=-1), axis=1)
+    entropy = -ops.sum(weights * ops.log(ops.maximum(weights, 1e-30)), axis=-1)
+    # Not `guided_target`, which hides teachers that are not finite.
+    target = ops.sum(ops.expand_dims(weights, -1) * teachers, axis=1)
+    norm = ops.sqrt(ops.sum(ops.square(student), axis=-1))
+    target_norm = ops.sqrt(ops.sum(ops.square(target), axis=-1))
+    figures = {
+        "teacher_spread": ops.sqrt(variance / ops.maximum(power, tiny)),
+        "effective_teachers": ops.exp(entropy),
+        "teachers_kept": ops.mean(ops.cast(weights > 0, weights.dtype), axis=-1),
+        "target_similarity": ops.sum(student * target, axis=-1) / ops.maximum(norm * target_norm, tiny),
+        "representation_norm": norm,
+    }
+    if predictions:
+        shares = [_disagreement(distance, ops.stop_gradient(wide(x))) for distance, x in predictions]
+        figures["teacher_disagreement"] = sum(shares) / len(shares)
+    return {name: ops.mean(value) for name, value in figures.items()}
+
+
+def _disagreement(distance, outputs):
+    """Share of the teachers outside the majority, averaged over positions (or binary units)."""
+    if distance.kind == "binary":
+        share = ops.mean(ops.cast(outputs > (0.0 if distance.from_logits else 0.5), "float32"), axis=1)
+        return ops.mean(1.0 - ops.maximum(share, 1.0 - share))
+    votes = ops.one_hot(ops.argmax(outputs, axis=-1), outputs.shape[-1], dtype="float32")
+    return ops.mean(1.0 - ops.max(ops.mean(votes, axis=1), axis=-1))
+
+
+class TeacherMonitor(keras.callbacks.Callback):
+    """Shows in the logs what the teachers do, and warns once if they collapse.
+
+    The figures come from the training batches' own teachers, so they cost no further pass; `teacher_figures` defines
+    them. They are Keras metrics while `fit` runs, hence History, CSVLogger, TensorBoard and the progress bar show them,
+    and they are absent from validation. In epochs that are left out, or that have no teachers, they are NaN.
+    `teacher_disagreement` is there for classification, where the teachers are run as far as the outputs.
+
+    Args:
+        every: number of epochs from one measurement to the next; the first epoch is measured. Defaults to `1`.
+        norm_factor: how many times as large as in the first measurement the representation's norm may become before a
+            warning. Defaults to `10.0`.
+
+    Raises:
+        ValueError: if an argument is out of range, or the model does not distil.
+
+    Example:
+        >>> history = ssd.fit(x, y, epochs=20, callbacks=[keras_ssd.callbacks.TeacherMonitor()])
+        >>> history.history["teacher_spread"]
+    """
+
+    def __init__(self, every=1, norm_factor=10.0):
+        super().__init__()
+        _check_integer("every", every, 1)
+        if not _is_number(norm_factor) or norm_factor <= 1:
+            raise ValueError(f"`norm_factor` should be a float above 1. Received: norm_factor={norm_factor!r}")
+        self.every = every
+        self.norm_factor = norm_factor
+        self._first_norm = None
+        self._warned = set()
+
+    def set_model(self, model):
+        """Refuse models without teachers."""
+        _check_wrapped(self, model)
+        super().set_model(model)
+
+    def on_train_begin(self, logs=None):
+        """Attach the metric; `SSDModel.fit` detaches it, after an exception as well."""
+        self._first_norm = None
+        self._warned = set()
+        # Only TensorFlow has strategies; a metric belongs into the scope of the model's.
+        strategy = getattr(self.model, "distribute_strategy", None)
+        with contextlib.nullcontext() if strategy is None else strategy.scope():
+            self.model.observe(TeacherFigures(has_votes=self.model.teachers_classify))
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Switch the measurement on."""
+        if epoch % self.every == 0:
+            for metric in self.model.metrics:
+                if isinstance(metric, TeacherFigures):
+                    metric.activate()
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Warn of a collapse."""
+        figures = {name: float(logs[name]) for name in TeacherFigures.names if name in (logs or {})}
+        # Weights are finite by construction, so NaN here means that nothing was measured.
+        if math.isnan(figures.get("effective_teachers", math.nan)):
+            return
+        norm = figures["representation_norm"]
+        if not all(map(math.isfinite, figures.values())):
+            wrong = [name for name, value in figures.items() if not math.isfinite(value)]
+            self._warn(
+                "values",
+                f"In epoch {epoch + 1} the student or its teachers are not finite: {wrong}. Lower the learning rate or "
+                "clip gradients (`clipnorm`), and put keras.callbacks.TerminateOnNaN beside.",
+            )
+        elif self._first_norm is None:
+            self._first_norm = norm
+        elif norm > self.norm_factor * self._first_norm:
+            self._warn(
+                "norm",
+                f"The norm of the representation has run away, from {self._first_norm:.3g} to {norm:.3g} in epoch "
+                f'{epoch + 1}. Distil outputs (distill="outputs", similarity="kl"), or use similarity="uniform" or '
+                '"cosine", a frozen teacher (teacher="snapshot") or a smaller kd_weight.',
+            )
+        # Rounding leaves a trace of a spread where the teachers are equal.
+        if self.model.settings.n_teachers > 1 and figures["teacher_spread"] < 1e-6:
+            self._warn(
+                "spread",
+                f"All teachers are identical (spread 0 in epoch {epoch + 1}): their noise is off, or the units behind "
+                "it are dead. Check the rates of the noise layers and `dropout_rate`, and choose a `representation` "
+                "behind an active one.",
+            )
+
+    def _warn(self, what, message):
+        if what not in self._warned:
+            self._warned.add(what)
+            warnings.warn(message, stacklevel=2)
+
+
+class SeedEachEpoch(keras.callbacks.Callback):
+    """Sets all random generators at the beginning of every epoch, from a seed and the number of the epoch.
+
+    Keras stores no generator states, so a run that is resumed draws other dropout masks than one that went through.
+    With this callback, and `BackupAndRestore` beside it, a run that was killed ends with the same weights, bit for bit.
+    It works with any Keras model, wrapped or not.
+
+    Set are: the generators of the model's layers and of its teachers, and by `keras.utils.set_random_seed` those of
+    Python, NumPy and the backend. What `fit` shuffles is repeated on
+
+    - JAX and PyTorch: in each epoch another order, drawn from the epoch's seed;
+    - TensorFlow, arrays: only if `keras.utils.set_random_seed` was called before `fit`, with the same seed in both
+      runs. Keras then takes one and the same order in all epochs. For another order in each epoch, on every backend,
+      draw it in the data set:
+
+          class Shuffled(keras.utils.PyDataset):
+              def on_epoch_begin(self):
+                  self.order = np.random.permutation(n_samples)
+
+    - a `tf.data.Dataset` with a `shuffle` of its own: not repeated, its state cannot be reached. Use a `PyDataset`.
+
+    It is made for `BackupAndRestore(save_freq="epoch")`, the default: an epoch begun anew draws the same again.
+
+    Args:
+        seed: integer, >= 0.
+
+    Raises:
+        ValueError: if `seed` is not such an integer.
+
+    Example:
+        >>> callbacks = [keras_ssd.callbacks.SeedEachEpoch(7), keras.callbacks.BackupAndRestore("backup")]
+        >>> keras.utils.set_random_seed(7)
+        >>> ssd.fit(x, y, epochs=100, callbacks=callbacks)
+    """
+
+    def __init__(self, seed):
+        super().__init__()
+        _check_integer("seed", seed, 0)
+        self.seed = int(seed)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Seed this epoch."""
+        states = _seed_states(self.model)
+        # Below 2**31: some backends hold seeds as int32.
+        drawn = np.random.SeedSequence([self.seed, epoch]).generate_state(len(states) + 1) >> 1
+        keras.utils.set_random_seed(int(drawn[0]))
+        for state, value in zip(states, drawn[1:], strict=True):
+            state.assign(np.array([value, 0], dtype=keras.backend.standardize_dtype(state.dtype)))
+
+
+def _seed_states(model):
+    """The states of all `SeedGenerator`s in a model: `variables` holds them, `weights` does not."""
+    weights = {id(variable) for variable in model.weights}
+    # The student's come first, so that they are drawn as those of the plain model are.
+    variables = (model.student.variables if isinstance(model, SSDModel) else []) + model.variables
+    states = {id(v): v for v in variables if id(v) not in weights and tuple(v.shape) == (2,)}
+    return list(states.values())
+
+
+def restart_optimizer(optimizer, variables, learning_rate=None):
+    """Give every variable of an optimizer the value that it has in a new one: slots, step count, loss scale.
+
+    The optimizer stays the same object, so nothing is compiled anew.
+
+    Args:
+        optimizer: a `keras.optimizers.Optimizer`.
+        variables: what it trains.
+        learning_rate: float, or `None` to leave a schedule as it is, which then starts again.
+    """
+    fresh = type(optimizer).from_config(optimizer.get_config())
+    if optimizer.built:
+        fresh.build(variables)
+    for variable, initial in zip(optimizer.variables, fresh.variables, strict=True):
+        # Through NumPy: on JAX two variables must not share a buffer.
+        variable.assign(ops.convert_to_numpy(initial.value))
+    if learning_rate is not None:
+        optimizer.learning_rate = learning_rate
+
+
+def _constant_rate(optimizer):
+    """The learning rate, or `None` where a schedule or a callable gives it."""
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    rate = inner.get_config()["learning_rate"]
+    return float(rate) if _is_number(rate) else None
+
+
+def _direction(monitor, mode):
+    if mode != "auto":
+        return mode
+    name = monitor.lower()
+    # A loss may be called "precision_loss": what falls is looked for first.
+    for direction, parts in (("min", _FALLING), ("max", _RISING)):
+        if any(part in name for part in parts):
+            return direction
+    raise ValueError(
+        f'`mode` cannot be told from the name of the monitored value. Received: monitor={monitor!r}, mode="auto". Pass '
+        'mode="min" or mode="max".'
+    )
+
+
+def _check_wrapped(callback, model):
+    name = type(callback).__name__
+    if not isinstance(model, SSDModel):
+        raise ValueError(
+            f"{name} needs a model from keras_ssd.wrap. Received: a model of type {type(model).__name__}. Call `fit` "
+            "of the wrapped model."
+        )
+    if not model.distills:
+        raise ValueError(
+            f"{name} needs a model that distils, but {model.name!r} was wrapped with kd_weight=0, which means no "
+            "teachers at all. Wrap it with a kd_weight above 0."
+        )
+
+
+def _check_integer(name, value, least):
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        raise ValueError(f"`{name}` should be an integer of at least {least}. Received: {name}={value!r}")
+
+
+def _is_number(value):
+    is_number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    return is_number and math.isfinite(value)

@@ -1,0 +1,157 @@
+"""Pictures of a distillation. matplotlib is imported when a function is called, not before."""
+
+import keras
+import numpy as np
+
+from keras_ssd.model import SSDModel
+
+
+def plot_teacher_weights(ssd, x, ax=None):
+    """Draw the weights of the teachers of one batch, samples x teachers, before and after the percentile.
+
+    Args:
+        ssd: a model from `keras_ssd.wrap`.
+        x: one batch of inputs.
+        ax: the `matplotlib.axes.Axes` to draw on. Defaults to `None`: a new figure.
+
+    Returns:
+        The Axes. Its image holds the weights before the filter in the columns `0..N-1`, an empty column, and those
+        after it.
+
+    Example:
+        >>> keras_ssd.plotting.plot_teacher_weights(ssd, x[:32]).figure.savefig("weights.png")
+    """
+    _check_wrapped(ssd)
+    ax = _axes(ax)
+    before, after = ssd.teacher_weights(x, percentile=0), ssd.teacher_weights(x)
+    n_teachers = before.shape[1]
+    gap = np.full((len(before), 1), np.nan)
+    image = ax.imshow(np.hstack([before, gap, after]), aspect="auto", interpolation="nearest", vmin=0.0)
+    middle = (n_teachers - 1) / 2
+    labels = [f"before the percentile\n({n_teachers} teachers)", f"after ({ssd.settings.percentile:g})"]
+    ax.set_xticks([middle, n_teachers + 1 + middle], labels)
+    ax.set_ylabel("sample")
+    ax.set_title("weights of the teachers")
+    ax.figure.colorbar(image, ax=ax)
+    return ax
+
+
+def plot_representations(ssd, x, samples=None, ax=None):
+    """Draw the teachers' representations as a cloud, with their target and the student, in two principal components.
+
+    The components are those of all points that are drawn. Where outputs are both compared and distilled, the first
+    output takes the place of the representation.
+
+    Args:
+        ssd: a model from `keras_ssd.wrap`.
+        x: one batch of inputs.
+        samples: which samples of the batch to draw, one colour each. Defaults to `None`: the first three.
+        ax: the `matplotlib.axes.Axes` to draw on. Defaults to `None`: a new figure.
+
+    Returns:
+        The Axes.
+
+    Raises:
+        ValueError: if a sample is not in the batch.
+
+    Example:
+        >>> keras_ssd.plotting.plot_representations(ssd, x[:8], samples=[0, 5])
+    """
+    _check_wrapped(ssd)
+    student, teachers, target = ssd.teacher_representations(x)
+    samples = list(range(min(3, len(student)))) if samples is None else list(samples)
+    if not samples or not all(isinstance(s, (int, np.integer)) and 0 <= s < len(student) for s in samples):
+        raise ValueError(
+            f"`samples` should hold numbers of samples in the batch, from 0 to {len(student) - 1}. Received: "
+            f"samples={samples!r}"
+        )
+    ax = _axes(ax)
+    points = [np.vstack([teachers[s], target[s : s + 1], student[s : s + 1]]) for s in samples]
+    project, shares = _principal_components(np.concatenate(points))
+    for number, (sample, own) in enumerate(zip(samples, points, strict=True)):
+        places = project(own)
+        color = f"C{number % 10}"
+        ax.scatter(*places[:-2].T, s=14, alpha=0.5, color=color, label=f"teachers of sample {sample}")
+        marks = dict(s=110, color=color, edgecolors="black", zorder=3)
+        ax.scatter(*places[-2:-1].T, marker="*", label=f"target of sample {sample}", **marks)
+        ax.scatter(*places[-1:].T, marker="X", label=f"student, sample {sample}", **marks)
+    ax.set_xlabel(f"first principal component ({shares[0]:.0%} of the variance)")
+    ax.set_ylabel(f"second ({shares[1]:.0%})")
+    ax.legend(fontsize="small")
+    return ax
+
+
+def plot_history(history, names=None, ax=None):
+    """Draw the curves of a training run: losses, and the figures of `TeacherMonitor` on a second axis if there are any.
+
+    Args:
+        history: what `fit` returned, or its `history` dict.
+        names: which values to draw. Defaults to `None`: every loss, and the figures of `TeacherMonitor`.
+        ax: the `matplotlib.axes.Axes` to draw on. Defaults to `None`: a new figure.
+
+    Returns:
+        The Axes of the losses (and of whatever else is named). The figures' own, if any, is the figure's last one.
+
+    Raises:
+        ValueError: if a name is not in the history.
+
+    Example:
+        >>> history = ssd.fit(x, y, epochs=20, callbacks=[keras_ssd.callbacks.TeacherMonitor()])
+        >>> keras_ssd.plotting.plot_history(history)
+    """
+    # Imported here: the callbacks need no picture, and a picture of losses no callback.
+    from keras_ssd.callbacks import TeacherFigures
+
+    history = history.history if isinstance(history, keras.callbacks.History) else history
+    if names is None:
+        names = [name for name in history if name.endswith("loss") or name in TeacherFigures.names]
+    unknown = [name for name in names if name not in history]
+    if unknown or not names:
+        raise ValueError(f"`names` should be taken from {sorted(history)}. Received: {unknown or names}")
+    ax = _axes(ax)
+    other = None
+    handles = []
+    for number, name in enumerate(names):
+        on = ax
+        if name in TeacherFigures.names:
+            other = on = ax.twinx() if other is None else other
+        epochs = np.arange(1, len(history[name]) + 1)
+        style = "--" if on is other else "-"
+        handles += on.plot(epochs, history[name], style, marker=".", color=f"C{number % 10}", label=name)
+    ax.set_xlabel("epoch")
+    left = [name for name in names if name not in TeacherFigures.names]
+    ax.set_ylabel("loss" if all(name.endswith("loss") for name in left) else "value")
+    if other is not None:
+        other.set_ylabel("teachers")
+        # Both axes in one legend, on top of what either of them draws.
+        other.legend(handles=handles, fontsize="small")
+    else:
+        ax.legend(handles=handles, fontsize="small")
+    return ax
+
+
+def _principal_components(points):
+    """A projection on the two main axes of `(points, features)`, and the shares of the variance that lie on them."""
+    center = points.mean(axis=0)
+    _, singular, axes = np.linalg.svd(points - center, full_matrices=False)
+    # Fewer than two features or points leave axes out.
+    axes = np.vstack([axes, np.zeros((2, points.shape[1]))])[:2]
+    power = np.concatenate([np.square(singular), np.zeros(2)])
+    return (lambda x: (x - center) @ axes.T), power[:2] / max(power.sum(), 1e-30)
+
+
+def _axes(ax):
+    if ax is not None:
+        return ax
+    try:
+        from matplotlib import pyplot
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "Pictures need matplotlib, which is not installed: pip install matplotlib.", name="matplotlib"
+        ) from error
+    return pyplot.subplots(layout="constrained")[1]
+
+
+def _check_wrapped(ssd):
+    if not isinstance(ssd, SSDModel):
+        raise ValueError(f"`ssd` should be a model from keras_ssd.wrap. Received: {ssd!r} of type {type(ssd).__name__}")

@@ -1,0 +1,347 @@
+"""One training step against the plain model: what must be equal, what must not move, and what the term adds."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+
+import keras_ssd
+from structures import Doubling
+
+KINDS = ["self", "snapshot", "ema"]
+X = np.random.default_rng(0).normal(size=(24, 6, 2)).astype("float32")
+Y = np.random.default_rng(1).integers(0, 3, 24)
+
+
+def network(noise=None, seeds=(1, 2)):
+    """Normalization before and behind the first noise layer, an activity and a weight regulariser."""
+    noise = noise or (lambda seed: layers.Dropout(0.4, seed=seed))
+    inputs = keras.Input((6, 2))
+    x = layers.BatchNormalization()(layers.Conv1D(5, 3, kernel_regularizer="l2")(inputs))
+    x = noise(seeds[0])(layers.GlobalAveragePooling1D()(x))
+    x = layers.BatchNormalization()(layers.Dense(8, activation="relu", activity_regularizer="l1")(x))
+    return keras.Model(inputs, layers.Dense(3, activation="softmax")(noise(seeds[1])(x)))
+
+
+def compiled(model, **options):
+    options = {"optimizer": keras.optimizers.SGD(0.1), "loss": "sparse_categorical_crossentropy", **options}
+    model.compile(metrics=["accuracy"], **options)
+    return model
+
+
+def twins(teacher="self", seeds=(1, 2), **options):
+    """The plain model and a wrapped one of the same weights and seeds."""
+    keras.utils.set_random_seed(11)
+    plain = compiled(network(seeds=seeds))
+    keras.utils.set_random_seed(11)
+    ssd = keras_ssd.wrap(compiled(network(seeds=seeds)), teacher=teacher, **options)
+    return plain, ssd
+
+
+def statistics(model):
+    return [ops.convert_to_numpy(v) for v in model.non_trainable_variables]
+
+
+def assert_equal(left, right):
+    assert len(left) == len(right)
+    for a, b in zip(left, right, strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+@pytest.mark.parametrize("seeds", [(1, 2), (None, None)], ids=["seeded", "unseeded"])
+@pytest.mark.parametrize("teacher", KINDS)
+def test_weight_0_is_the_plain_model_bit_for_bit(teacher, seeds):
+    histories, weights = [], []
+    for wrap in (False, True):
+        keras.utils.set_random_seed(5)
+        model = compiled(network(seeds=seeds), optimizer=keras.optimizers.Adam(0.01))
+        trained = keras_ssd.wrap(model, teacher=teacher, kd_weight=0, average=False) if wrap else model
+        history = trained.fit(X, Y, epochs=2, batch_size=10, verbose=0, validation_data=(X, Y))
+        histories.append(history.history)
+        weights.append(model.get_weights())
+    assert histories[0] == histories[1]
+    assert_equal(*weights)
+
+
+@pytest.mark.parametrize("n_teachers", [2, 9])
+@pytest.mark.parametrize("teacher", KINDS)
+def test_teachers_leave_statistics_and_seeds_alone(teacher, n_teachers):
+    """After one step both are those of the plain model after one step: exactly one update, whatever N is."""
+    plain, ssd = twins(teacher, n_teachers=n_teachers, percentile=0)
+    plain.train_on_batch(X, Y)
+    ssd.train_on_batch(X, Y)
+    assert_equal(statistics(plain), statistics(ssd.student))
+
+
+@pytest.mark.parametrize("teacher", KINDS)
+def test_teachers_leave_unseeded_dropout_alone(teacher):
+    """On PyTorch it draws from the global generator: the student's draws must be those of the plain model."""
+    losses = []
+    for wrap in (False, True):
+        keras.utils.set_random_seed(5)
+        model = compiled(network(seeds=(None, None)), optimizer=keras.optimizers.SGD(0.0))
+        trained = keras_ssd.wrap(model, teacher=teacher, kd_weight=0.5) if wrap else model
+        logs = [trained.train_on_batch(X, Y, return_dict=True) for _ in range(3)]
+        losses.append([float(log["loss"]) - 0.5 * float(log.get("kd_loss", 0)) for log in logs])
+        keras.backend.clear_session()
+    # train_on_batch logs means that include the steps before
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+
+
+def test_no_gradient_reaches_the_teachers():
+    """With the task weighted 0 and equal teachers, the gradient is that of the distance to a constant target."""
+    keras.utils.set_random_seed(3)
+    inputs = keras.Input((4,))
+    hidden = layers.Dense(5, name="hidden")
+    model = keras.Model(inputs, layers.Dense(3)(Doubling(name="noise")(hidden(inputs))))
+    ssd = keras_ssd.wrap(
+        model,
+        teacher="snapshot",
+        distill="representation",
+        similarity="uniform",
+        n_teachers=2,
+        percentile=0,
+        task_weight=0.0,
+        kd_weight=1.0,
+        representation="noise",
+    )
+    ssd.compile(keras.optimizers.SGD(1.0), "mse")
+    x = np.random.default_rng(0).normal(size=(7, 4)).astype("float32")
+    teacher_kernel = ops.convert_to_numpy(hidden.kernel)
+    student_kernel = teacher_kernel + 0.5
+    hidden.kernel.assign(student_kernel)
+    ssd.train_on_batch(x, np.zeros((7, 3)))
+    # f_S = 2 x W_S, f_T = 2 x W_T; d/dW mean (f_S - f_T)^2 = 2 * 2 x^T (f_S - f_T) / (7 * 5)
+    gradient = 4 * x.T @ (2 * x @ (student_kernel - teacher_kernel)) / 35
+    np.testing.assert_allclose(ops.convert_to_numpy(hidden.kernel), student_kernel - gradient, atol=1e-5)
+
+
+def test_own_weights_that_equal_the_student_teach_nothing():
+    """With noise that is the same in every pass the target is the student: no term, and no gradient of one."""
+    weights = []
+    for kd_weight in (0.0, 100.0):
+        keras.utils.set_random_seed(3)
+        inputs = keras.Input((4,))
+        model = keras.Model(inputs, layers.Dense(3, activation="softmax")(Doubling()(layers.Dense(5)(inputs))))
+        ssd = keras_ssd.wrap(model, kd_weight=kd_weight)
+        ssd.compile(keras.optimizers.SGD(0.1), "sparse_categorical_crossentropy")
+        ssd.train_on_batch(X[:, :4, 0], Y)
+        weights.append(model.get_weights())
+    for a, b in zip(*weights, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_ema_teacher_is_the_moving_average():
+    """First step: a copy. Step t: m = min(momentum, t / (t + 9))."""
+    keras.utils.set_random_seed(3)
+    model = compiled(network())
+    ssd = keras_ssd.wrap(model, teacher="ema", momentum=0.15)
+    expected, seen = None, []
+    for t in range(4):
+        now = [ops.convert_to_numpy(v) for v in model.trainable_weights]
+        m = min(0.15, t / (t + 9))
+        expected = [m * e + (1 - m) * w for e, w in zip(expected or now, now, strict=True)]
+        ssd.train_on_batch(X, Y)
+        seen.append(now)
+    trainable = {id(v) for v in model.trainable_weights}
+    pairs = zip(model.weights, ssd.held_weights.held, strict=True)
+    held = [ops.convert_to_numpy(h) for v, h in pairs if id(v) in trainable]
+    for a, b in zip(held, expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    assert not np.allclose(seen[0][0], seen[-1][0])
+
+
+def test_ema_is_evaluated_and_deployed():
+    model = compiled(network(), optimizer=keras.optimizers.SGD(0.5))
+    ssd = keras_ssd.wrap(model, teacher="ema", momentum=0.9)
+    for _ in range(5):
+        ssd.train_on_batch(X, Y)
+    raw = model.predict(X, verbose=0)
+    averaged = ssd.predict(X, verbose=0)
+    assert np.abs(raw - averaged).max() > 1e-3
+    copy = network()
+    copy.set_weights([ops.convert_to_numpy(v) for v in ssd.held_weights.held])
+    np.testing.assert_allclose(averaged, copy.predict(X, verbose=0), atol=1e-6)
+    ssd.write_average()
+    np.testing.assert_array_equal(model.predict(X, verbose=0), averaged)
+
+
+@pytest.mark.parametrize("average", [True, False], ids=["average", "own"])
+def test_after_fit_the_student_is_what_was_validated(average):
+    model = compiled(network(), optimizer=keras.optimizers.SGD(0.5))
+    ssd = keras_ssd.wrap(model, teacher="ema", momentum=0.9, average=average)
+    history = ssd.fit(X, Y, epochs=3, batch_size=8, verbose=0, validation_data=(X, Y)).history
+    plain = compiled(network())
+    plain.set_weights(model.get_weights())
+    assert history["val_accuracy"][-1] == pytest.approx(plain.evaluate(X, Y, verbose=0, return_dict=True)["accuracy"])
+    np.testing.assert_allclose(ssd.predict(X, verbose=0), plain.predict(X, verbose=0), atol=1e-6)
+    same = all(
+        np.array_equal(a, b)
+        for a, b in zip(model.get_weights(), map(ops.convert_to_numpy, ssd.held_weights.held), strict=True)
+    )
+    assert same == average
+
+
+@pytest.mark.parametrize("teacher", KINDS)
+def test_evaluation_is_the_plain_models_and_changes_nothing(teacher):
+    plain, ssd = twins(teacher)
+    before = [ops.convert_to_numpy(v) for v in ssd.variables if "kd_loss" not in v.path]
+    first, second = (ssd.evaluate(X, Y, verbose=0, return_dict=True) for _ in range(2))
+    assert first == second
+    assert first == pytest.approx(plain.evaluate(X, Y, verbose=0, return_dict=True), rel=1e-6)
+    np.testing.assert_array_equal(ssd.predict(X, verbose=0), plain.predict(X, verbose=0))
+    assert "kd_loss" not in first and "kd_loss" not in ssd.test_on_batch(X, Y, return_dict=True)
+    after = [ops.convert_to_numpy(v) for v in ssd.variables if "kd_loss" not in v.path]
+    for a, b in zip(before[: len(plain.variables)], after, strict=False):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_logs():
+    _, ssd = twins()
+    history = ssd.fit(X, Y, epochs=2, batch_size=8, verbose=0, validation_split=0.25).history
+    assert sorted(history) == ["accuracy", "kd_loss", "loss", "val_accuracy", "val_loss"]
+    assert all(value > 0 for value in history["kd_loss"])
+
+
+@pytest.mark.parametrize("distill", ["outputs", "representation", "both"])
+def test_sample_weights_weigh_both_terms(distill):
+    """Weight 0 is as if the sample were not there, but for the divisor, which is the batch in Keras."""
+    results = []
+    for x, y, weight in ((X, Y, np.r_[np.full(12, 0.5), np.zeros(12)]), (X[:12], Y[:12], np.full(12, 0.25))):
+        keras.utils.set_random_seed(3)
+        inputs = keras.Input((6, 2))
+        hidden = Doubling()(layers.Dense(4)(layers.Flatten()(inputs)))
+        model = keras.Model(inputs, layers.Dense(3, activation="softmax")(hidden))
+        ssd = keras_ssd.wrap(
+            model, teacher="snapshot", distill=distill, percentile=0, n_teachers=3, similarity="cosine"
+        )
+        ssd.compile(keras.optimizers.SGD(1.0), "sparse_categorical_crossentropy")
+        model.set_weights([w + 0.3 for w in model.get_weights()])
+        logs = ssd.train_on_batch(x, y, sample_weight=weight.astype("float32"), return_dict=True)
+        results.append((float(logs["kd_loss"]), *model.get_weights()))
+    assert results[0][0] > 1e-4
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_sample_weight_0_is_no_update_at_all():
+    inputs = keras.Input((6, 2))
+    model = keras.Model(inputs, layers.Dense(3, activation="softmax")(layers.Dropout(0.5)(layers.Flatten()(inputs))))
+    ssd = keras_ssd.wrap(model, distill="both", similarity="cosine")
+    ssd.compile("sgd", "sparse_categorical_crossentropy")
+    before = model.get_weights()
+    ssd.train_on_batch(X, Y, sample_weight=np.zeros(24, "float32"))
+    assert_equal(before, model.get_weights())
+
+
+def test_class_weight_weighs_both_terms():
+    results = []
+    for options in ({"class_weight": {0: 0.0, 1: 1.0, 2: 3.0}}, {"sample_weight": np.array([0.0, 1.0, 3.0])[Y]}):
+        _, ssd = twins(distill="both", similarity="cosine", seed=1)
+        ssd.fit(X, Y, batch_size=24, verbose=0, **options)
+        results.append(ssd.student.get_weights())
+    assert_equal(*results)
+
+
+def test_regularisation_stays_and_task_weight_does_not_touch_it():
+    keras.utils.set_random_seed(3)
+    inputs = keras.Input((4,))
+    model = keras.Model(
+        inputs, layers.Dense(3, kernel_regularizer=keras.regularizers.L2(0.5))(Doubling()(layers.Dense(4)(inputs)))
+    )
+    model.compile("sgd", "mse")
+    x, y = X[:, :4, 0], np.ones((24, 3), "float32")
+    ssd = keras_ssd.wrap(model, task_weight=0.25, kd_weight=2.0)
+    kernel = ops.convert_to_numpy(model.layers[-1].kernel)
+    prediction = 2 * model.layers[1](x) @ model.layers[-1].kernel
+    task = np.mean((ops.convert_to_numpy(prediction) - y) ** 2)
+    logs = ssd.train_on_batch(x, y, return_dict=True)
+    expected = 0.25 * task + 0.5 * np.sum(kernel**2) + 2.0 * float(logs["kd_loss"])
+    assert float(logs["loss"]) == pytest.approx(expected, rel=1e-4)
+
+
+def test_teachers_that_are_not_finite_leave_the_task_alone():
+    """A frozen network gone wrong gives no term; the student trains as the plain model would."""
+    x = X[:, :4, 0]
+    results = []
+    for broken in (True, False):
+        keras.utils.set_random_seed(3)
+        inputs = keras.Input((4,))
+        hidden = layers.Dense(4, name="hidden")
+        model = keras.Model(inputs, layers.Dense(3, activation="softmax")(Doubling()(hidden(inputs))))
+        ssd = keras_ssd.wrap(model, teacher="snapshot", kd_weight=1.0 if broken else 0.0, distill="both", percentile=0)
+        ssd.compile("sgd", "sparse_categorical_crossentropy")
+        if broken:
+            for held in ssd.held_weights.held:
+                held.assign(np.full(held.shape, np.nan))
+        logs = ssd.train_on_batch(x, Y, return_dict=True)
+        results.append((float(logs["loss"]), *model.get_weights()))
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+@pytest.mark.parametrize("chunk", [None, 4, 3, 10], ids=lambda c: f"chunk={c}")
+def test_every_pass_draws_its_own_noise(chunk):
+    """10 teachers of 24 samples: no two alike, in this step or the next."""
+    keras.utils.set_random_seed(3)
+    inputs = keras.Input((40,))
+    model = keras.Model(inputs, layers.Dense(2)(layers.Dropout(0.5, name="noise")(inputs)))
+    ssd = keras_ssd.wrap(
+        model,
+        n_teachers=10,
+        teacher_chunk=chunk,
+        distill="representation",
+        similarity="uniform",
+        representation="noise",
+    )
+    draws = []
+    for _ in range(2):
+        _, _, given = ssd._roles.student_pass(np.ones((24, 40), "float32"))
+        draws.append(ops.convert_to_numpy(ssd._teacher_pass(given)[1]).reshape(240, 40))
+    assert len(np.unique(np.concatenate(draws), axis=0)) == 480
+    assert np.mean(np.concatenate(draws) == 0) == pytest.approx(0.5, abs=0.02)
+
+
+def test_seed_fixes_the_teachers():
+    def run(seed):
+        _, ssd = twins(seed=seed)
+        ssd.train_on_batch(X, Y)
+        return ssd.student.get_weights()
+
+    assert_equal(run(4), run(4))
+    assert not all(np.array_equal(a, b) for a, b in zip(run(4), run(5), strict=True))
+
+
+def test_wrapping_draws_no_random_numbers():
+    def following(wrap):
+        keras.utils.set_random_seed(8)
+        model = network(seeds=(None, None))
+        if wrap:
+            keras_ssd.wrap(model, teacher="ema")
+        return network(seeds=(None, None)).get_weights() + [np.random.random(2), keras.random.normal((3,))]
+
+    for a, b in zip(following(False), following(True), strict=True):
+        np.testing.assert_array_equal(ops.convert_to_numpy(a), ops.convert_to_numpy(b))
+
+
+def test_teacher_weights_shows_and_changes_nothing():
+    _, ssd = twins("snapshot")
+    before = [ops.convert_to_numpy(v) for v in ssd.variables]
+    weights, unfiltered = ssd.teacher_weights(X[:5]), ssd.teacher_weights(X[:5], percentile=0)
+    assert weights.shape == unfiltered.shape == (5, 30)
+    np.testing.assert_allclose(weights.sum(axis=1), 1, atol=1e-5)
+    # 3 of 30 are kept, more only where small representations coincide
+    assert (np.count_nonzero(weights, axis=1) >= 3).all() and np.median(np.count_nonzero(weights, axis=1)) == 3
+    assert (unfiltered > 0).all()
+    np.testing.assert_array_equal(weights, ssd.teacher_weights(X[:5]))
+    assert_equal(before, [ops.convert_to_numpy(v) for v in ssd.variables])
+
+
+def test_deterministic_teacher_is_the_control():
+    model = network(lambda seed: Doubling())
+    ssd = keras_ssd.wrap(model, teacher="snapshot", stochastic_layers=(), n_teachers=1, similarity="uniform")
+    with keras.StatelessScope([(v, v.value) for v in ssd.variables]):
+        _, _, given = ssd._roles.student_pass(X)
+        _, representation = ssd._teacher_pass(given)
+    hidden = keras.Model(model.input, model.layers[-1].input)(X, training=False)
+    np.testing.assert_allclose(ops.convert_to_numpy(representation)[:, 0], ops.convert_to_numpy(hidden), atol=1e-6)

@@ -1,0 +1,251 @@
+"""What `wrap` takes over from a compiled model, and what it refuses: by name, with what was received and the remedy."""
+
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import keras_ssd
+from structures import Subclassed
+
+
+def model(*middle, last=None):
+    stack = [layers.Dense(6, name="hidden"), *middle, last or layers.Dense(3, activation="softmax", name="head")]
+    return keras.Sequential([keras.Input((4,)), *stack], name="net")
+
+
+def noisy():
+    return model(layers.Dropout(0.5, name="drop"))
+
+
+def opaque():
+    net = Subclassed("dropout")
+    net(np.zeros((1, 4), "float32"))
+    return net
+
+
+REFUSALS = {
+    "no noise": (lambda: keras_ssd.wrap(model()), "no noise layer.*Add one"),
+    "all rates 0": (lambda: keras_ssd.wrap(model(layers.Dropout(0.0, name="drop"))), "'drop'.*rate of 0"),
+    "rates 0 in a recurrent layer": (
+        lambda: keras_ssd.wrap(keras.Sequential([keras.Input((4, 2)), layers.LSTM(3), layers.Dense(2)])),
+        "no noise layer",
+    ),
+    "representation before the noise": (
+        lambda: keras_ssd.wrap(noisy(), representation="hidden"),
+        "`representation` lies before the first active noise layer.*representation='hidden'.*'drop'",
+    ),
+    "unknown representation": (
+        lambda: keras_ssd.wrap(noisy(), representation="nowhere"),
+        "`representation`.*'nowhere'.*'hidden', 'drop', 'head'",
+    ),
+    "unknown stochastic layer": (
+        lambda: keras_ssd.wrap(noisy(), stochastic_layers=["drop", "nowhere"]),
+        r"`stochastic_layers`.*\['nowhere'\].*\['drop'\]",
+    ),
+    "chosen layer makes no noise": (
+        lambda: keras_ssd.wrap(noisy(), stochastic_layers="hidden"),
+        "`stochastic_layers`.*'hidden'",
+    ),
+    "predicate chooses nothing": (lambda: keras_ssd.wrap(noisy(), stochastic_layers=lambda _: False), "False for all"),
+    "no noise wanted of many": (lambda: keras_ssd.wrap(noisy(), stochastic_layers=()), "n_teachers=1"),
+    "n_teachers 0": (lambda: keras_ssd.wrap(noisy(), n_teachers=0), "`n_teachers`.*n_teachers=0"),
+    "n_teachers 1 with guidance": (lambda: keras_ssd.wrap(noisy(), n_teachers=1), "at least 2.*uniform"),
+    "percentile": (lambda: keras_ssd.wrap(noisy(), percentile=101), "`percentile`.*percentile=101"),
+    "temperature": (lambda: keras_ssd.wrap(noisy(), temperature=0), "`temperature`.*temperature=0"),
+    "guidance_temperature": (
+        lambda: keras_ssd.wrap(noisy(), guidance_temperature=-1.0),
+        "`guidance_temperature`.*-1.0",
+    ),
+    "kd_weight": (lambda: keras_ssd.wrap(noisy(), kd_weight=-1.0), "`kd_weight`.*-1.0"),
+    "task_weight": (lambda: keras_ssd.wrap(noisy(), task_weight=float("nan")), "`task_weight`.*nan"),
+    "seed": (lambda: keras_ssd.wrap(noisy(), seed=0.5), "`seed`.*0.5"),
+    "unknown teacher": (lambda: keras_ssd.wrap(noisy(), teacher="me"), "`teacher`.*'me'"),
+    "missing file": (
+        lambda: keras_ssd.wrap(noisy(), teacher="missing.keras"),
+        "`teacher`.*does not exist.*missing.keras",
+    ),
+    "teacher of another width": (
+        lambda: keras_ssd.wrap(
+            noisy(),
+            teacher=keras.Sequential([keras.Input((4,)), layers.Dense(9), layers.Dropout(0.5), layers.Dense(3)]),
+            distill="representation",
+        ),
+        "`teacher`.*9 features.*6",
+    ),
+    "teacher with other outputs": (
+        lambda: keras_ssd.wrap(
+            noisy(), teacher=keras.Sequential([keras.Input((4,)), layers.Dropout(0.5), layers.Dense(2)])
+        ),
+        r"`teacher`.*\(2,\).*\(3,\)",
+    ),
+    "unbuilt": (
+        lambda: keras_ssd.wrap(keras.Sequential([layers.Dense(3)], name="net")),
+        "`model` is not built.*keras.Input",
+    ),
+    "not a model": (lambda: keras_ssd.wrap("resnet"), "`model` should be a keras.Model.*'resnet'"),
+    "wrapped already": (lambda: keras_ssd.wrap(keras_ssd.wrap(noisy())), "wrapped already.*student"),
+    "no Dense head": (
+        lambda: keras_ssd.wrap(
+            keras.Sequential(
+                [keras.Input((8, 2)), layers.Dropout(0.5), layers.Conv1D(3, 8), layers.Softmax()], name="net"
+            )
+        ),
+        "`representation`.*no Dense layer",
+    ),
+    "one draw for the whole batch": (
+        lambda: keras_ssd.wrap(model(layers.Dropout(0.5, noise_shape=(1, 6), name="drop"))),
+        r"'drop'.*noise_shape=\(1, 6\)",
+    ),
+    "stateful behind the cut": (
+        lambda: keras_ssd.wrap(
+            keras.Sequential(
+                [
+                    keras.Input((5, 2), batch_size=4),
+                    layers.Dropout(0.5),
+                    layers.LSTM(3, stateful=True, name="r"),
+                    layers.Dense(2),
+                ]
+            )
+        ),
+        "'r' is stateful",
+    ),
+    "representation of a subclassed model": (
+        lambda: keras_ssd.wrap(opaque(), representation="hidden"),
+        "no graph of layers",
+    ),
+    "representation distilled in a subclassed model": (
+        lambda: keras_ssd.wrap(opaque(), distill="representation"),
+        "no graph of layers.*outputs",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_refusals(name):
+    call, message = REFUSALS[name]
+    with pytest.raises(ValueError, match=f"(?s){message}"):
+        call()
+
+
+def test_a_refused_model_is_as_before():
+    net = noisy()
+    before = (net.to_json(), [v.path for v in net.variables])
+    with pytest.raises(ValueError):
+        keras_ssd.wrap(net, percentile=-1)
+    assert before == (net.to_json(), [v.path for v in net.variables])
+
+
+def test_a_known_run_away_is_warned_of():
+    with pytest.warns(UserWarning, match="run away"):
+        keras_ssd.wrap(noisy(), distill="representation", similarity="dot")
+
+
+def test_compile_settings_are_taken_over():
+    def distance(y_true, y_pred):
+        return keras.ops.mean(keras.ops.abs(keras.ops.subtract(y_true, y_pred)), axis=-1)
+
+    net = noisy()
+    loss, metric = (
+        keras.losses.CategoricalCrossentropy(label_smoothing=0.1),
+        keras.metrics.CategoricalAccuracy(name="hit"),
+    )
+    schedule = keras.optimizers.schedules.ExponentialDecay(0.3, 10, 0.5)
+    net.compile(
+        keras.optimizers.SGD(schedule, momentum=0.9), loss, metrics=[metric, distance], weighted_metrics=["mae"]
+    )
+    x, y = np.ones((4, 4), "float32"), np.eye(3, dtype="float32")[[0, 1, 2, 0]]
+    net.train_on_batch(x, y)
+    ssd = keras_ssd.wrap(net)
+    assert ssd.loss is loss
+    assert ssd.optimizer is not net.optimizer and int(ssd.optimizer.iterations) == 0
+    assert ssd.optimizer.momentum == 0.9 and ssd.optimizer.get_config() == net.optimizer.get_config()
+    logs = ssd.test_on_batch(x, y, return_dict=True)
+    assert sorted(logs) == ["distance", "hit", "loss", "mae"]
+    assert logs == pytest.approx(net.test_on_batch(x, y, return_dict=True))
+
+
+def test_an_uncompiled_model_is_compiled_as_usual():
+    ssd = keras_ssd.wrap(noisy())
+    with pytest.raises(ValueError, match="compile"):
+        ssd.fit(np.ones((4, 4), "float32"), np.zeros(4))
+    ssd.compile("adam", "sparse_categorical_crossentropy")
+    assert "kd_loss" in ssd.fit(np.ones((4, 4), "float32"), np.zeros(4), verbose=0).history
+
+
+def test_losses_and_weights_by_output_name():
+    inputs = keras.Input((4,))
+    x = layers.Dropout(0.5)(layers.Dense(6)(inputs))
+    net = keras.Model(inputs, [layers.Dense(3, activation="softmax", name="a")(x), layers.Dense(1, name="b")(x)])
+    ssd = keras_ssd.wrap(net)
+    ssd.compile("sgd", {"a": "sparse_categorical_crossentropy", "b": "mse"}, loss_weights={"a": 1.0, "b": 0.5})
+    assert [(d.kind, d.weight) for d in ssd._distances(2)] == [("categorical", 1.0), ("regression", 0.5)]
+    logs = ssd.train_on_batch(np.ones((4, 4), "float32"), [np.zeros(4), np.zeros((4, 1))], return_dict=True)
+    assert {"a_loss", "b_loss", "kd_loss"} <= set(logs)
+
+
+def test_paper_setting():
+    with pytest.raises(ValueError, match="n_teachers"):
+        keras_ssd.SSDModel.paper(noisy(), n_teachers=0)
+    settings = keras_ssd.SSDModel.paper(noisy()).settings
+    assert (settings.kind, settings.n_teachers, settings.distill, settings.similarity) == (
+        "snapshot",
+        30,
+        "representation",
+        "dot",
+    )
+    assert (settings.guidance_temperature, settings.percentile, settings.kd_weight, settings.task_weight) == (
+        5.0,
+        90.0,
+        1.0,
+        1.0,
+    )
+
+
+def test_weight_can_change_between_epochs():
+    net = noisy()
+    net.compile(keras.optimizers.SGD(0.0), "sparse_categorical_crossentropy")
+    ssd = keras_ssd.wrap(net, teacher="snapshot", kd_weight=1.0)
+    ssd.fit(np.ones((4, 4), "float32"), np.zeros(4), verbose=0)
+    ssd.kd_weight = 0.25
+    assert ssd.kd_weight == 0.25
+    with pytest.raises(ValueError, match="`kd_weight`.*-1"):
+        ssd.kd_weight = -1
+    with pytest.raises(ValueError, match="without teachers"):
+        keras_ssd.wrap(noisy(), kd_weight=0).kd_weight = 1.0
+
+
+def test_methods_of_another_kind_are_refused():
+    with pytest.raises(ValueError, match="teacher=\"snapshot\".*'self'"):
+        keras_ssd.wrap(noisy()).take_snapshot()
+    with pytest.raises(ValueError, match="teacher=\"ema\".*'self'"):
+        keras_ssd.wrap(noisy()).write_average()
+
+
+def test_import_is_light():
+    """Only what the library needs; the rest is imported by those who use it."""
+    code = (
+        "import keras, sys; before = set(sys.modules); import keras_ssd; "
+        "print(sorted({name.split('.')[0] for name in set(sys.modules) - before}))"
+    )
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    added = eval(output.strip().splitlines()[-1])
+    assert not set(added) & {"matplotlib", "tensorflow_datasets", "keras_tuner", "aeon", "sklearn", "pandas", "scipy"}
+
+
+def test_without_a_backend_the_import_names_the_extra(tmp_path):
+    code = (
+        "import sys\n"
+        "class Refuse:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name in ('tensorflow', 'jax', 'torch'):\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+        "sys.meta_path.insert(0, Refuse())\n"
+        "import keras_ssd\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode != 0
+    assert "keras-ssd[jax]" in result.stderr and "KERAS_BACKEND" in result.stderr
