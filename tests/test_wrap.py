@@ -163,9 +163,9 @@ def test_compile_settings_are_taken_over():
     assert ssd.loss is loss
     assert ssd.optimizer is not net.optimizer and int(ssd.optimizer.iterations) == 0
     assert ssd.optimizer.momentum == 0.9 and ssd.optimizer.get_config() == net.optimizer.get_config()
-    logs = ssd.test_on_batch(x, y, return_dict=True)
+    logs = ssd.evaluate(x, y, verbose=0, return_dict=True)
     assert sorted(logs) == ["distance", "hit", "loss", "mae"]
-    assert logs == pytest.approx(net.test_on_batch(x, y, return_dict=True))
+    assert logs == pytest.approx(net.evaluate(x, y, verbose=0, return_dict=True))
 
 
 def test_an_uncompiled_model_is_compiled_as_usual():
