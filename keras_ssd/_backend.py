@@ -64,3 +64,20 @@ def compile_arguments(model):
     The exported `get_compile_config` serialises them, which loses functions and classes that are not registered.
     """
     return dict(model._compile_config.config)
+
+
+def copied(settings):
+    """Compile arguments for a second model: what has state is made anew from its configuration, the rest is shared."""
+    if isinstance(settings, dict):
+        return {name: copied(value) for name, value in settings.items()}
+    if isinstance(settings, (list, tuple)):
+        return [copied(value) for value in settings]
+    if isinstance(settings, (keras.optimizers.Optimizer, keras.metrics.Metric)):
+        return type(settings).from_config(settings.get_config())
+    return settings
+
+
+def restore_compiled(model):
+    """Compile a model again after a model around it was: Keras 3.6 strips it of its loss tracker and metrics then."""
+    if model.compiled and getattr(model, "_loss_tracker", True) is None:
+        model.compile(**{**copied(compile_arguments(model)), "optimizer": model.optimizer})

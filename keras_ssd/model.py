@@ -221,6 +221,7 @@ class SSDModel(keras.Model):
 
     def compile(self, *args, **kwargs):
         super().compile(*args, **kwargs)
+        _backend.restore_compiled(self.student)
         arguments = inspect.signature(keras.Model.compile).bind(self, *args, **kwargs).arguments
         self._loss_arguments = {name: arguments.get(name) for name in ("loss", "loss_weights")}
 
@@ -230,7 +231,7 @@ class SSDModel(keras.Model):
         Args:
             model: a compiled `keras.Model`.
         """
-        self.compile(**_copied(_backend.compile_arguments(model)))
+        self.compile(**_backend.copied(_backend.compile_arguments(model)))
 
     def compile_from_config(self, config):
         # Keras skips models whose `compile` is overridden, unless this method is, too.
@@ -481,17 +482,6 @@ def _check_model(argument, model):
             f"`{argument}` is not built: {model.name!r} has no weights yet. Start it with keras.Input(shape), or call "
             f"it on a batch or `{argument}.build(input_shape)` first."
         )
-
-
-def _copied(settings):
-    """Compile arguments for a second model: what has state is made anew from its configuration, the rest is shared."""
-    if isinstance(settings, dict):
-        return {name: _copied(value) for name, value in settings.items()}
-    if isinstance(settings, (list, tuple)):
-        return [_copied(value) for value in settings]
-    if isinstance(settings, (keras.optimizers.Optimizer, keras.metrics.Metric)):
-        return type(settings).from_config(settings.get_config())
-    return settings
 
 
 def _compared(outputs, representation, teacher_outputs, teacher_representations):
