@@ -7,6 +7,8 @@ All functions work on any Keras backend, take arrays or tensors, and compute in 
 float16.
 """
 
+import math
+
 from keras import ops
 
 from keras_ssd._backend import wide
@@ -20,7 +22,7 @@ def similarity_scores(student, teachers, similarity="dot"):
     | similarity | `phi[b, i]` |
     |---|---|
     | `"dot"` | the dot product `<f_S[b], f_T[b, i]>` (the paper) |
-    | `"cosine"` | the cosine of the angle between the two |
+    | `"cosine"` | the cosine of the angle between the two; 0 where one is zero, or its norm overflows |
     | `"euclidean"` | minus the squared distance |
     | `"kl"` | minus KL(softmax(f_T[b, i]), softmax(f_S[b])): the features are logits |
     | `"uniform"` | 0 for every teacher: no guidance |
@@ -106,7 +108,7 @@ def guidance_weights(scores, temperature=5.0, percentile=90.0):
     exponentials = ops.where(valid, exponentials, ops.zeros_like(scores))
     weights = exponentials / ops.sum(exponentials, axis=-1, keepdims=True)
     if percentile > 0 and scores.shape[-1] != 1:
-        threshold = ops.stop_gradient(_percentile(weights, percentile))
+        threshold = _least_kept(ops.stop_gradient(weights), percentile)
         weights = ops.where(weights >= threshold, weights, ops.zeros_like(weights))
         weights = weights / ops.sum(weights, axis=-1, keepdims=True)
     return weights
@@ -140,24 +142,17 @@ def _dot(student, teachers):
 
 
 def _unit(x):
-    # Squares of large or tiny entries would leave float32, so the largest is divided out first. The floor inside the
-    # root, which only a vector of zeros falls below, keeps its gradient small.
-    largest = ops.stop_gradient(ops.max(ops.abs(x), axis=-1, keepdims=True))
-    x = x / ops.where(largest < 1e-12, ops.ones_like(largest), largest)
-    return x * ops.rsqrt(ops.maximum(ops.sum(ops.square(x), axis=-1, keepdims=True), 0.5))
+    # A vector of zeros stays one, and its gradient small.
+    squared_norm = ops.sum(ops.square(x), axis=-1, keepdims=True)
+    return x * ops.rsqrt(ops.where(squared_norm < 1e-24, ops.ones_like(squared_norm), squared_norm))
 
 
-def _percentile(weights, percentile):
-    """`numpy.percentile(weights, percentile, axis=-1, keepdims=True)` for a static number of teachers."""
-    last = weights.shape[-1] - 1
-    position = percentile * last / 100
-    lower = int(position)
-    fraction = position - lower
-    # Sorted from the largest down, so that only as many order statistics are looked for as are needed.
-    largest = ops.top_k(weights, last - lower + 1)[0]
-    low = largest[:, -1:]
-    if fraction == 0:
-        return low
-    high = largest[:, -2:-1]
-    # Rounding must not lift the threshold over the largest weight.
-    return ops.minimum(low + (high - low) * fraction, high)
+def _least_kept(weights, percentile):
+    """The smallest weight of each row that is not below its percentile, for a static number of teachers.
+
+    Between two order statistics that is the upper one, wherever between them the interpolation lies.
+    """
+    # Rounded, because 100 * 5 / 29 is to fall on an order statistic.
+    position = math.ceil(round(percentile * (weights.shape[-1] - 1) / 100, 9))
+    # Not `ops.top_k`: under data parallelism XLA would gather the whole batch for it on every device.
+    return ops.sort(weights, axis=-1)[:, position : position + 1]

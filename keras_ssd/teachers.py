@@ -22,8 +22,7 @@ PAPER = dict(
     distill="representation",
     kd_weight=1.0,
     task_weight=1.0,
-    similarity="dot",
-    guidance_temperature=5.0,
+    similarity="dot",  # with a guidance temperature of 5, see below
     percentile=90.0,
 )
 # Teachers that move with the student must not pull hard: on outputs, with little weight and soft guidance they do no
@@ -129,7 +128,8 @@ def _is_int(value):
 
 
 def _is_number(value):
-    return isinstance(value, (int, float, np.integer, np.floating)) and math.isfinite(value)
+    is_number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    return is_number and math.isfinite(value)
 
 
 def resolve_kind(teacher):

@@ -1,0 +1,346 @@
+import math
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from keras import ops
+
+import reference
+from gradients import assert_close, value_and_gradient
+from keras_ssd.guidance import SIMILARITIES, guidance_weights, guided_target, similarity_scores
+from keras_ssd.losses import finite_or, representation_loss
+
+NAN, INF = math.nan, math.inf
+LN2, LN3 = math.log(2), math.log(3)
+# Few, as JAX compiles each operation anew for each shape.
+SHAPES = [(1, 1, 1), (2, 8, 1), (2, 30, 4)]
+# JAX has no float64 unless it is configured so, and Keras' matrix product makes it float32 on PyTorch.
+DTYPES = ["float16", "float32"] + ["float64"] * (keras.backend.backend() == "tensorflow")
+
+
+def normal(*shape, seed=1, scale=1.0):
+    return (scale * np.random.default_rng(seed).normal(size=shape)).astype("float32")
+
+
+def array(tensor):
+    return ops.convert_to_numpy(tensor)
+
+
+def weighted_sum(factors, x):
+    return ops.sum(ops.multiply(factors, x))
+
+
+def shape_id(shape):
+    return "B{}-N{}-D{}".format(*shape)
+
+
+# similarity_scores
+
+
+@pytest.mark.parametrize(
+    "similarity, expected",
+    [
+        ("dot", [2 * LN3, LN3]),
+        ("cosine", [1.0, math.sqrt(0.5)]),
+        ("euclidean", [-(LN3**2), -(LN3**2)]),
+        ("kl", [-(0.9 * math.log(0.9 / 0.75) + 0.1 * math.log(0.1 / 0.25)), -0.5 * math.log(4 / 3)]),
+        ("uniform", [0.0, 0.0]),
+        (lambda student, teachers: teachers[:, :, 0] - student[:, :1], [LN3, 0.0]),
+    ],
+    ids=[*SIMILARITIES, "callable"],
+)
+def test_scores_by_hand(similarity, expected):
+    """Logits (ln 3, 0) are the probabilities (3/4, 1/4), (2 ln 3, 0) are (.9, .1), (ln 3, ln 3) are (.5, .5)."""
+    teachers = [[[2 * LN3, 0.0], [LN3, LN3]]]
+    student = [[LN3, 0.0]]
+    if similarity == "dot":
+        student = [[1.0, 0.0]]
+    assert_close(similarity_scores(student, teachers, similarity), [expected])
+
+
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+@pytest.mark.parametrize("shape", SHAPES[1:], ids=shape_id)
+def test_scores_and_gradient(shape, similarity):
+    batch, n_teachers, features = shape
+    student, teachers = normal(batch, features), normal(*shape, seed=2)
+    factors = normal(batch, n_teachers, seed=3)
+    assert_close(similarity_scores(student, teachers, similarity), reference.scores(student, teachers, similarity))
+    _, gradient = value_and_gradient(
+        lambda s: weighted_sum(factors, similarity_scores(s, teachers, similarity)), student, compiled=True
+    )
+    expected = reference.gradient(lambda s: np.sum(factors * reference.scores(s, teachers, similarity)), student)
+    # The gradient of a cosine is a difference.
+    assert_close(gradient, expected, tolerance=1e-5 if similarity == "cosine" else 1e-6)
+
+
+def test_unknown_similarity():
+    with pytest.raises(ValueError, match="`similarity` should be one of .*'uniform'.* Received: 'dots'"):
+        similarity_scores([[1.0]], [[[1.0]]], "dots")
+
+
+@pytest.mark.parametrize("size, factor", [(1e-10, 1), (1e18, 1), (1e20, 0)], ids=["tiny", "huge", "overflow"])
+def test_cosine_of_tiny_and_huge(size, factor):
+    student, teachers = np.float32([[size, 0]]), np.float32([[[size, size], [-1, 0]]])
+    assert_close(similarity_scores(student, teachers, "cosine"), [[factor * math.sqrt(0.5), -factor]])
+
+
+def test_cosine_of_zeros():
+    teachers = np.float32([[[3, 4], [0, 0]]])
+    value, gradient = value_and_gradient(
+        lambda s: ops.sum(similarity_scores(s, teachers, "cosine")), np.zeros((1, 2), "float32")
+    )
+    assert value == 0
+    assert np.abs(gradient).max() <= 2
+
+
+@pytest.mark.parametrize("bad", [NAN, INF, -INF])
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+def test_non_finite_teacher_scores_nan_without_gradient(similarity, bad):
+    student, teachers = normal(2, 4), normal(2, 30, 4, seed=2)
+    teachers[0, 0] = student[0]
+    intact = teachers.copy()
+    teachers[0, 0, 1] = bad
+    scores = array(similarity_scores(student, teachers, similarity))
+    assert np.isnan(scores[0, 0]) and np.isfinite(scores).sum() == 59
+
+    used = np.isfinite(scores)
+
+    def kept(teachers):
+        return lambda s: ops.sum(ops.where(used, similarity_scores(s, teachers, similarity), 0.0))
+
+    assert_close(value_and_gradient(kept(teachers), student)[1], value_and_gradient(kept(intact), student)[1])
+
+
+# guidance_weights
+
+
+@pytest.mark.parametrize(
+    "scores, temperature, percentile, expected",
+    [
+        ([0, 5 * LN2, 5 * LN3], 5, 0, [1 / 6, 1 / 3, 1 / 2]),
+        ([0, 5 * LN2, 5 * LN3], 5, 40, [0, 2 / 5, 3 / 5]),
+        ([0, 5 * LN2, 5 * LN3], 5, 50, [0, 2 / 5, 3 / 5]),
+        ([0, 5 * LN2, 5 * LN3], 5, 51, [0, 0, 1]),
+        ([0, 5 * LN2, 5 * LN3], 5, 100, [0, 0, 1]),
+        ([0, 5 * LN2, 5 * LN3], 5, 99.9999999, [0, 0, 1]),
+        ([LN2, LN2, 0, LN2], 1, 90, [1 / 3, 1 / 3, 0, 1 / 3]),
+        ([0, 0, 9], 1, 90, [0, 0, 1]),
+        ([7, 7, 7, 7], 1, 100, [1 / 4] * 4),
+        ([-3], 5, 90, [1]),
+        ([1e20, 2e20], 0.01, 0, [0, 1]),
+        ([-3e38, 3e38], 0.01, 90, [0, 1]),
+        ([1e-30, 2e-30], 5, 0, [1 / 2, 1 / 2]),
+        ([0, NAN, LN3, INF, -INF], 1, 0, [1 / 4, 0, 3 / 4, 0, 0]),
+        ([NAN, INF], 5, 90, [1 / 2, 1 / 2]),
+    ],
+    ids=(
+        "all on-a-statistic on-the-median above-the-median best almost-best ties docstring all-equal single huge "
+        "extreme tiny non-finite nothing-finite"
+    ).split(),
+)
+def test_weights_by_hand(scores, temperature, percentile, expected):
+    assert_close(guidance_weights(np.float32([scores]), temperature, percentile), [expected])
+
+
+@pytest.mark.parametrize(
+    "n_teachers, percentile, kept",
+    [(30, 90, 3), (8, 90, 1), (11, 90, 2), (30, 0, 30), (8, 50, 4), (30, 100 * 5 / 29, 25)],
+)
+def test_how_many_are_kept(n_teachers, percentile, kept):
+    weights = array(guidance_weights(normal(2, n_teachers), percentile=percentile))
+    assert ((weights > 0).sum(axis=1) == kept).all()
+
+
+def test_uniform_keeps_all_equal():
+    scores = similarity_scores(normal(2, 4), normal(2, 30, 4), "uniform")
+    assert_close(guidance_weights(scores), np.full((2, 30), 1 / 30))
+
+
+@pytest.mark.parametrize("temperature", [0.01, 1, 100])
+@pytest.mark.parametrize("percentile", [0, 50, 90, 100])
+@pytest.mark.parametrize("n_teachers", [8, 11, 30])
+def test_weights_and_gradient(n_teachers, percentile, temperature):
+    # At N = 11 every one of these percentiles falls on an order statistic.
+    scores, factors = normal(2, n_teachers, scale=3 * temperature), normal(2, n_teachers, seed=2)
+    scores[0, : n_teachers // 2] = scores[0, 0]
+    value, gradient = value_and_gradient(
+        lambda s: weighted_sum(factors, guidance_weights(s, temperature, percentile)), scores
+    )
+    keep = reference.keep(scores, temperature, percentile)
+
+    def expected(s):
+        return np.sum(factors * reference.weights(s, temperature, percentile, keep))
+
+    assert_close(value, expected(scores))
+    # The step follows the temperature, by which the gradient scales.
+    expected_gradient = reference.gradient(expected, scores, step=1e-6 * temperature)
+    assert_close(gradient * temperature, expected_gradient * temperature)
+
+
+@pytest.mark.parametrize(
+    "argument, value",
+    [("temperature", 0), ("temperature", -1.0), ("temperature", NAN)]
+    + [("percentile", -1), ("percentile", 100.5), ("percentile", NAN)],
+)
+def test_weights_refuse(argument, value):
+    with pytest.raises(ValueError, match=f"`{argument}` should .* Received: {argument}={value}"):
+        guidance_weights([[1.0, 2.0]], **{argument: value})
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.floats(width=32), min_size=16, max_size=16),
+    st.sampled_from([0.01, 1.0, 5.0, 100.0]),
+    st.sampled_from([0.0, 50.0, 90.0, 99.99999999, 100.0]) | st.floats(0, 100),
+)
+def test_weights_are_a_distribution(scores, temperature, percentile):
+    scores = np.float32(scores).reshape(2, 8)
+    weights = array(guidance_weights(scores, temperature, percentile))
+    assert np.isfinite(weights).all() and (weights >= 0).all()
+    np.testing.assert_allclose(weights.sum(axis=1), 1, rtol=1e-6)
+    bad = ~np.isfinite(scores)
+    assert not weights[bad & ~bad.all(axis=1, keepdims=True)].any()
+
+
+# guided_target
+
+
+@pytest.mark.parametrize(
+    "weights, teachers, expected",
+    [
+        ([0.25, 0.75], [[4, 0], [8, 1]], [7, 0.75]),
+        ([0, 1], [[NAN, INF], [8, 1]], [8, 1]),
+        ([0.5, 0.5], [[NAN, 2], [8, 4]], [NAN, 3]),
+        ([0.5, 0.5], [[3e38, -3e38], [3e38, 3e38]], [3e38, 0]),
+    ],
+    ids=["docstring", "left-out", "non-finite", "huge"],
+)
+def test_target_by_hand(weights, teachers, expected):
+    target = guided_target(np.float32([weights]), np.float32([teachers]))
+    np.testing.assert_allclose(array(target), np.float32([expected]), rtol=1e-6)
+
+
+# Of one feature all cosines are 1 or -1: which of equals is kept is a matter of rounding.
+@pytest.mark.parametrize(
+    "shape, similarity",
+    [(shape, name) for shape in SHAPES[1:] for name in SIMILARITIES if name != "cosine" or shape[2] > 1],
+    ids=lambda value: value if isinstance(value, str) else shape_id(value),
+)
+@pytest.mark.parametrize("percentile", [0, 50, 90, 100])
+def test_target_and_gradient(shape, percentile, similarity):
+    """The gradient reaches the student through scores, weights and filter."""
+    batch, _, features = shape
+    student, teachers, factors = normal(batch, features), normal(*shape, seed=2), normal(batch, features, seed=3)
+
+    def target(s):
+        weights = guidance_weights(similarity_scores(s, teachers, similarity), 2.0, percentile)
+        return guided_target(weights, teachers)
+
+    keep = reference.keep(reference.scores(student, teachers, similarity), 2.0, percentile)
+
+    def expected(s):
+        weights = reference.weights(reference.scores(s, teachers, similarity), 2.0, percentile, keep)
+        return reference.target(weights, teachers)
+
+    assert_close(target(student), expected(student))
+    _, gradient = value_and_gradient(lambda s: weighted_sum(factors, target(s)), student)
+    assert_close(gradient, reference.gradient(lambda s: np.sum(factors * expected(s)), student))
+
+
+# The paper's setting: dot product, h = 5, epsilon = 90, mean squared error.
+
+
+def paper_loss(student, teachers, percentile=90.0):
+    student = ops.convert_to_tensor(student)
+    target = guided_target(guidance_weights(similarity_scores(student, teachers), 5.0, percentile), teachers)
+    return representation_loss(finite_or(target, ops.stop_gradient(student)), student, None)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=shape_id)
+def test_paper_loss(shape):
+    student, teachers = normal(shape[0], shape[2]), normal(*shape, seed=2)
+    keep = reference.keep(reference.scores(student, teachers))
+    value, gradient = value_and_gradient(lambda s: paper_loss(s, teachers), student, compiled=True)
+    assert value == pytest.approx(reference.paper_loss(student, teachers), rel=1e-6, abs=1e-6)
+    expected = reference.gradient(lambda s: reference.paper_loss(s, teachers, keep=keep), student)
+    assert_close(gradient, expected)
+
+
+def test_paper_loss_by_hand():
+    """Scores (0, 5 ln 3) weigh 1/4 and 3/4; the filter keeps the second only, and its weight is a constant 1."""
+    student, teachers = np.float32([[1, 0]]), np.float32([[[0, 2], [5 * LN3, 4]]])
+    value, gradient = value_and_gradient(lambda s: paper_loss(s, teachers), student)
+    assert_close(value, ((1 - 5 * LN3) ** 2 + 4**2) / 2)
+    assert_close(gradient, [[1 - 5 * LN3, -4]])
+    # Kept both, the target is (15/4 ln 3, 7/2), and a gives da2 = a1 a2 / h (f2 - f1) = 3/80 (5 ln 3, 2).
+    value, gradient = value_and_gradient(lambda s: paper_loss(s, teachers, percentile=0.0), student)
+    d = np.array([1 - 3.75 * LN3, -3.5])
+    assert_close(value, (d @ d) / 2)
+    difference = np.array([5 * LN3, 2])
+    assert_close(gradient, [d - (d @ difference) * 3 / 80 * difference])
+
+
+@pytest.mark.parametrize("bad", [NAN, INF, -INF])
+def test_paper_loss_without_bad_teachers(bad):
+    """A bad teacher is left out; where all are bad, the sample has no term and no gradient."""
+    student, teachers = normal(2, 4), normal(2, 30, 4, seed=2)
+    teachers[0, 7] = -student[0]  # the least similar: below the percentile anyway
+    expected = reference.paper_loss(student[:1], teachers[:1]) / 2
+    _, gradient_before = value_and_gradient(lambda s: paper_loss(s, teachers), student)
+    teachers[0, 7, 2] = teachers[1] = bad
+    value, gradient = value_and_gradient(lambda s: paper_loss(s, teachers), student)
+    assert_close(value, expected)
+    assert not gradient[1].any()
+    assert_close(gradient[0], gradient_before[0])
+
+
+@pytest.mark.parametrize("bad", [NAN, INF, 1e20, 1e38])
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+def test_bad_student(similarity, bad):
+    student, teachers = normal(2, 4), normal(2, 30, 4, seed=2)
+    student[0, 0] = bad
+    weights = array(guidance_weights(similarity_scores(student, teachers * np.float32(1e3), similarity)))
+    assert np.isfinite(weights).all()
+    np.testing.assert_allclose(weights.sum(axis=1), 1, rtol=1e-6)
+    if not np.isfinite(bad) or similarity == "uniform":
+        assert_close(weights[0], np.full(30, 1 / 30))
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e20, 1e37])
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+def test_gradient_of_extreme_magnitudes_is_finite(similarity, size):
+    student, teachers = np.float32([[size, -size]]), np.float32([[[size, 1], [-size, size]]])
+    factors = np.float32([[1, 2]])
+    _, gradient = value_and_gradient(
+        lambda s: weighted_sum(factors, guidance_weights(similarity_scores(s, teachers, similarity), 5.0, 0.0)),
+        student,
+        compiled=True,
+    )
+    assert np.isfinite(gradient).all()
+
+
+# dtypes
+
+
+@pytest.mark.parametrize("similarity, expected", [("dot", 4096 * 3600), ("euclidean", -4096 * 14400), ("cosine", 1)])
+def test_float16_does_not_overflow(similarity, expected):
+    student, teachers = np.full((1, 4096), 60, "float16"), np.full((1, 2, 4096), 60, "float16")
+    if similarity == "euclidean":
+        teachers = -teachers
+    assert_close(similarity_scores(student, teachers, similarity), [[expected] * 2])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_dtypes(dtype):
+    student = ops.convert_to_tensor(normal(2, 4), dtype)
+    teachers = ops.convert_to_tensor(normal(2, 30, 4, seed=2), dtype)
+    computed, tolerance = ("float64", 1e-14) if dtype == "float64" else ("float32", 1e-6)
+    for similarity in SIMILARITIES:
+        scores = similarity_scores(student, teachers, similarity)
+        weights = guidance_weights(scores, 0.3, 40.0)
+        target = guided_target(weights, teachers)
+        assert {keras.backend.standardize_dtype(x.dtype) for x in (scores, weights, target)} == {computed}
+        expected = reference.weights(reference.scores(array(student), array(teachers), similarity), 0.3, 40.0)
+        assert_close(target, reference.target(expected, array(teachers)), tolerance)

@@ -1,0 +1,138 @@
+import math
+
+import numpy as np
+import pytest
+
+from keras_ssd.teachers import Settings
+
+COLUMNS = "n_teachers distill kd_weight similarity guidance_temperature percentile".split()
+# As in the table of `keras_ssd.wrap`.
+DEFAULTS = {
+    "self": (8, "outputs", 0.1, "kl", 1.0, 0.0),
+    "ema": (8, "outputs", 0.1, "kl", 1.0, 0.0),
+    "model": (8, "outputs", 1.0, "kl", 1.0, 0.0),
+    "snapshot": (30, "representation", 1.0, "dot", 5.0, 90.0),
+}
+
+
+@pytest.mark.parametrize("kind, values", DEFAULTS.items(), ids=DEFAULTS)
+def test_defaults(kind, values):
+    settings = Settings(kind)
+    assert tuple(getattr(settings, name) for name in COLUMNS) == values
+    assert (settings.task_weight, settings.temperature, settings.momentum) == (1.0, 3.0, 0.99)
+    assert (settings.dropout_rate, settings.teacher_chunk) == (None, None)
+
+
+def test_defaults_of_another_kind():
+    settings = Settings("snapshot", "model")
+    assert settings.kind == "snapshot"
+    assert tuple(getattr(settings, name) for name in COLUMNS) == DEFAULTS["model"]
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_what_is_given_replaces_one_default(name):
+    given = dict(zip(COLUMNS, (5, "both", 0.0, "cosine", 0.7, 50.0), strict=True))[name]
+    settings = Settings("snapshot", **{name: given})
+    expected = dict(zip(COLUMNS, DEFAULTS["snapshot"], strict=True)) | {name: given}
+    if name == "similarity":
+        expected["guidance_temperature"] = settings.guidance_temperature  # its default has its own test below
+    assert {column: getattr(settings, column) for column in COLUMNS} == expected
+
+
+@pytest.mark.parametrize("kind", ["ema", "snapshot"])
+@pytest.mark.parametrize(
+    "similarity, temperature",
+    [("dot", 5.0), ("euclidean", 5.0), ("cosine", 0.1), ("kl", 1.0), ("uniform", 1.0), (lambda s, t: t[:, :, 0], 1.0)],
+    ids=["dot", "euclidean", "cosine", "kl", "uniform", "callable"],
+)
+def test_guidance_temperature_follows_the_similarity(kind, similarity, temperature):
+    assert Settings(kind, similarity=similarity).guidance_temperature == temperature
+    assert Settings(kind, similarity=similarity, guidance_temperature=2).guidance_temperature == 2
+
+
+NOT_NUMBERS = (math.nan, math.inf, "3", [1.0], True)
+REFUSED = {
+    "n_teachers": (0, 1, -3, 2.5, True, "8", math.nan),
+    "teacher_chunk": (0, -1, 1.5, True, "2"),
+    "kd_weight": (-0.1, *NOT_NUMBERS),
+    "task_weight": (-1, None, *NOT_NUMBERS),
+    "temperature": (0, -1.0, None, *NOT_NUMBERS),
+    "guidance_temperature": (0, -1.0, *NOT_NUMBERS),
+    "percentile": (-1, 100.5, *NOT_NUMBERS),
+    "dropout_rate": (0, 1, 1.0, -0.1, 1.5, *NOT_NUMBERS),
+    "momentum": (1, -0.1, 1.5, None, *NOT_NUMBERS),
+}
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [(name, value) for name, values in REFUSED.items() for value in values],
+    ids=lambda value: value if isinstance(value, str) else repr(value),
+)
+def test_refused_number(name, value):
+    with pytest.raises(ValueError) as error:
+        Settings("ema", **{name: value})
+    message = str(error.value)
+    assert message.startswith(f"`{name}` should ")
+    assert f"Received: {name}={value}" in message
+
+
+@pytest.mark.parametrize(
+    "name, value", [("distill", "output"), ("distill", 1), ("similarity", "l2"), ("similarity", 3)]
+)
+def test_refused_name(name, value):
+    with pytest.raises(ValueError, match=f"`{name}` should be one of .* Received: {name}={value!r}"):
+        Settings("ema", **{name: value})
+
+
+ACCEPTED = {
+    "n_teachers": (2, np.int64(3)),
+    "teacher_chunk": (1, np.int32(4), 100),
+    "kd_weight": (0, 0.0, np.float32(2)),
+    "task_weight": (0, 5),
+    "temperature": (1e-3, 1, np.float64(2)),
+    "percentile": (0, 100, 33.3),
+    "dropout_rate": (1e-6, 0.999),
+    "momentum": (0, 0.9999),
+}
+
+
+@pytest.mark.parametrize("name, values", ACCEPTED.items(), ids=ACCEPTED)
+def test_accepted(name, values):
+    for value in values:
+        assert getattr(Settings("ema", **{name: value}), name) == value
+
+
+def test_one_teacher_needs_no_guidance():
+    assert Settings("self", similarity="uniform", n_teachers=1).n_teachers == 1
+    with pytest.raises(ValueError, match='at least 2 .*similarity="uniform".* Received: n_teachers=1'):
+        Settings("self", n_teachers=1)
+    with pytest.raises(ValueError, match="at least 1. Received: n_teachers=0"):
+        Settings("self", similarity="uniform", n_teachers=0)
+
+
+@pytest.mark.parametrize("distill", ["representation", "both"])
+def test_runaway_warns(distill):
+    with pytest.warns(UserWarning, match='similarity="dot".*run away'):
+        Settings("self", distill=distill, similarity="dot")
+    # Warnings are errors: these are silent.
+    Settings("self", similarity="dot")
+    Settings("ema", distill=distill, similarity="dot")
+    Settings("self", distill=distill, similarity="cosine")
+
+
+@pytest.mark.parametrize(
+    "distill, similarity, representation, outputs",
+    [
+        ("outputs", "kl", False, True),
+        ("outputs", "uniform", False, True),
+        ("outputs", "cosine", True, True),
+        ("representation", "dot", True, False),
+        ("representation", "kl", True, True),
+        ("representation", "uniform", True, False),
+        ("both", "uniform", True, True),
+    ],
+)
+def test_what_is_needed(distill, similarity, representation, outputs):
+    settings = Settings("ema", distill=distill, similarity=similarity)
+    assert (settings.needs_representation, settings.needs_outputs) == (representation, outputs)
