@@ -37,6 +37,22 @@ def wide(x):
     return x if keras.backend.standardize_dtype(x.dtype) == "float64" else ops.cast(x, "float32")
 
 
+def gains_from_small_batches():
+    """Whether several small batches are faster than one large batch that overflows the processor's cache.
+
+    An accelerator wants large ones. So does TensorFlow: the loop would gain 3 % but takes long to trace.
+    """
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return jax.default_backend() == "cpu"
+    if keras.backend.backend() == "torch":
+        import torch
+
+        return not torch.accelerator.is_available()
+    return False
+
+
 def replicas_in_sync():
     """Number of replicas of the current `tf.distribute` strategy, by which Keras divides its own losses; else 1."""
     if keras.backend.backend() != "tensorflow":
@@ -58,6 +74,28 @@ def derived_seed():
         random.setstate(state)
 
 
+def after_train_step(model, result, update):
+    """Run `update`, which assigns to non-trainable variables of a model, on the state that its training step leaves.
+
+    Args:
+        model: the model.
+        result: what `train_step` of Keras returned: on JAX with the state, which exists nowhere else yet.
+        update: callable without arguments.
+
+    Returns:
+        The result, updated.
+    """
+    if keras.backend.backend() != "jax":
+        update()
+        return result
+    logs, (trainable, non_trainable, *others) = result
+    variables = model.non_trainable_variables
+    mapping = [*zip(model.trainable_variables, trainable, strict=True), *zip(variables, non_trainable, strict=True)]
+    with keras.StatelessScope(mapping) as scope:
+        update()
+    return logs, (trainable, [scope.get_current_value(v) for v in variables], *others)
+
+
 def compile_arguments(model):
     """The very objects that `model.compile` was called with, as keyword arguments (`_compile_config`: not exported).
 
@@ -73,7 +111,14 @@ def copied(settings):
     if isinstance(settings, (list, tuple)):
         return [copied(value) for value in settings]
     if isinstance(settings, (keras.optimizers.Optimizer, keras.metrics.Metric)):
-        return type(settings).from_config(settings.get_config())
+        try:
+            return type(settings).from_config(settings.get_config())
+        except (NotImplementedError, TypeError) as error:
+            raise ValueError(
+                f"`model` is compiled with something that cannot be copied: {settings!r} has no usable `get_config` "
+                f"({error}). Give it one, or make the wrapper with keras_ssd.SSDModel(model, ...), which copies "
+                "nothing, and compile that."
+            ) from error
     return settings
 
 

@@ -1,5 +1,7 @@
 """How far the student's outputs are from the teachers', for every kind of output a Keras model has."""
 
+import functools
+
 import keras
 from keras import ops, tree
 
@@ -143,7 +145,8 @@ def output_distances(activations, names, temperature, loss=None, loss_weights=No
     """Tell for each output what it is, from the compiled loss first and the last activation second.
 
     A categorical or binary cross-entropy says so itself, and by `from_logits` what the output holds. Where the loss is
-    of another kind (a custom one, say), a softmax or sigmoid activation tells; any other output is a regression.
+    of another kind (a custom one, say), a softmax or sigmoid activation tells; any other output is a regression. An
+    output that is given no loss where others are is not distilled.
 
     Args:
         activations: for each output `"softmax"`, `"sigmoid"` or `None`.
@@ -160,16 +163,24 @@ def output_distances(activations, names, temperature, loss=None, loss_weights=No
     distances = []
     for activation, one, weight in zip(activations, losses, weights, strict=True):
         kind, from_logits = _kind(one, activation)
-        distances.append(OutputDistance(kind, from_logits, temperature, 1.0 if weight is None else float(weight)))
+        weight = 1.0 if weight is None else float(weight)
+        if one is None and loss is not None:
+            # What the user does not train is not taught, either.
+            weight = 0.0
+        distances.append(OutputDistance(kind, from_logits, temperature, weight))
     return distances
 
 
 def _kind(loss, activation):
+    from_logits = bool(getattr(loss, "from_logits", False))
+    if isinstance(loss, functools.partial):
+        from_logits = bool(loss.keywords.get("from_logits", False))
+        loss = loss.func
     name = loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
     name = name.lower().replace("_", "")
     if "crossentropy" in name or name in ("bce", "kldivergence", "kld"):
         kind = "binary" if "binary" in name or name == "bce" else "categorical"
-        return kind, bool(getattr(loss, "from_logits", False))
+        return kind, from_logits
     if name in _REGRESSION_LOSSES:
         return "regression", False
     return {"softmax": "categorical", "sigmoid": "binary"}.get(activation, "regression"), False
@@ -177,7 +188,7 @@ def _kind(loss, activation):
 
 def _per_output(setting, outputs, names):
     if isinstance(setting, dict):
-        return [setting.get(name) for name in names or sorted(setting)]
+        return [setting.get(name) for name in names or [None] * outputs]
     if isinstance(setting, (list, tuple)):
         return list(setting) if len(setting) == outputs else [setting[0]] * outputs
     return [setting] * outputs

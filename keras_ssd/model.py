@@ -5,6 +5,7 @@ import inspect
 import threading
 
 import keras
+import numpy as np
 from keras import ops, tree
 
 from keras_ssd import _backend
@@ -38,15 +39,21 @@ def _in_phase(**changes):
 
 
 class _Steering:
-    """What callbacks set for the length of a `fit`. A plain object: none of it is state that Keras should save.
+    """What callbacks set for the length of a `fit`, and what one `fit` leaves to the next.
+
+    A plain object: none of it is state that Keras should save.
 
     Attributes:
         teaching: whether training steps run the teachers.
         figures: a metric that is shown the teachers of every training step, or `None`.
+        raw_weights: the student's own weights (arrays) while it carries the average, or `None`.
+        has_begun: whether the average is known to have been fed.
     """
 
     teaching = True
     figures = None
+    raw_weights = None
+    has_begun = False
 
 
 @keras.saving.register_keras_serializable(package="keras_ssd")
@@ -87,9 +94,8 @@ class SSDModel(keras.Model):
         **kwargs,
     ):
         _check_model("model", model)
-        kind, teacher_model = resolve_kind(teacher)
-        if isinstance(teacher_model, SSDModel):
-            teacher_model = teacher_model.student
+        kind, teacher = resolve_kind(teacher)
+        teacher_model = teacher.student if isinstance(teacher, SSDModel) else teacher
         if teacher_model is not None:
             _check_model("teacher", teacher_model)
         # Without a graph there is no representation: outputs are distilled, as for any other frozen teacher.
@@ -127,6 +133,8 @@ class SSDModel(keras.Model):
         self._stochastic_layers = None if stochastic_layers is None else roles.stochastic_layers
         self.teacher_seed_generator = keras.random.SeedGenerator(_backend.derived_seed() if seed is None else seed)
         self.held_weights = None if kind == "self" else HeldWeights(roles.teacher_network.weights, name="held_weights")
+        if isinstance(teacher, SSDModel) and teacher.averages:
+            self.held_weights.copy(teacher.held_weights.held)
         # A weight of 0 from the start means no teachers at all, and then nothing here may differ from a plain model.
         self.distills = settings.kd_weight > 0
         if self.distills:
@@ -179,15 +187,27 @@ class SSDModel(keras.Model):
 
     def train_step(self, *args, **kwargs):
         with _in_phase(training=self, student_pass=None):
-            return super().train_step(*args, **kwargs)
+            result = super().train_step(*args, **kwargs)
+        if self.settings.kind == "ema":
+            return _backend.after_train_step(self, result, self._update_average)
+        return result
+
+    def train_on_batch(self, *args, **kwargs):
+        self._begin()
+        return super().train_on_batch(*args, **kwargs)
 
     def test_step(self, *args, **kwargs):
         with _in_phase(training=None, evaluating=True):
             return super().test_step(*args, **kwargs)
 
     def evaluate(self, *args, **kwargs):
+        self._begin()
         with _in_phase(evaluating=True):
             return super().evaluate(*args, **kwargs)
+
+    def predict(self, *args, **kwargs):
+        self._begin()
+        return super().predict(*args, **kwargs)
 
     def get_metrics_result(self):
         logs = super().get_metrics_result()
@@ -206,6 +226,8 @@ class SSDModel(keras.Model):
 
     def fit(self, *args, **kwargs):
         teaching = self.teaching
+        self._begin()
+        self._take_up_raw_weights()
         try:
             history = super().fit(*args, **kwargs)
         finally:
@@ -213,6 +235,7 @@ class SSDModel(keras.Model):
             self.teaching = teaching
             self.observe(None)
         if self.averages:
+            self._steering.raw_weights = [ops.convert_to_numpy(v.value) for v in self.student.weights]
             self.write_average()
         if self.student.compiled and not self.student.optimizer.built:
             # A file of a compiled model whose optimizer has no variables yet cannot be loaded without a warning.
@@ -220,6 +243,9 @@ class SSDModel(keras.Model):
         return history
 
     def compile(self, *args, **kwargs):
+        if self.distills and isinstance(kwargs.get("metrics"), list):
+            # Keras Tuner compiles anew with what `self.metrics` holds, which includes our own.
+            kwargs["metrics"] = [one for one in kwargs["metrics"] if one is not self._kd_loss_tracker]
         super().compile(*args, **kwargs)
         _backend.restore_compiled(self.student)
         arguments = inspect.signature(keras.Model.compile).bind(self, *args, **kwargs).arguments
@@ -243,9 +269,6 @@ class SSDModel(keras.Model):
         loss = super().compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=training)
         if not training or _phase.training is not self:
             return loss
-        if self.settings.kind == "ema":
-            # Before it teaches, the average takes in the weights that the student has in this step.
-            self.held_weights.average(self.student.weights, self.settings.momentum)
         if not self.distills or not self.teaching:
             return loss
         loss = self._weigh_task(loss)
@@ -253,6 +276,28 @@ class SSDModel(keras.Model):
         n_samples = ops.shape(tree.flatten(y_pred)[0])[0]
         self._kd_loss_tracker.update_state(kd_loss * _backend.replicas_in_sync(), sample_weight=n_samples)
         return loss + ops.cast(self._kd_weight.value, loss.dtype) * kd_loss
+
+    # The moving average.
+
+    def _update_average(self):
+        self.held_weights.average(self.student.weights, self.settings.momentum)
+
+    def _begin(self):
+        """Before the average was ever fed, it is whatever the student is, also if that was loaded after wrapping."""
+        if self.settings.kind == "ema" and not self._steering.has_begun:
+            self._steering.has_begun = int(ops.convert_to_numpy(self.held_weights.steps.value)) > 0
+            if not self._steering.has_begun:
+                self.held_weights.copy(self.student.weights)
+
+    def _take_up_raw_weights(self):
+        """Go on from where the last `fit` ended, not from the average, unless the weights were changed since."""
+        raw, self._steering.raw_weights = self._steering.raw_weights, None
+        if raw is None:
+            return
+        pairs = zip(self.student.weights, self.held_weights.held, strict=True)
+        if all(np.array_equal(*map(ops.convert_to_numpy, pair)) for pair in pairs):
+            for variable, value in zip(self.student.weights, raw, strict=True):
+                variable.assign(value)
 
     # The distillation term.
 
@@ -278,6 +323,8 @@ class SSDModel(keras.Model):
         if self.settings.distill != "representation":
             distances = self._distances(len(outputs))
             for one, own, theirs, sample in zip(distances, outputs, teacher_outputs, sample_weights, strict=True):
+                if one.weight == 0:
+                    continue
                 loss += one.loss(one.target(weights, own, theirs), own, sample)
         if self.settings.distill != "outputs":
             own = _backend.wide(representation)
@@ -298,7 +345,8 @@ class SSDModel(keras.Model):
         settings = self.settings
         if settings.similarity == "kl":
             distances = self._distances(len(outputs))
-            scores = sum(d.scores(*pair) for d, *pair in zip(distances, outputs, teacher_outputs, strict=True))
+            triples = zip(distances, outputs, teacher_outputs, strict=True)
+            scores = sum(d.scores(own, theirs) for d, own, theirs in triples if d.weight > 0)
         else:
             student, teachers = _compared(outputs, representation, teacher_outputs, teacher_representations)
             scores = similarity_scores(student, teachers, settings.similarity)
@@ -309,7 +357,7 @@ class SSDModel(keras.Model):
         activations = self._roles.activations
         if len(activations) != n_outputs:
             activations = [None] * n_outputs
-        names = getattr(self, "output_names", None)
+        names = self._roles.output_keys or getattr(self, "output_names", None)
         return output_distances(activations, names=names, temperature=self.settings.temperature, **self._loss_arguments)
 
     # For users.
@@ -387,7 +435,8 @@ class SSDModel(keras.Model):
     def write_average(self):
         """Give the student the averaged weights (`teacher="ema"`). `fit` does so when it ends.
 
-        Call it yourself after training with `train_on_batch`.
+        Call it yourself after training with `train_on_batch`, and on a wrapper that was saved in mid-training (by
+        `ModelCheckpoint`, say) before you deploy its student.
         """
         if self.settings.kind != "ema":
             raise ValueError(
@@ -446,14 +495,17 @@ class SSDModel(keras.Model):
     def get_config(self):
         names = "n_teachers distill kd_weight task_weight guidance_temperature percentile temperature dropout_rate"
         config = {name: getattr(self.settings, name) for name in (names + " teacher_chunk momentum").split()}
-        teacher = self._roles.teacher_network if self.settings.kind == "model" else self.settings.kind
         student = keras.saving.serialize_keras_object(self.student)
+        teacher = self.settings.kind
+        if teacher == "model":
+            teacher = keras.saving.serialize_keras_object(self._roles.teacher_network)
+            teacher.pop("compile_config", None)
         # The wrapper is compiled, its student was at most compiled before: nobody needs that optimizer again.
         student.pop("compile_config", None)
         return {
             "name": self.name,
             "model": student,
-            "teacher": keras.saving.serialize_keras_object(teacher),
+            "teacher": teacher,
             "similarity": keras.saving.serialize_keras_object(self.settings.similarity),
             "representation": self._representation,
             "stochastic_layers": self._stochastic_layers,

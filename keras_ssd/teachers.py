@@ -170,6 +170,8 @@ class Roles:
 
     Attributes:
         passes: `StochasticPasses` of the teacher.
+        output_keys: the sorted keys of outputs that are a dictionary, else `None`; a subclassed model's are known
+            after its first training pass.
         teacher_network: the model that the teachers run.
         has_representation: whether both return a representation.
         n_outputs: number of outputs that the teachers return.
@@ -229,6 +231,7 @@ class Roles:
         self._read_teacher_inputs = None if teacher_model is None else teacher_graph.reader(self.passes.given)
         self.activations = [_last_activation(student_graph, x) for x in student_graph.outputs]
         self._structure = None if student_graph.is_opaque else _output_structure(model)
+        self.output_keys = sorted(self._structure) if isinstance(self._structure, dict) else None
 
     def teacher_pass(self, given, settings, seed_generator, weights):
         """Run the teachers.
@@ -258,6 +261,8 @@ class Roles:
         read, given = results[: self._n_read], results[self._n_read :]
         representation = flatten_features(read.pop(), 1) if self.has_representation else None
         outputs = read[0] if self._structure is None else keras.tree.pack_sequence_as(self._structure, read)
+        if isinstance(outputs, dict):
+            self.output_keys = sorted(outputs)
         if self._read_teacher_inputs is not None:
             given = self._read_teacher_inputs(x, training=False)
         return outputs, representation, given
@@ -293,13 +298,15 @@ def find_representation(graph, name):
             f"Received: representation={name!r}. Build the model with the functional API, or distil the outputs."
         )
     if name is None:
-        steps = [step for step in graph.needed(graph.outputs) if isinstance(step.layer, keras.layers.Dense)]
-        if not steps:
+        needed = graph.needed(graph.outputs)
+        dense = [step for step in needed if isinstance(step.layer, keras.layers.Dense)]
+        if not dense or _has_weights_behind(dense[-1], needed):
             raise ValueError(
                 f"`representation` is None, which means what feeds the last Dense layer, but the model "
-                f"{graph.model.name!r} has no Dense layer. Pass the name of one of its layers: {_layer_names(graph)}"
+                f"{graph.model.name!r} has no Dense layer as its head. Pass the name of one of its layers: "
+                f"{_layer_names(graph)}"
             )
-        return steps[-1].inputs[0]
+        return dense[-1].inputs[0]
     if name in graph.nested_outputs:
         return graph.nested_outputs[name][0]
     steps = [step for step in graph.steps if step.layer.name == name]
@@ -309,6 +316,17 @@ def find_representation(graph, name):
             f"representation={name!r}. Its layers are {_layer_names(graph)}"
         )
     return steps[-1].outputs[0]
+
+
+def _has_weights_behind(step, steps):
+    """Whether layers with weights lie between a step and the outputs: then it is not the head."""
+    reached = {id(x) for x in step.outputs}
+    for later in steps[steps.index(step) + 1 :]:
+        if any(id(x) in reached for x in later.inputs):
+            if isinstance(later.layer, keras.Layer) and later.layer.weights:
+                return True
+            reached.update(map(id, later.outputs))
+    return False
 
 
 def _layer_names(graph):

@@ -66,6 +66,29 @@ def test_training_goes_on_from_a_file(tmp_path, teacher):
     assert_equal(arrays(ssd.weights), arrays(loaded.weights))
 
 
+def test_a_teacher_compiled_with_an_unregistered_loss(tmp_path):
+    def local(y_true, y_pred):
+        return ops.mean(ops.square(y_true - y_pred), axis=-1)
+
+    teacher = network(3)
+    teacher.compile("sgd", local)
+    ssd = keras_ssd.wrap(network(), teacher=teacher)
+    ssd.fit(X, Y, verbose=0)
+    ssd.save(tmp_path / "ssd.keras")
+    loaded = keras.models.load_model(tmp_path / "ssd.keras")
+    assert_equal(arrays(ssd.held_weights.held), arrays(loaded.held_weights.held))
+
+
+def test_an_averaging_wrapper_teaches_its_average(tmp_path):
+    source = keras_ssd.wrap(network(), teacher="ema", momentum=0.9)
+    for _ in range(3):
+        source.train_on_batch(X, Y)
+    source.save(tmp_path / "ema.keras")
+    for teacher in (source, tmp_path / "ema.keras"):
+        ssd = keras_ssd.wrap(network(), teacher=teacher)
+        assert_equal(arrays(ssd.held_weights.held), arrays(source.held_weights.held))
+
+
 def test_options_survive(tmp_path):
     options = dict(
         n_teachers=5,

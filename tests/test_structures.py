@@ -133,9 +133,18 @@ def test_mask_reaches_the_teachers():
     np.testing.assert_allclose(passes(ssd, short)[1][0], passes(ssd, padded)[1][0], atol=1e-6)
 
 
-def test_augmentation_is_shared_and_not_noise():
+def flip():
+    return layers.RandomFlip("horizontal", seed=5)
+
+
+@pytest.mark.parametrize(
+    "augmentation",
+    [flip, lambda: keras.Sequential([flip()]), lambda: layers.Pipeline([flip()])],
+    ids=["layer", "nested", "pipeline"],
+)
+def test_augmentation_is_shared_and_not_noise(augmentation):
     inputs = keras.Input((4, 4, 1))
-    flipped = layers.RandomFlip("horizontal", seed=5)(inputs)
+    flipped = augmentation()(inputs)
     hidden = Doubling()(layers.Flatten()(flipped))
     model = keras.Model(inputs, layers.Dense(3, activation="softmax")(hidden))
     x = batch(model, size=8)
@@ -143,6 +152,12 @@ def test_augmentation_is_shared_and_not_noise():
         students, teachers = passes(wrapped(model, x, teacher=teacher), x)
         for i in range(3):
             np.testing.assert_allclose(teachers[0][:, i], students[0], atol=1e-6)
+
+
+def test_augmentation_is_noise_if_the_user_asks():
+    inputs = keras.Input((4, 4, 1))
+    model = keras.Model(inputs, layers.Dense(3, activation="softmax")(layers.Flatten()(flip()(inputs))))
+    x = batch(model, size=8)
     ssd = wrapped(model, x, stochastic_layers=lambda layer: isinstance(layer, layers.RandomFlip), n_teachers=16)
     _, teachers = passes(ssd, x)
     assert np.ptp(teachers[0], axis=1).max() > 1e-3

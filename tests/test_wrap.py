@@ -187,6 +187,60 @@ def test_losses_and_weights_by_output_name():
     assert {"a_loss", "b_loss", "kd_loss"} <= set(logs)
 
 
+def test_dictionary_of_outputs_whose_keys_are_not_layer_names():
+    inputs = keras.Input((4,))
+    x = layers.Dropout(0.5)(layers.Dense(6)(inputs))
+    net = keras.Model(inputs, {"zz": layers.Dense(3, name="aa")(x), "bb": layers.Dense(1, name="yy")(x)})
+    ssd = keras_ssd.wrap(net)
+    cross_entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    ssd.compile("sgd", {"zz": cross_entropy, "bb": "mse"}, loss_weights={"zz": 1.0, "bb": 0.25})
+    found = [(d.kind, d.from_logits, d.weight) for d in ssd._distances(2)]
+    assert found == [("regression", False, 0.25), ("categorical", True, 1.0)]
+
+
+@pytest.mark.filterwarnings("ignore:Gradients do not exist")  # Keras says so for the plain model, too
+@pytest.mark.parametrize("similarity", ["kl", "cosine"])
+def test_an_output_without_a_loss_is_not_taught(similarity):
+    inputs = keras.Input((4,))
+    x = layers.Dropout(0.5)(layers.Dense(6)(inputs))
+    free = layers.Dense(2, name="free")
+    net = keras.Model(inputs, [layers.Dense(3, activation="softmax")(x), free(x)])
+    ssd = keras_ssd.wrap(net, kd_weight=1.0, similarity=similarity)
+    ssd.compile("sgd", ["sparse_categorical_crossentropy", None])
+    before = free.get_weights()
+    ssd.train_on_batch(np.ones((4, 4), "float32"), [np.zeros(4), np.zeros((4, 2))])
+    for a, b in zip(before, free.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_what_cannot_be_copied_is_named():
+    class Warmup(keras.optimizers.schedules.LearningRateSchedule):
+        def __call__(self, step):
+            return 0.1
+
+    net = noisy()
+    net.compile(keras.optimizers.SGD(Warmup()), "mse")
+    with pytest.raises(ValueError, match="cannot be copied.*get_config.*SSDModel"):
+        keras_ssd.wrap(net)
+    ssd = keras_ssd.SSDModel(net)
+    ssd.compile(keras.optimizers.SGD(Warmup()), "mse")
+
+
+def test_generators_in_a_list_are_found():
+    class Noise(layers.Layer):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.generators = [keras.random.SeedGenerator(1)]
+
+        def call(self, x, training=False):
+            return keras.random.dropout(x, 0.5, seed=self.generators[0]) if training else x
+
+    ssd = keras_ssd.wrap(model(Noise(name="noise"), layers.Dropout(0.1)), distill="representation", similarity="cosine")
+    ssd.compile("sgd", "mse")
+    assert ssd._roles.stochastic_layers[0] == "noise"
+    assert np.ptp(ssd.teacher_representations(np.ones((2, 4), "float32"))[1], axis=1).max() > 0
+
+
 def test_paper_setting():
     with pytest.raises(ValueError, match="n_teachers"):
         keras_ssd.SSDModel.paper(noisy(), n_teachers=0)
