@@ -220,7 +220,8 @@ class TeacherSnapshot(keras.callbacks.Callback):
                 variable.assign(value)
         self.model.take_snapshot()
         rate = self._start_rate if self.learning_rate is None else self.learning_rate
-        restart_optimizer(self.model.optimizer, self.model.trainable_variables, rate)
+        with _strategy_scope(self.model):
+            restart_optimizer(self.model.optimizer, self.model.trainable_variables, rate)
         self.generation += 1
         self.snapshot_epochs.append(epoch)
         if self.verbose:
@@ -435,9 +436,7 @@ class TeacherMonitor(keras.callbacks.Callback):
         """Attach the metric; `SSDModel.fit` detaches it, after an exception as well."""
         self._first_norm = None
         self._warned = set()
-        # Only TensorFlow has strategies; a metric belongs into the scope of the model's.
-        strategy = getattr(self.model, "distribute_strategy", None)
-        with contextlib.nullcontext() if strategy is None else strategy.scope():
+        with _strategy_scope(self.model):
             self.model.observe(TeacherFigures(has_votes=self.model.teachers_classify))
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -562,6 +561,12 @@ def restart_optimizer(optimizer, variables, learning_rate=None):
         variable.assign(ops.convert_to_numpy(initial.value))
     if learning_rate is not None:
         optimizer.learning_rate = learning_rate
+
+
+def _strategy_scope(model):
+    """Where variables that belong to a model must be made. Only TensorFlow has strategies."""
+    strategy = getattr(model, "distribute_strategy", None)
+    return contextlib.nullcontext() if strategy is None else strategy.scope()
 
 
 def _constant_rate(optimizer):

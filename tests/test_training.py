@@ -169,7 +169,7 @@ def test_weights_loaded_after_a_fit_with_ema_are_respected():
     ssd.fit(X, Y, verbose=0)
     ssd.student.set_weights([w + 1 for w in ssd.student.get_weights()])
     kernel = ssd.student.get_weights()[0]
-    ssd.fit(X, Y, epochs=40, verbose=0)
+    ssd.fit(X, Y, epochs=14, verbose=0)
     np.testing.assert_allclose(ssd.student.get_weights()[0], kernel, atol=1e-3)
 
 
