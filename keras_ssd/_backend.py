@@ -53,6 +53,12 @@ def gains_from_small_batches():
     return False
 
 
+def variable_scope(model):
+    """The context in which variables beside a model's own are created: the scope of its `tf.distribute` strategy."""
+    strategy = getattr(model, "distribute_strategy", None)
+    return contextlib.nullcontext() if strategy is None else strategy.scope()
+
+
 def replicas_in_sync():
     """Number of replicas of the current `tf.distribute` strategy, by which Keras divides its own losses; else 1."""
     if keras.backend.backend() != "tensorflow":

@@ -4,7 +4,6 @@ Every callback can be deep-copied and pickled. All of them write into variables 
 and the end of an epoch.
 """
 
-import contextlib
 import math
 import warnings
 
@@ -12,8 +11,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_ssd._backend import wide
+from keras_ssd._backend import variable_scope, wide
 from keras_ssd.model import SSDModel
+from keras_ssd.teachers import is_number
 
 # What tells the direction of a metric by its name: "loss", "val_auc", "val_mean_absolute_error", ...
 _FALLING = ("loss", "error", "mse", "mae", "mape", "msle", "entropy", "divergence", "hinge", "poisson", "false_")
@@ -90,9 +90,9 @@ class TeacherSnapshot(keras.callbacks.Callback):
         _check_integer("generations", generations, 1)
         if at_epoch is not None:
             _check_integer("at_epoch", at_epoch, 1)
-        if not _is_number(min_delta) or min_delta < 0:
+        if not is_number(min_delta) or min_delta < 0:
             raise ValueError(f"`min_delta` should be a float that is not negative. Received: min_delta={min_delta!r}")
-        if learning_rate is not None and (not _is_number(learning_rate) or learning_rate <= 0):
+        if learning_rate is not None and (not is_number(learning_rate) or learning_rate <= 0):
             raise ValueError(
                 "`learning_rate` should be a positive float, or None for that at the beginning of `fit`. Received: "
                 f"learning_rate={learning_rate!r}"
@@ -220,7 +220,7 @@ class TeacherSnapshot(keras.callbacks.Callback):
                 variable.assign(value)
         self.model.take_snapshot()
         rate = self._start_rate if self.learning_rate is None else self.learning_rate
-        with _strategy_scope(self.model):
+        with variable_scope(self.model):
             restart_optimizer(self.model.optimizer, self.model.trainable_variables, rate)
         self.generation += 1
         self.snapshot_epochs.append(epoch)
@@ -420,7 +420,7 @@ class TeacherMonitor(keras.callbacks.Callback):
     def __init__(self, every=1, norm_factor=10.0):
         super().__init__()
         _check_integer("every", every, 1)
-        if not _is_number(norm_factor) or norm_factor <= 1:
+        if not is_number(norm_factor) or norm_factor <= 1:
             raise ValueError(f"`norm_factor` should be a float above 1. Received: norm_factor={norm_factor!r}")
         self.every = every
         self.norm_factor = norm_factor
@@ -436,7 +436,7 @@ class TeacherMonitor(keras.callbacks.Callback):
         """Attach the metric; `SSDModel.fit` detaches it, after an exception as well."""
         self._first_norm = None
         self._warned = set()
-        with _strategy_scope(self.model):
+        with variable_scope(self.model):
             self.model.observe(TeacherFigures(has_votes=self.model.teachers_classify))
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -558,22 +558,16 @@ def restart_optimizer(optimizer, variables, learning_rate=None):
         fresh.build(variables)
     for variable, initial in zip(optimizer.variables, fresh.variables, strict=True):
         # Through NumPy: on JAX two variables must not share a buffer.
-        variable.assign(ops.convert_to_numpy(initial.value))
+        variable.assign(initial.numpy())
     if learning_rate is not None:
         optimizer.learning_rate = learning_rate
-
-
-def _strategy_scope(model):
-    """Where variables that belong to a model must be made. Only TensorFlow has strategies."""
-    strategy = getattr(model, "distribute_strategy", None)
-    return contextlib.nullcontext() if strategy is None else strategy.scope()
 
 
 def _constant_rate(optimizer):
     """The learning rate, or `None` where a schedule or a callable gives it."""
     inner = getattr(optimizer, "inner_optimizer", optimizer)
     rate = inner.get_config()["learning_rate"]
-    return float(rate) if _is_number(rate) else None
+    return float(rate) if is_number(rate) else None
 
 
 def _direction(monitor, mode):
@@ -607,8 +601,3 @@ def _check_wrapped(callback, model):
 def _check_integer(name, value, least):
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
         raise ValueError(f"`{name}` should be an integer of at least {least}. Received: {name}={value!r}")
-
-
-def _is_number(value):
-    is_number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-    return is_number and math.isfinite(value)

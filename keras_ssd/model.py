@@ -239,7 +239,8 @@ class SSDModel(keras.Model):
             self.write_average()
         if self.student.compiled and not self.student.optimizer.built:
             # A file of a compiled model whose optimizer has no variables yet cannot be loaded without a warning.
-            self.student.optimizer.build(self.student.trainable_variables)
+            with _backend.variable_scope(self):
+                self.student.optimizer.build(self.student.trainable_variables)
         return history
 
     def compile(self, *args, **kwargs):

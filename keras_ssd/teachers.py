@@ -94,18 +94,18 @@ class Settings:
             check_weight(name, getattr(self, name))
         for name in ("temperature", "guidance_temperature"):
             value = getattr(self, name)
-            if not _is_number(value) or value <= 0:
+            if not is_number(value) or value <= 0:
                 raise ValueError(f"`{name}` should be a positive float. Received: {name}={value}")
-        if not _is_number(self.percentile) or not 0 <= self.percentile <= 100:
+        if not is_number(self.percentile) or not 0 <= self.percentile <= 100:
             raise ValueError(
                 f"`percentile` should lie between 0 (all are kept) and 100. Received: percentile={self.percentile}"
             )
-        if self.dropout_rate is not None and (not _is_number(self.dropout_rate) or not 0 < self.dropout_rate < 1):
+        if self.dropout_rate is not None and (not is_number(self.dropout_rate) or not 0 < self.dropout_rate < 1):
             raise ValueError(
                 "`dropout_rate` should lie between 0 and 1, both excluded, or be None to keep the model's own rates. "
                 f"Received: dropout_rate={self.dropout_rate}"
             )
-        if not _is_number(self.momentum) or not 0 <= self.momentum < 1:
+        if not is_number(self.momentum) or not 0 <= self.momentum < 1:
             raise ValueError(f"`momentum` should lie in [0, 1). Received: momentum={self.momentum}")
 
     @property
@@ -119,7 +119,7 @@ class Settings:
 
 def check_weight(name, value):
     """Raise unless `value` is a finite number that is not negative."""
-    if not _is_number(value) or value < 0:
+    if not is_number(value) or value < 0:
         raise ValueError(f"`{name}` should be a finite float that is not negative. Received: {name}={value}")
 
 
@@ -127,9 +127,10 @@ def _is_int(value):
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
-def _is_number(value):
-    is_number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-    return is_number and math.isfinite(value)
+def is_number(value):
+    """Whether a value is a finite number; `True` is none."""
+    is_real = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    return is_real and math.isfinite(value)
 
 
 def resolve_kind(teacher):

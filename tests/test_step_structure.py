@@ -1,0 +1,181 @@
+"""What one distilled step evaluates: which layers, how often, on how many rows, and on which device."""
+
+import math
+import os
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import keras_ssd
+
+BATCH, N = 4, 6
+
+
+class Counting(layers.Layer):
+    """Passes its input on and records how many rows each call saw, and whether it was training."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.rows = []
+        self.training = []
+
+    def call(self, x, training=None):
+        self.rows.append(x.shape[0])
+        self.training.append(bool(training))
+        return x
+
+    def reset(self):
+        self.rows, self.training = [], []
+
+
+def counted_model():
+    """`(model, counter before the first dropout, counter after it)`."""
+    before, after = Counting(name="before"), Counting(name="after")
+    dropout = layers.Dropout(0.5, seed=1)
+    model = keras.Sequential([keras.Input((8,)), layers.Dense(8), before, dropout, after, layers.Dense(3)])
+    return model, before, after
+
+
+def one_step(ssd, *counters, run_eagerly=True):
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    ssd.compile("sgd", loss, run_eagerly=run_eagerly)
+    x = np.random.default_rng(0).standard_normal((BATCH, 8), "float32")
+    y = np.arange(BATCH) % 3
+    ssd.train_on_batch(x, y)  # on JAX the first call also builds metrics, symbolically
+    for counter in counters:
+        counter.reset()
+    ssd.train_on_batch(x, y)
+
+
+def test_own_weights_add_no_pass_of_what_lies_before_the_dropout():
+    model, before, after = counted_model()
+    one_step(keras_ssd.wrap(model, n_teachers=N), before, after)
+    assert before.rows == [BATCH]
+    assert after.rows == [BATCH, N * BATCH]
+    assert after.training == [True, False]
+
+
+@pytest.mark.parametrize("teacher", ["snapshot", "ema"])
+def test_held_weights_add_one_pass_of_what_lies_before_the_dropout(teacher):
+    model, before, after = counted_model()
+    one_step(keras_ssd.wrap(model, teacher, n_teachers=N, distill="outputs", similarity="kl"), before, after)
+    assert before.rows == [BATCH, BATCH]
+    assert before.training == [True, False]
+    assert after.rows == [BATCH, N * BATCH]
+
+
+def test_another_model_is_run_once_before_its_dropout_and_the_student_never_again():
+    model, *student = counted_model()
+    teacher, before, after = counted_model()
+    one_step(keras_ssd.wrap(model, teacher, n_teachers=N), before, after, *student)
+    assert [counter.rows for counter in student] == [[BATCH], [BATCH]]
+    assert before.rows == [BATCH]
+    assert after.rows == [N * BATCH]
+
+
+@pytest.mark.parametrize("distill", ["outputs", "representation", "both"])
+@pytest.mark.parametrize("similarity", ["dot", "kl", "uniform"])
+def test_no_second_pass_for_any_representation_or_similarity(distill, similarity):
+    model, before, after = counted_model()
+    ssd = keras_ssd.wrap(model, "snapshot", n_teachers=N, distill=distill, similarity=similarity)
+    one_step(ssd, before, after)
+    assert before.rows == [BATCH, BATCH]
+    assert after.rows == [BATCH, N * BATCH]
+
+
+def test_without_dropout_in_the_teacher_one_deterministic_pass():
+    model, before, after = counted_model()
+    options = dict(stochastic_layers=(), n_teachers=1, similarity="uniform", distill="outputs")
+    one_step(keras_ssd.wrap(model, "snapshot", **options), before, after)
+    assert before.rows == [BATCH, BATCH]
+    assert after.rows == [BATCH, BATCH]
+
+
+def test_weight_0_evaluates_no_teacher():
+    model, before, after = counted_model()
+    one_step(keras_ssd.wrap(model, n_teachers=N, kd_weight=0), before, after)
+    assert before.rows == after.rows == [BATCH]
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 4, 6, 100])
+def test_chunks_bound_the_rows_of_a_teacher_pass(chunk):
+    model, before, after = counted_model()
+    one_step(keras_ssd.wrap(model, n_teachers=N, teacher_chunk=chunk), before, after)
+    assert before.rows == [BATCH]
+    student, *teachers = after.rows
+    assert student == BATCH
+    assert max(teachers) == min(chunk, N) * BATCH
+    # `ops.map` traces its body once or twice where it is compiled, and runs it each time where it is not (PyTorch).
+    if keras.backend.backend() == "torch":
+        assert len(teachers) == math.ceil(N / chunk)
+        assert sum(teachers) == N * BATCH
+
+
+@pytest.mark.skipif(keras.backend.backend() == "torch", reason="Keras does not compile steps on PyTorch")
+def test_a_compiled_step_traces_each_part_once():
+    model, before, after = counted_model()
+    ssd = keras_ssd.wrap(model, n_teachers=N)
+    ssd.compile("sgd", "mse", jit_compile=True)
+    x = np.zeros((BATCH, 8), "float32")
+    ssd.train_on_batch(x, np.zeros((BATCH, 3), "float32"))
+    before.reset()
+    after.reset()
+    ssd.make_train_function(force=True)
+    ssd.train_on_batch(x, np.zeros((BATCH, 3), "float32"))
+    traces = len(before.rows)
+    assert traces >= 1
+    assert len(after.rows) == 2 * traces
+
+
+def test_normalisation_behind_the_dropout_moves_once_per_step():
+    def trained(teachers):
+        keras.utils.set_random_seed(0)
+        norm = layers.BatchNormalization(momentum=0.9)
+        model = keras.Sequential([keras.Input((8,)), layers.Dropout(0.5, seed=1), norm, layers.Dense(3)])
+        one_step(keras_ssd.wrap(model, n_teachers=N, kd_weight=teachers))
+        return keras.ops.convert_to_numpy(norm.moving_mean)
+
+    np.testing.assert_allclose(trained(0.1), trained(0), rtol=1e-6)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="looks at what JAX compiles")
+def test_two_devices_exchange_no_activations():
+    """Batch-major tiling keeps a sample's teachers on its own device: only gradients and sums are exchanged."""
+    environment = dict(os.environ, XLA_FLAGS="--xla_force_host_platform_device_count=2", KERAS_BACKEND="jax")
+    run = subprocess.run([sys.executable, "-c", ON_TWO_DEVICES], env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-2000:]
+    programs = run.stdout.split("=== ")[1:]
+    assert len(programs) == 3
+    for compiled in programs:
+        assert "num_partitions=2" in compiled
+        assert "all-reduce" in compiled
+        for operation in ("all-gather", "all-to-all", "collective-permute"):
+            assert operation not in compiled, f"{operation} in {compiled.splitlines()[0]}"
+
+
+ON_TWO_DEVICES = """
+import jax, keras, numpy as np, keras_ssd
+from keras import layers
+
+assert jax.device_count() == 2
+keras.distribution.set_distribution(keras.distribution.DataParallel())
+layout = keras.distribution.distribution().get_data_layout
+x, y = np.zeros((8, 16, 3), "float32"), np.zeros((8,), "int32")
+batch = tuple(keras.distribution.distribute_tensor(jax.numpy.asarray(a), layout(a.shape)) for a in (x, y))
+for teacher, chunk in (("self", None), ("snapshot", None), ("self", 2)):
+    model = keras.Sequential([
+        keras.Input((16, 3)), layers.Conv1D(8, 3), layers.Dropout(0.3), layers.Conv1D(8, 3),
+        layers.GlobalAveragePooling1D(), layers.Dropout(0.3), layers.Dense(5, activation="softmax"),
+    ])
+    ssd = keras_ssd.wrap(model, teacher, n_teachers=6, teacher_chunk=chunk)
+    ssd.compile("sgd", "sparse_categorical_crossentropy")
+    ssd.optimizer.build(ssd.trainable_variables)
+    owners = (ssd.trainable_variables, ssd.non_trainable_variables, ssd.optimizer.variables, ssd.metrics_variables)
+    state = tuple([v.value for v in variables] for variables in owners)
+    print("===", teacher, chunk)
+    print(jax.jit(ssd.train_step).lower(state, batch).compile().as_text())
+"""

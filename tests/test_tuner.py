@@ -1,0 +1,403 @@
+"""Searches with Keras Tuner: small, real ones."""
+
+import gc
+import json
+import pathlib
+
+import keras
+import keras_tuner
+import numpy as np
+import pytest
+
+from keras_ssd import SSDModel, callbacks, tuner, wrap
+
+x = np.random.default_rng(0).normal(size=(32, 4)).astype("float32")
+y = (x[:, 0] > 0).astype("int32")
+DATA = dict(x=x, y=y, validation_data=(x, y), epochs=2, batch_size=16, verbose=0)
+
+# Keras warns of what Keras Tuner does: it loads the weights, optimizer included, into a model whose optimizer was
+# replaced. The other is Python's, of Keras Tuner's own threads.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:currentThread:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:getName:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Skipping variable loading for optimizer"),
+]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_collection():
+    """Keras Tuner collects garbage twice per trial; what was imported need not be looked at every time."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+def build(hp):
+    model = keras.Sequential(
+        [
+            keras.Input((4,)),
+            keras.layers.Dense(8, "relu"),
+            keras.layers.Dropout(0.5),
+            keras.layers.Dense(2, "softmax"),
+        ]
+    )
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    return model
+
+
+def build_with_units(hp):
+    hp.Int("units", 2, 4)
+    return build(hp)
+
+
+def random_search(hypermodel, folder, max_trials=3, objective="val_loss", **options):
+    options = {"seed": 1, "project_name": "project", **options}
+    return keras_tuner.RandomSearch(hypermodel, objective, max_trials=max_trials, directory=folder, **options)
+
+
+TUNERS = {
+    "random": lambda hypermodel, folder, **more: random_search(hypermodel, folder, **more),
+    "bayesian": lambda hypermodel, folder, **more: keras_tuner.BayesianOptimization(
+        hypermodel,
+        "val_loss",
+        max_trials=3,
+        num_initial_points=1,
+        seed=2,
+        directory=folder,
+        project_name="project",
+        **more,
+    ),
+    "hyperband": lambda hypermodel, folder, **more: keras_tuner.Hyperband(
+        hypermodel, "val_loss", max_epochs=3, factor=3, directory=folder, project_name="project", seed=1, **more
+    ),
+    "grid": lambda hypermodel, folder, **more: keras_tuner.GridSearch(
+        hypermodel, "val_loss", max_trials=3, directory=folder, project_name="project", **more
+    ),
+}
+
+
+def values(trials):
+    return [trial.hyperparameters.values for trial in trials]
+
+
+def loss_of(student):
+    predicted = student.predict(x, verbose=0)
+    return float(keras.ops.mean(keras.losses.sparse_categorical_crossentropy(y, predicted)))
+
+
+def explored(**options):
+    """The hyper-parameters of a space by name."""
+    hp = keras_tuner.HyperParameters()
+    hp.values = {"ssd_distill": True}
+    tuner.SSDHyperModel(build, **options).build(hp)
+    return {one.name: one for one in hp.space}
+
+
+class TestSpace:
+    def test_all_parameters_are_searched_by_default(self):
+        space = explored()
+        assert set(space) == {"ssd_distill", *(f"ssd_{name}" for name in tuner.PARAMETERS)}
+        assert [space[name].sampling for name in ("ssd_kd_weight", "ssd_guidance_temperature")] == ["log", "log"]
+        assert space["ssd_kd_weight"].default == 0.1
+        assert space["ssd_distill"].default is False
+
+    @pytest.mark.parametrize(
+        ("given", "kind"), [((2, 4), "Int"), ([2, 4], "Choice"), (4, "Fixed")], ids=["range", "choices", "fixed"]
+    )
+    def test_narrowed(self, given, kind):
+        assert type(explored(space={"n_teachers": given})["ssd_n_teachers"]).__name__ == kind
+
+    def test_dropped(self):
+        assert "ssd_dropout_rate" not in explored(space={"dropout_rate": None})
+
+    def test_the_value_reaches_the_model(self):
+        hp = keras_tuner.HyperParameters()
+        hp.values = {"ssd_distill": True, "ssd_n_teachers": 5, "ssd_temperature": 7.0, "ssd_similarity": "cosine"}
+        settings = tuner.SSDHyperModel(build, teacher="ema", distill="both").build(hp).settings
+        assert (settings.n_teachers, settings.temperature, settings.similarity) == (5, 7.0, "cosine")
+        assert (settings.kind, settings.distill) == ("ema", "both")
+
+    def test_guidance_only_where_there_is_guidance(self):
+        hp = keras_tuner.HyperParameters()
+        hp.values = {"ssd_distill": True, "ssd_similarity": "uniform"}
+        tuner.SSDHyperModel(build).build(hp)
+        assert "ssd_n_teachers" in hp.values
+        assert not {"ssd_percentile", "ssd_guidance_temperature"} & set(hp.values)
+        assert not {"ssd_percentile", "ssd_guidance_temperature"} & set(explored(space={"similarity": "uniform"}))
+
+    def test_nothing_but_the_switch_without_distillation(self):
+        hp = keras_tuner.HyperParameters()
+        model = tuner.SSDHyperModel(build).build(hp)
+        assert hp.values == {"ssd_distill": False}
+        assert not model.distills
+
+    def test_a_function_as_similarity(self):
+        def similarity(student, teachers):
+            return keras.ops.sum(teachers, axis=-1)
+
+        assert "ssd_percentile" in explored(space={"similarity": similarity})
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (dict(space={"n_teacher": 3}), "`space` should have keys among .*Received: .'n_teacher'"),
+            (dict(space={"n_teachers": (8, 2)}), r"\(min, max\)"),
+            (dict(space={"kd_weight": (0, 1)}), "logarithmic"),
+            (dict(space={"kd_weight": 0}), "leave 0 out"),
+            (dict(space={"kd_weight": []}), "at least one choice"),
+            (dict(space={"n_teachers": 1}), "`n_teachers` should be an integer of at least 2"),
+            (dict(space={"percentile": (0, 101)}), "`percentile` should lie between"),
+            (dict(space={"similarity": ["dot", "l2"]}), "`similarity` should list some of"),
+            (dict(teacher="past"), "`teacher` should be one of"),
+            (dict(n_teachers=8), "belongs into `space`"),
+        ],
+    )
+    def test_bad_arguments(self, options, message):
+        with pytest.raises(ValueError, match=message):
+            tuner.SSDHyperModel(build, **options)
+
+    @pytest.mark.parametrize("hypermodel", [None, tuner.SSDHyperModel(build)], ids=["none", "twice"])
+    def test_bad_hypermodel(self, hypermodel):
+        with pytest.raises(ValueError, match="`hypermodel`"):
+            tuner.SSDHyperModel(hypermodel)
+
+
+class TestSearch:
+    @pytest.mark.parametrize("kind", TUNERS)
+    def test_a_plain_trial_comes_first_and_the_best_student_scores_as_measured(self, kind, tmp_path):
+        space = {"n_teachers": 2, "dropout_rate": None, "kd_weight": [0.1, 1.0]}
+        search = TUNERS[kind](tuner.SSDHyperModel(build, space=space), tmp_path)
+        trials = tuner.search(search, **DATA)
+        first = search.oracle.trials[search.oracle.start_order[0]]
+        assert first.hyperparameters.values["ssd_distill"] is False
+        assert any(one["ssd_distill"] for one in values(trials))
+        if kind == "hyperband":
+            brackets = {one["tuner/bracket"] for one in values(trials)}
+            plain = [one for one in values(trials) if not one["ssd_distill"]]
+            assert {one["tuner/bracket"] for one in plain} == brackets == {0, 1}
+        for trial, model in zip(trials[:2], search.get_best_models(2), strict=True):
+            assert isinstance(model, SSDModel)
+            assert loss_of(model.student) == pytest.approx(trial.score, abs=1e-6)
+
+    @pytest.mark.parametrize("teacher", ["ema", "snapshot"])
+    def test_the_best_student_of_other_teachers(self, teacher, tmp_path):
+        hypermodel = tuner.SSDHyperModel(build, teacher, space={"n_teachers": 2, "similarity": "kl"}, seed=3)
+        search = random_search(hypermodel, tmp_path, max_trials=2)
+        best = tuner.search(search, **DATA)
+        for trial, model in zip(best, search.get_best_models(2), strict=True):
+            assert model.settings.kind == (teacher if trial.hyperparameters["ssd_distill"] else "self")
+            assert loss_of(model.student) == pytest.approx(trial.score, abs=1e-6)
+
+    def test_hyperband_goes_on_from_the_raw_weights_of_an_average(self, tmp_path):
+        hypermodel = tuner.SSDHyperModel(build, "ema", space={"n_teachers": 2})
+        ssd = wrap(build(None), "ema", n_teachers=2)
+        ssd.fit(x, y, verbose=0)
+        ssd.student.set_weights([w + 1 for w in ssd.student.get_weights()])
+        ssd.save_weights(tmp_path / "w.weights.h5")
+        hp = keras_tuner.HyperParameters()
+        hp.values = {"ssd_distill": True, "tuner/trial_id": "0"}
+        model = hypermodel.build(hp)
+        model.load_weights(tmp_path / "w.weights.h5")
+        seen = []
+        model.fit = lambda *args, **kwargs: seen.append(model.student.get_weights()) or {"val_loss": 0.0}
+        hypermodel.fit(hp, model)
+        for raw, averaged, resumed in zip(
+            ssd.student.get_weights(), ssd.held_weights.values(ssd.student.weights), seen[0], strict=True
+        ):
+            np.testing.assert_allclose(resumed, raw)
+            assert not np.allclose(resumed, averaged[1])
+
+    @pytest.mark.parametrize("maker", [keras_tuner.RandomSearch, keras_tuner.GridSearch], ids=["random", "grid"])
+    def test_an_interrupted_search_goes_on(self, maker, tmp_path):
+        fixed = {"kd_weight": 0.1, "similarity": "uniform", "temperature": None, "dropout_rate": None}
+
+        def make():
+            hypermodel = tuner.SSDHyperModel(build, space={"n_teachers": [2, 3, 4], **fixed})
+            return maker(hypermodel, "val_loss", max_trials=4, directory=tmp_path, project_name="project", seed=1)
+
+        class Interrupted(BaseException):
+            pass
+
+        class Interrupt(keras.callbacks.Callback):
+            count = 0
+
+            def on_train_begin(self, logs=None):
+                Interrupt.count += 1
+                if Interrupt.count == 3:
+                    raise Interrupted
+
+        with pytest.raises(Interrupted):
+            tuner.search(make(), **DATA, callbacks=[Interrupt()])
+        resumed = make()
+        before = {trial.trial_id: trial.score for trial in resumed.oracle.trials.values() if trial.score}
+        assert len(before) == 2
+        trials = tuner.search(resumed, **DATA)
+        scores = {trial.trial_id: trial.score for trial in trials}
+        assert len(scores) == 4
+        assert before.items() <= scores.items()
+        assert len({json.dumps(one, sort_keys=True) for one in values(trials)}) == 4
+
+    @pytest.mark.parametrize(
+        "overrides",
+        [dict(optimizer="sgd"), dict(loss="mse"), dict(metrics=["accuracy"])],
+        ids=lambda one: next(iter(one)),
+    )
+    def test_overrides_of_the_tuner_keep_the_distillation(self, overrides, tmp_path):
+        def built(hp):
+            model = build(hp)
+            model.compile("adam", "sparse_categorical_crossentropy")
+            return model
+
+        target = keras.utils.to_categorical(y, 2) if overrides.get("loss") else y
+        search = random_search(tuner.SSDHyperModel(built), tmp_path, max_trials=2, **overrides)
+        trials = tuner.search(search, x, target, validation_data=(x, target), verbose=0)
+        distilled = [trial for trial in trials if trial.hyperparameters["ssd_distill"]]
+        assert len(trials) == 2
+        assert distilled[0].metrics.exists("kd_loss")
+        assert all(trial.metrics.exists("val_loss") for trial in trials)
+
+    def test_the_users_fit_is_used(self, tmp_path):
+        class Users(keras_tuner.HyperModel):
+            def build(self, hp):
+                return build(hp)
+
+            def fit(self, hp, model, *args, **kwargs):
+                kwargs["batch_size"] = hp.Choice("batch_size", [8, 16])
+                return model.fit(*args, **kwargs)
+
+        search = random_search(tuner.SSDHyperModel(Users()), tmp_path, max_trials=2)
+        assert all("batch_size" in one for one in values(tuner.search(search, **DATA)))
+
+    def test_callbacks_for_teachers_are_left_out_of_plain_trials(self, tmp_path):
+        search = random_search(tuner.SSDHyperModel(build), tmp_path, max_trials=2)
+        monitor = callbacks.TeacherMonitor()
+        trials = tuner.search(search, **DATA, callbacks=[monitor])
+        shown = {trial.hyperparameters["ssd_distill"]: trial.metrics.exists("teacher_spread") for trial in trials}
+        assert shown == {False: False, True: True}
+
+
+class TestSnapshot:
+    def test_the_plain_stage_is_trained_once_and_every_trial_starts_from_it(self, tmp_path):
+        fits, starts = [], []
+
+        class Users(keras_tuner.HyperModel):
+            def build(self, hp):
+                return build(hp)
+
+            def fit(self, hp, model, *args, **kwargs):
+                fits.append((type(model) is SSDModel, kwargs["epochs"]))
+                if isinstance(model, SSDModel):
+                    starts.append(model.student.get_weights())
+                    if model.distills:
+                        held = model.held_weights.values(model.student.weights)
+                        starts.append([keras.ops.convert_to_numpy(value) for _, value in held])
+                return model.fit(*args, **kwargs)
+
+        hypermodel = tuner.SSDHyperModel(Users(), "snapshot", space={"n_teachers": 2}, snapshot_epochs=3)
+        search = random_search(hypermodel, tmp_path)
+        tuner.search(search, **DATA)
+        assert fits == [(False, 3), (True, 2), (True, 2), (True, 2)]
+        for weights in starts[1:]:
+            for one, other in zip(starts[0], weights, strict=False):
+                np.testing.assert_array_equal(one, other)
+        names = [path.name for path in pathlib.Path(search.project_dir).glob("ssd_plain*")]
+        assert len(names) == 1
+        assert names[0].endswith(".npz")
+
+    def test_another_process_uses_what_lies_in_the_project(self, tmp_path):
+        trained = [w + 1 for w in build(None).get_weights()]
+        tuner._write_once(tmp_path / "stage.npz", trained)
+        tuner._write_once(tmp_path / "stage.npz", [w * 0 for w in trained])
+        with np.load(tmp_path / "stage.npz") as stored:
+            np.testing.assert_array_equal(stored["arr_0"], trained[0])
+        assert [path.name for path in tmp_path.iterdir()] == ["stage.npz"]
+
+    def test_hyperband_needs_a_length(self, tmp_path):
+        search = TUNERS["hyperband"](tuner.SSDHyperModel(build, "snapshot"), tmp_path)
+        with pytest.raises(ValueError, match="snapshot_epochs"):
+            tuner.search(search, **DATA)
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("built", "message"),
+        [
+            (lambda hp: keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]), "not compiled"),
+            (lambda hp: wrap(build(hp)), "wrapped already"),
+            (lambda hp: None, "should return a compiled keras.Model. Received: None"),
+        ],
+        ids=["not compiled", "wrapped", "none"],
+    )
+    def test_bad_models_are_refused_when_the_tuner_is_made(self, built, message, tmp_path):
+        with pytest.raises(ValueError, match=message):
+            random_search(tuner.SSDHyperModel(built), tmp_path)
+
+    def test_a_model_without_noise_is_refused_when_the_tuner_is_made(self, tmp_path):
+        def built(hp):
+            model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+            model.compile("adam", "mse")
+            return model
+
+        with pytest.raises(ValueError, match="noise|stochastic"):
+            random_search(tuner.SSDHyperModel(built), tmp_path)
+
+    @pytest.mark.parametrize("objective", ["val_auc", [keras_tuner.Objective("val_f1", "max"), "val_loss"], None])
+    def test_an_objective_that_no_trial_reports_is_refused_before_the_first(self, objective, tmp_path):
+        search = random_search(tuner.SSDHyperModel(build), tmp_path, objective=objective)
+        with pytest.raises(ValueError, match=r"every trial reports.*'val_accuracy', 'val_loss'"):
+            tuner.search(search, **DATA)
+        assert not search.oracle.trials
+
+    def test_an_objective_that_the_users_fit_does_not_report(self, tmp_path):
+        class Users(keras_tuner.HyperModel):
+            def build(self, hp):
+                return build(hp)
+
+            def fit(self, hp, model, *args, **kwargs):
+                return {"accuracy": 1.0}
+
+        search = random_search(tuner.SSDHyperModel(Users()), tmp_path)
+        with pytest.raises(ValueError, match=r"every trial reports.*\['accuracy'\]"):
+            tuner.search(search, **DATA)
+
+    def test_other_tuners_are_refused(self, tmp_path):
+        with pytest.raises(ValueError, match="SSDHyperModel"):
+            tuner.search(random_search(build, tmp_path), **DATA)
+
+    @pytest.mark.parametrize("max_trials", [2, 5], ids=["end quietly", "stopped by keras-tuner"])
+    def test_the_error_of_the_first_trial_if_all_failed(self, max_trials, tmp_path, capsys):
+        count = []
+
+        class Users(keras_tuner.HyperModel):
+            def build(self, hp):
+                return build(hp)
+
+            def fit(self, hp, model, *args, **kwargs):
+                count.append(0)
+                raise KeyError(f"failure number {len(count)}")
+
+        search = random_search(tuner.SSDHyperModel(Users()), tmp_path, max_trials=max_trials)
+        with pytest.raises(RuntimeError, match="(?s)^None of the . trials.*failure number 1'"):
+            tuner.search(search, **DATA)
+
+    @pytest.mark.filterwarnings("ignore:All-NaN axis:RuntimeWarning")  # NumPy's, in Keras Tuner
+    def test_scores_that_are_not_finite(self, tmp_path):
+        search = random_search(tuner.SSDHyperModel(build), tmp_path, max_trials=2)
+        data = {**DATA, "validation_data": (x * np.nan, y)}
+        with pytest.raises(RuntimeError, match="(?s)None of the 2 trials.*val_loss was nan"):
+            tuner.search(search, **data)
+
+    @pytest.mark.parametrize(
+        "changes", [dict(space={"percentile": 0}), dict(teacher="ema"), dict(distill="both")], ids=str
+    )
+    def test_a_changed_space_does_not_reuse_a_project(self, changes, tmp_path):
+        tuner.search(random_search(tuner.SSDHyperModel(build), tmp_path, max_trials=1), **DATA)
+        changed = random_search(tuner.SSDHyperModel(build, **changes), tmp_path)
+        with pytest.raises(ValueError, match=rf"another space.*{next(iter(changes))}.*overwrite=True"):
+            tuner.search(changed, **DATA)
+
+    def test_nor_does_a_changed_model_space(self, tmp_path):
+        tuner.search(random_search(tuner.SSDHyperModel(build), tmp_path, max_trials=1), **DATA)
+        with pytest.raises(ValueError, match="another space.*units"):
+            tuner.search(random_search(tuner.SSDHyperModel(build_with_units), tmp_path), **DATA)
