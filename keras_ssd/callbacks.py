@@ -11,9 +11,10 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_ssd._backend import variable_scope, wide
+from keras_ssd._backend import variable_scope
+from keras_ssd.figures import TeacherFigures
 from keras_ssd.model import SSDModel
-from keras_ssd.teachers import is_number
+from keras_ssd.settings import is_number
 
 # What tells the direction of a metric by its name: "loss", "val_auc", "val_mean_absolute_error", ...
 _FALLING = ("loss", "error", "mse", "mae", "mape", "msle", "entropy", "divergence", "hinge", "poisson", "false_")
@@ -286,123 +287,14 @@ class KDWeightSchedule(keras.callbacks.Callback):
             logs["kd_weight"] = self.model.kd_weight
 
 
-class TeacherFigures(keras.metrics.Metric):
-    """Means of `teacher_figures` over the batches of an epoch. `TeacherMonitor` makes and uses it.
-
-    It is idle (and its result NaN) until `activate`, which every `reset_state` undoes.
-
-    Args:
-        has_votes: whether there are classifications to tell the teachers' disagreement by.
-
-    Attributes:
-        names: the names of the figures, which are those in the result.
-    """
-
-    names = (
-        "teacher_spread",
-        "effective_teachers",
-        "teachers_kept",
-        "target_similarity",
-        "representation_norm",
-        "teacher_disagreement",
-    )
-
-    def __init__(self, has_votes, name="teacher_figures", **kwargs):
-        super().__init__(name=name, dtype="float32", **kwargs)
-        if not has_votes:
-            self.names = self.names[:-1]
-        self.total = self.add_variable((len(self.names),), "zeros", name="total")
-        self.count = self.add_variable((), "zeros", name="count")
-        self.active = self.add_variable((), "zeros", name="active")
-
-    def activate(self):
-        """Compute the figures until the next `reset_state`."""
-        self.active.assign(np.ones((), "float32"))
-
-    def update_state(self, weights, student, teachers, predictions=()):
-        """Add a batch; for the arguments see `teacher_figures`."""
-        predictions = [pair for pair in predictions if pair[0].kind != "regression"]
-        n_samples = ops.cast(ops.shape(student)[0], "float32")
-
-        def compute():
-            figures = teacher_figures(weights, student, teachers, predictions)
-            return ops.stack([figures[name] for name in self.names]) * n_samples
-
-        is_active = self.active.value > 0
-        total = ops.cond(is_active, compute, lambda: ops.zeros((len(self.names),)))
-        self.total.assign(self.total.value + total)
-        self.count.assign(self.count.value + ops.where(is_active, n_samples, 0.0))
-
-    def result(self):
-        """A dict of the means; NaN where there was no batch."""
-        count = self.count.value
-        means = self.total.value / ops.where(count > 0, count, float("nan"))
-        return {name: means[index] for index, name in enumerate(self.names)}
-
-
-def teacher_figures(weights, student, teachers, predictions=()):
-    r"""What the teachers of one batch do, in a few numbers, averaged over the samples.
-
-    | figure | for one sample |
-    |---|---|
-    | `teacher_spread` | `sqrt(sum_d var_i f_T[i, d] / mean_i \|f_T[i]\|^2)`: 0 if the teachers are equal, at most 1 |
-    | `effective_teachers` | `exp(-sum_i a[i] log a[i])`, between 1 and N, after the percentile |
-    | `teachers_kept` | share of the teachers whose weight is not 0 |
-    | `target_similarity` | cosine of the student and the target `sum_i a[i] f_T[i]` |
-    | `representation_norm` | `\|f_S\|` |
-    | `teacher_disagreement` | share of the teachers that do not predict what most of them predict |
-
-    Args:
-        weights: `(batch, teachers)`, the teachers' weights `a`.
-        student: `(batch, features)`, `f_S`.
-        teachers: `(batch, teachers, features)`, `f_T`.
-        predictions: list of `(OutputDistance, teachers' output (batch, teachers, ...))` of classifications; without it,
-            there is no `teacher_disagreement`.
-
-    Returns:
-        A dict of scalar tensors without a gradient. One that is not finite says that the student or a teacher is not.
-
-    Example:
-        >>> teacher_figures([[0.5, 0.5]], [[2.0]], [[[1.0], [3.0]]])["teacher_spread"]  # sqrt(1) / sqrt(5) = 0.447
-    """
-    weights, student, teachers = (ops.stop_gradient(wide(x)) for x in (weights, student, teachers))
-    tiny = keras.config.epsilon() ** 2
-    variance = ops.sum(ops.mean(ops.square(teachers - ops.mean(teachers, axis=1, keepdims=True)), axis=1), axis=-1)
-    power = ops.mean(ops.sum(ops.square(teachers), axis=-1), axis=1)
-    entropy = -ops.sum(weights * ops.log(ops.maximum(weights, 1e-30)), axis=-1)
-    # Not `guided_target`, which hides teachers that are not finite.
-    target = ops.sum(ops.expand_dims(weights, -1) * teachers, axis=1)
-    norm = ops.sqrt(ops.sum(ops.square(student), axis=-1))
-    target_norm = ops.sqrt(ops.sum(ops.square(target), axis=-1))
-    figures = {
-        "teacher_spread": ops.sqrt(variance / ops.maximum(power, tiny)),
-        "effective_teachers": ops.exp(entropy),
-        "teachers_kept": ops.mean(ops.cast(weights > 0, weights.dtype), axis=-1),
-        "target_similarity": ops.sum(student * target, axis=-1) / ops.maximum(norm * target_norm, tiny),
-        "representation_norm": norm,
-    }
-    if predictions:
-        shares = [_disagreement(distance, ops.stop_gradient(wide(x))) for distance, x in predictions]
-        figures["teacher_disagreement"] = sum(shares) / len(shares)
-    return {name: ops.mean(value) for name, value in figures.items()}
-
-
-def _disagreement(distance, outputs):
-    """Share of the teachers outside the majority, averaged over positions (or binary units)."""
-    if distance.kind == "binary":
-        share = ops.mean(ops.cast(outputs > (0.0 if distance.from_logits else 0.5), "float32"), axis=1)
-        return ops.mean(1.0 - ops.maximum(share, 1.0 - share))
-    votes = ops.one_hot(ops.argmax(outputs, axis=-1), outputs.shape[-1], dtype="float32")
-    return ops.mean(1.0 - ops.max(ops.mean(votes, axis=1), axis=-1))
-
-
 class TeacherMonitor(keras.callbacks.Callback):
     """Shows in the logs what the teachers do, and warns once if they collapse.
 
-    The figures come from the training batches' own teachers, so they cost no further pass; `teacher_figures` defines
-    them. They are Keras metrics while `fit` runs, hence History, CSVLogger, TensorBoard and the progress bar show them,
-    and they are absent from validation. In epochs that are left out, or that have no teachers, they are NaN.
-    `teacher_disagreement` is there for classification, where the teachers are run as far as the outputs.
+    The figures come from the training batches' own teachers, so they cost no further pass;
+    `keras_ssd.figures.teacher_figures` defines them. They are Keras metrics while `fit` runs, hence History, CSVLogger,
+    TensorBoard and the progress bar show them, and they are absent from validation. In epochs that are left out, or
+    that have no teachers, they are NaN. `teacher_disagreement` is there for classification, where the teachers are run
+    as far as the outputs.
 
     Args:
         every: number of epochs from one measurement to the next; the first epoch is measured. Defaults to `1`.

@@ -12,7 +12,8 @@ from keras_ssd import _backend
 from keras_ssd.graph import is_functional
 from keras_ssd.guidance import guidance_weights, guided_target, similarity_scores
 from keras_ssd.losses import finite_or, mean_weight, output_distances, representation_loss, weights_per_output
-from keras_ssd.teachers import PAPER, HeldWeights, Roles, Settings, check_weight, flatten_features, resolve_kind
+from keras_ssd.settings import PAPER, Settings, check_weight
+from keras_ssd.teachers import HeldWeights, Roles, flatten_features, resolve_kind
 
 
 class _Phase(threading.local):

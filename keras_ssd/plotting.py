@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 
+from keras_ssd.figures import TeacherFigures
 from keras_ssd.model import SSDModel
 
 
@@ -99,9 +100,6 @@ def plot_history(history, names=None, ax=None):
         >>> history = ssd.fit(x, y, epochs=20, callbacks=[keras_ssd.callbacks.TeacherMonitor()])
         >>> keras_ssd.plotting.plot_history(history)
     """
-    # Imported here: the callbacks need no picture, and a picture of losses no callback.
-    from keras_ssd.callbacks import TeacherFigures
-
     history = history.history if isinstance(history, keras.callbacks.History) else history
     if names is None:
         names = [name for name in history if name.endswith("loss") or name in TeacherFigures.names]

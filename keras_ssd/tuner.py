@@ -24,7 +24,8 @@ from keras_ssd import _backend, callbacks
 from keras_ssd.graph import is_functional
 from keras_ssd.guidance import SIMILARITIES
 from keras_ssd.model import SSDModel
-from keras_ssd.teachers import DEFAULTS, GUIDANCE_TEMPERATURES, Settings, resolve_kind
+from keras_ssd.settings import DEFAULTS, GUIDANCE_TEMPERATURES, Settings
+from keras_ssd.teachers import resolve_kind
 from keras_ssd.wrapping import wrap
 
 # Searched in this order: a condition has to stand before what depends on it.

@@ -13,12 +13,11 @@ import keras_ssd
 from keras_ssd.callbacks import (
     KDWeightSchedule,
     SeedEachEpoch,
-    TeacherFigures,
     TeacherMonitor,
     TeacherSnapshot,
     restart_optimizer,
-    teacher_figures,
 )
+from keras_ssd.figures import TeacherFigures, teacher_figures
 from keras_ssd.losses import OutputDistance
 
 X = np.random.default_rng(0).normal(size=(24, 6)).astype("float32")

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from keras_ssd.teachers import Settings
+from keras_ssd.settings import Settings
 
 COLUMNS = "n_teachers distill kd_weight similarity guidance_temperature percentile".split()
 # As in the table of `keras_ssd.wrap`.
