@@ -387,7 +387,7 @@ class TestErrors:
     @pytest.mark.filterwarnings("ignore:All-NaN axis:RuntimeWarning")  # NumPy's, in Keras Tuner
     def test_scores_that_are_not_finite(self, tmp_path):
         search = random_search(tuner.SSDHyperModel(build), tmp_path, max_trials=2)
-        data = {**DATA, "validation_data": (x * np.nan, y)}
+        data = {**DATA, "validation_data": (x, y, np.full(len(x), np.nan, "float32"))}
         with pytest.raises(RuntimeError, match="(?s)None of the 2 trials.*val_loss was nan"):
             tuner.search(search, **data)
 
