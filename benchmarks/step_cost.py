@@ -224,9 +224,9 @@ def run(case_names, experiments, quick):
             variants = [("self", 30, None)] if quick else [("self", 30, None), ("snapshot", 30, None)]
             yield from measure("head", variants, seconds / 2, batch=batch, experiment="batch")
     if "memory" in experiments:
-        yield from measure_memory("blocks", [("self", 8, None), ("self", 256, 8)])
+        yield from measure_memory("blocks", [("self", 8, 8), ("self", 256, 8)])
         if not quick:
-            yield from measure_memory("blocks", [("self", 32, None), ("self", 32, 4), ("naive", 8, None)])
+            yield from measure_memory("blocks", [("self", 8, None), ("self", 8, 1), ("naive", 8, None)])
             yield from measure_memory("head", [("self", 30, None), ("snapshot", 30, None), ("naive", 30, None)])
 
 

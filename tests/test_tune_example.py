@@ -66,6 +66,7 @@ class TestHar:
             tune.read_har(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:This figure includes Axes")
 def test_the_whole_script(archive, tmp_path, capsys):
     argv = ["--dataset", "Tiny", "--data-dir", str(archive), "--trials", "2", "--epochs", "1", "--out", str(tmp_path)]
