@@ -53,6 +53,19 @@ def gains_from_small_batches():
     return False
 
 
+def map_in_turn(function, elements):
+    """`ops.map` that is through with one element before it begins the next, so that memory is needed for one only.
+
+    TensorFlow would run ten at a time.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return ops.map(function, elements)
+    import tensorflow as tf
+
+    signature = keras.tree.map_structure(tf.TensorSpec.from_tensor, function(elements[0]))
+    return tf.map_fn(function, elements, fn_output_signature=signature, parallel_iterations=1)
+
+
 def variable_scope(model):
     """The context in which variables beside a model's own are created: the scope of its `tf.distribute` strategy."""
     strategy = getattr(model, "distribute_strategy", None)

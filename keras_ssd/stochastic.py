@@ -224,6 +224,7 @@ class StochasticPasses:
         self._seed_states = _unique([g.state for x in random_layers for part in _parts(x) for g in _generators(part)])
         sizes = [math.prod(x.shape[1:]) for step in self._suffix for x in step.outputs if None not in x.shape[1:]]
         self._row_bytes = 4 * max(sizes, default=0)
+        self._last_read = _last_reads(self._suffix, wanted)
         self._repeats = {}
         for step in self._suffix:
             if getattr(step.layer, "stateful", False):
@@ -269,7 +270,7 @@ class StochasticPasses:
 
         n_full = n_teachers // chunk
         if n_full > 1:
-            parts = ops.map(lambda seeds: passes(chunk, seeds), seeds[:n_full])
+            parts = _backend.map_in_turn(lambda seeds: passes(chunk, seeds), seeds[:n_full])
             results = [_merge_chunks(part) for part in parts]
         else:
             results = passes(chunk, seeds[0])
@@ -294,12 +295,14 @@ class StochasticPasses:
         for x in self._cut:
             if self._has_batch[id(x)]:
                 values[id(x)] = tree.map_structure(repeat, values[id(x)])
-        for step in self._suffix:
-            if id(step.layer) not in self._stochastic:
+        for step, read in zip(self._suffix, self._last_read, strict=True):
+            if id(step.layer) in self._stochastic:
+                with _teaching(step.layer, self.dropout_rate):
+                    step.run(values, training=True)
+            else:
                 step.run(values, training=False)
-                continue
-            with _teaching(step.layer, self.dropout_rate):
-                step.run(values, training=True)
+            for key in read:
+                del values[key]
         return [tree.map_structure(lambda x: _split(x, n), values[id(x)]) for x in self.wanted]
 
 
@@ -343,6 +346,16 @@ def _merge_chunks(x):
 def _static_tail(x, start):
     shape = ops.shape(x)
     return [shape[axis] for axis in range(start, len(x.shape))]
+
+
+def _last_reads(steps, wanted):
+    """For each step what no later one reads, so that it need not be kept: ids of symbolic tensors."""
+    later, result = {id(x) for x in wanted}, []
+    for step in reversed(steps):
+        own = {id(x) for x in step.inputs + step.outputs}
+        result.append(own - later)
+        later |= own
+    return result[::-1]
 
 
 def _unique(items):
