@@ -2,13 +2,13 @@
 
     python examples/tune.py                                                # GunPoint, needs no download of data
     python examples/tune.py --dataset Coffee --data-dir path/to/archive    # a data set of the UCR archive
-    python examples/tune.py --dataset HAR --data-dir path                  # path/UCI HAR Dataset, as published
+    python examples/tune.py --dataset uci_har --data-dir path              # path/UCI HAR Dataset, as published
     python examples/tune.py --workers 2                                    # a chief and two workers on this machine
 
-The first trial is the plain model. Trials are compared on a part of the training split (on HAR: some of its subjects);
-the test split is used once, at the end, for the best trial and the plain one. The ranking, a heat map and the history
-of the search go to the folder `--out`; a search that was interrupted goes on when it is called again. KERAS_BACKEND
-chooses the backend.
+The first trial is the plain model. Trials are compared on a part of the training split (on HAR: whole subjects, where
+they are known); the test split is used once, at the end, for the best trial and the plain one. The ranking, a heat map
+and the history of the search go to the folder `--out`; a search that was interrupted goes on when it is called again.
+KERAS_BACKEND chooses the backend.
 """
 
 import argparse
@@ -29,6 +29,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+import har_data
 import keras_ssd.tuner
 import ucr_data
 
@@ -42,42 +43,22 @@ SPACE = {
     "guidance_temperature": None,
     "dropout_rate": None,
 }
-HAR = "UCI HAR Dataset"
 RESTARTS = 3
-
-
-def read_har(data_dir):
-    """Human activity recognition, 9 signals x 128 steps. Returns the data set and the subjects of its training rows."""
-    folder = pathlib.Path(data_dir)
-    folder = folder / HAR if (folder / HAR).is_dir() else folder
-    arrays = []
-    for split in ("train", "test"):
-        signals = sorted((folder / split / "Inertial Signals").glob("*.txt"))
-        if not signals:
-            raise FileNotFoundError(f"`data_dir` should hold the folder {HAR}. Received: {data_dir}")
-        x = np.stack([np.loadtxt(path, dtype="float32", ndmin=2) for path in signals], axis=-1)
-        arrays += [x, np.loadtxt(folder / split / f"y_{split}.txt", dtype=int, ndmin=1) - 1]
-    subjects = np.loadtxt(folder / "train" / "subject_train.txt", dtype=int, ndmin=1)
-    return ucr_data.Dataset("HAR", *arrays, n_classes=int(arrays[1].max()) + 1), subjects
 
 
 def load(name, data_dir, seed):
     """Returns the data set and the training rows to train on and to validate on."""
-    if name != "HAR":
-        dataset = ucr_data.load(name, data_dir)
-        return dataset, *ucr_data.hold_out(dataset.y_train, seed)
-    if data_dir is None:
-        raise SystemExit(f"--dataset HAR needs --data-dir, the folder that holds {HAR!r}")
-    dataset, subjects = read_har(data_dir)
-    order = np.random.default_rng(seed).permutation(np.unique(subjects))
-    held_out = np.isin(subjects, order[: max(1, len(order) // 5)])
-    return dataset, np.flatnonzero(~held_out), np.flatnonzero(held_out)
+    if name in har_data.NAMES:
+        dataset = har_data.load(name, data_dir)
+        return dataset, *har_data.hold_out(dataset, seed)
+    dataset = ucr_data.load(name, data_dir)
+    return dataset, *ucr_data.hold_out(dataset.y_train, seed)
 
 
 def model_builder(dataset):
     def build(hp):
         inputs = keras.Input(dataset.x_train.shape[1:])
-        x = inputs
+        x = keras.layers.BatchNormalization(momentum=0.9)(inputs)  # HAR comes in the sensors' own units
         for filters, kernel_size in [(32, 8), (64, 5), (32, 3)]:
             x = keras.layers.Conv1D(filters, kernel_size, padding="same", use_bias=False)(x)
             x = keras.layers.BatchNormalization(momentum=0.9)(x)  # small sets make few steps
@@ -241,7 +222,7 @@ def distribute(argv, n_workers, out):
 
 def parse(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset", default="GunPoint", help="of the UCR archive, or HAR; default GunPoint")
+    parser.add_argument("--dataset", default="GunPoint", help="of the UCR archive, uci_har or basic_motions")
     parser.add_argument("--data-dir", type=pathlib.Path, help="folder of the archive, or of HAR")
     parser.add_argument("--tuner", choices=["random", "bayesian", "hyperband", "grid"], default="random")
     parser.add_argument("--teacher", choices=["self", "snapshot", "ema"], default="self", help="default self")

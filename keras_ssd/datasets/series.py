@@ -1,0 +1,55 @@
+"""From series as they were recorded, with gaps and of unequal length, to an array that a network can be trained on."""
+
+import numpy as np
+
+
+def prepare(series, length=None):
+    """Fills gaps, gives every series the same length, and mean 0 and deviation 1.
+
+    In this order: values missing between two others are interpolated linearly; the tail is cropped to `length`; each
+    series is normalised by the mean and the deviation of its own values; what is missing at either end, and the tail up
+    to `length`, becomes 0, the series' mean. A constant series becomes 0.
+
+    Args:
+        series: Floats of shape `(rows, steps)` or `(rows, steps, 1)`; NaN stands for missing values.
+        length: Integer, steps of the result. Defaults to those of `series`.
+
+    Returns:
+        Array of shape `(rows, length, 1)`, float32.
+
+    Raises:
+        ValueError: If the shape is another, or a series holds no value in its first `length` steps.
+
+    Example:
+        prepare([[1.0, float("nan"), 3.0, float("nan")]])[0, :, 0]  # [-1.22, 0, 1.22, 0]
+    """
+    series = np.asarray(series, dtype="float64")
+    if series.ndim == 3 and series.shape[-1] == 1:
+        series = series[..., 0]
+    if series.ndim != 2:
+        raise ValueError(
+            f"`series` should be of shape (rows, steps) or (rows, steps, 1). Received: an array of shape {series.shape}"
+        )
+    length = series.shape[1] if length is None else length
+    if length < 1:
+        raise ValueError(f"`length` should be 1 at least. Received: {length}")
+    filled = np.stack([_interpolate(one) for one in series])[:, :length] if len(series) else series[:, :length]
+    empty = np.isnan(filled).all(axis=1)
+    if empty.any():
+        raise ValueError(
+            f"Each series should hold a value in its first {length} steps. Received: only missing ones in rows "
+            f"{np.flatnonzero(empty).tolist()}. Leave them out."
+        )
+    centred = filled - np.nanmean(filled, axis=1, keepdims=True)
+    deviation = np.nanstd(filled, axis=1, keepdims=True)
+    normalised = np.nan_to_num(centred / np.where(deviation > 1e-8, deviation, 1.0))
+    padded = np.pad(normalised, [(0, 0), (0, length - normalised.shape[1])])
+    return padded[..., None].astype("float32")
+
+
+def _interpolate(one):
+    """Fills the gaps between values; what is missing before the first and after the last stays so."""
+    known = np.flatnonzero(~np.isnan(one))
+    if not len(known):
+        return one
+    return np.interp(np.arange(len(one)), known, one[known], left=np.nan, right=np.nan)

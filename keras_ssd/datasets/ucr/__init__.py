@@ -1,0 +1,1 @@
+"""The UCR time series classification archive of 2018."""

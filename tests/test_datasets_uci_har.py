@@ -1,0 +1,373 @@
+"""`uci_har` from files in the publisher's own layout, whole, damaged, zipped and downloaded."""
+
+import functools
+import hashlib
+import http.server
+import importlib
+import io
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import threading
+import zipfile
+
+import keras
+import numpy as np
+import pytest
+import requests
+import tensorflow_datasets as tfds
+
+import keras_ssd.datasets
+from keras_ssd.datasets import sources
+from keras_ssd.datasets.uci_har import uci_har_dataset_builder
+
+SIGNALS = "body_acc_x body_acc_y body_acc_z body_gyro_x body_gyro_y body_gyro_z total_acc_x total_acc_y total_acc_z"
+# Label (1 to 6) and subject of each window.
+WINDOWS = {"train": [(5, 1), (6, 1), (1, 3)], "test": [(2, 2), (3, 4)]}
+URL = uci_har_dataset_builder.URL
+ZIP = "human+activity+recognition+using+smartphones.zip"
+
+
+@pytest.fixture(autouse=True)
+def no_progress_bar():
+    tfds.disable_progress_bar()
+
+
+def value(split, row, step, channel):
+    return (1 if split == "train" else -1) * (100 * row + step + channel / 16)
+
+
+def write(folder):
+    """Files as they are published: two spaces, seven decimals, exponents of three digits."""
+    for split, windows in WINDOWS.items():
+        signals = folder / "UCI HAR Dataset" / split / "Inertial Signals"
+        signals.mkdir(parents=True)
+        for channel, name in enumerate(SIGNALS.split()):
+            lines = []
+            for row in range(len(windows)):
+                numbers = (f"{value(split, row, step, channel):.7e}" for step in range(128))
+                lines.append("  " + "  ".join(number[:-2] + "0" + number[-2:] for number in numbers) + "\n")
+            (signals / f"{name}_{split}.txt").write_text("".join(lines))
+        labels, subjects = zip(*windows, strict=True)
+        (signals.parent / f"y_{split}.txt").write_text("".join(f"{label}\n" for label in labels))
+        (signals.parent / f"subject_{split}.txt").write_text("".join(f"{subject}\n" for subject in subjects))
+    return folder / "UCI HAR Dataset"
+
+
+def zip_of(files):
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return stream.getvalue()
+
+
+@functools.cache
+def inner_zip():
+    with tempfile.TemporaryDirectory() as folder:
+        root = write(pathlib.Path(folder))
+        paths = [path for path in root.rglob("*") if path.is_file()]
+        return zip_of({path.relative_to(root.parent).as_posix(): path.read_bytes() for path in paths})
+
+
+@functools.cache
+def outer_zip():
+    return zip_of({"UCI HAR Dataset.zip": inner_zip(), "UCI HAR Dataset.names": "about"})
+
+
+def make_builder(tmp_path):
+    return tfds.builder("uci_har", data_dir=tmp_path / "prepared", file_format="array_record")
+
+
+def prepare(builder, folder):
+    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=folder))
+
+
+def rows_of(builder, split):
+    """All rows of a split in the order of the files: TFDS shuffles them."""
+    return sorted(builder.as_data_source(split), key=lambda row: abs(row["signals"][0, 0]))
+
+
+def assert_as_written(builder):
+    assert {name: split.num_examples for name, split in builder.info.splits.items()} == {"train": 3, "test": 2}
+    for split, windows in WINDOWS.items():
+        for number, (row, (label, subject)) in enumerate(zip(rows_of(builder, split), windows, strict=True)):
+            assert (row["label"], row["subject"]) == (label - 1, subject)
+            assert row["signals"].shape == (128, 9) and row["signals"].dtype == "float32"
+            for step, channel in [(0, 0), (127, 0), (0, 8), (64, 4)]:
+                assert row["signals"][step, channel] == value(split, number, step, channel)
+
+
+def test_activities_by_their_published_names(tmp_path):
+    builder = make_builder(tmp_path)
+    prepare(builder, write(tmp_path))
+    names = [builder.info.features["label"].int2str(row["label"]) for row in rows_of(builder, "train")]
+    assert names == ["STANDING", "LAYING", "WALKING"]
+    assert builder.info.features["label"].num_classes == 6
+
+
+def test_metadata_is_packaged():
+    info = tfds.builder("uci_har").info
+    assert "CC BY 4.0" in info.description and "7352" in info.description
+    assert "anguita2013public" in info.citation
+    url_info = uci_har_dataset_builder.Builder.url_infos[URL]
+    assert url_info.size == 61_005_872
+    assert url_info.checksum == "c00b803081a5c797cd5e4b83700a9810b38d53d9d84e01917e090e1fdbc81031"
+
+
+@pytest.mark.parametrize("layout", ["parent", "folder", "renamed folder", "published zip", "inner zip"])
+def test_finds_the_data_in_a_given_folder(tmp_path, layout):
+    given = tmp_path / "given"
+    given.mkdir()
+    if layout == "published zip":
+        (given / ZIP).write_bytes(outer_zip())
+    elif layout == "inner zip":
+        (given / "UCI HAR Dataset.zip").write_bytes(inner_zip())
+    else:
+        folder = write(given)
+        given = {"parent": given, "folder": folder, "renamed folder": given / "har"}[layout]
+        if layout == "renamed folder":
+            folder.rename(given)
+    builder = make_builder(tmp_path)
+    prepare(builder, given)
+    assert_as_written(builder)
+
+
+def test_missing_subject_files_are_noticed_once(tmp_path):
+    folder = write(tmp_path)
+    for split in WINDOWS:
+        (folder / split / f"subject_{split}.txt").unlink()
+    builder = make_builder(tmp_path)
+    with pytest.warns(UserWarning, match="no subject file for train and test") as notices:
+        prepare(builder, tmp_path)
+    assert len(notices) == 1
+    assert [row["subject"] for split in WINDOWS for row in builder.as_data_source(split)] == [-1] * 5
+
+
+def cut(text):
+    return text[: len(text) // 2]
+
+
+DAMAGE = {
+    "truncated": ("train/Inertial Signals/body_gyro_y_train.txt", cut),
+    "row missing": ("test/Inertial Signals/total_acc_z_test.txt", lambda text: text[: text.index("\n") + 1]),
+    "empty": ("test/Inertial Signals/body_acc_x_test.txt", lambda text: ""),
+    "not a number": ("train/Inertial Signals/body_acc_x_train.txt", lambda text: text.replace("e+000", "e+000x", 1)),
+    "NaN": ("train/Inertial Signals/body_acc_x_train.txt", lambda text: text.replace("0.0000000e+000", "nan", 1)),
+    "no labels": ("train/y_train.txt", lambda text: ""),
+    "two labels": ("train/y_train.txt", lambda text: "1 2\n3 4\n5 6\n"),
+    "label 7": ("train/y_train.txt", lambda text: text.replace("6", "7")),
+    "subject missing": ("train/subject_train.txt", lambda text: "1\n3\n"),
+    "file missing": ("test/Inertial Signals/body_gyro_z_test.txt", None),
+}
+
+
+@pytest.mark.parametrize(("file", "change"), DAMAGE.values(), ids=DAMAGE)
+def test_damaged_file_is_named_and_nothing_is_left_behind(tmp_path, file, change):
+    path = write(tmp_path) / file
+    whole = path.read_text()
+    if change is None:
+        path.unlink()
+    else:
+        assert change(whole) != whole
+        path.write_text(change(whole))
+    builder = make_builder(tmp_path)
+    with pytest.raises(ValueError, match="UCI HAR cannot be read from") as error:
+        prepare(builder, tmp_path)
+    assert str(path) in str(error.value) and URL in str(error.value)
+    assert not builder.data_path.exists() and not list(builder.data_path.parent.glob("*"))
+    path.write_text(whole)
+    prepare(builder, tmp_path)
+    assert_as_written(builder)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "a byte changed", "bytes of the zip inside changed", "not a zip"])
+def test_damaged_zip(tmp_path, damage):
+    content = bytearray(outer_zip())
+    if "inside" in damage:
+        inner = bytearray(inner_zip())
+        middle = len(inner) // 2
+        inner[middle : middle + 64] = b"\xff" * 64
+        content = zip_of({"UCI HAR Dataset.zip": bytes(inner)})
+    if damage == "truncated":
+        del content[len(content) // 2 :]
+    if damage == "not a zip":
+        content = b"<html>sign in</html>"
+    if damage == "a byte changed":
+        content[len(content) // 2] ^= 1
+    (tmp_path / ZIP).write_bytes(content)
+    builder = make_builder(tmp_path)
+    with pytest.raises(ValueError, match="UCI HAR cannot be read from .*whole zip file") as error:
+        prepare(builder, tmp_path)
+    assert str(tmp_path / ZIP) in str(error.value)
+    assert not builder.data_path.exists()
+
+
+def test_file_missing_in_the_zip(tmp_path):
+    (tmp_path / ZIP).write_bytes(zip_of({"UCI HAR Dataset.zip": zip_of({"UCI HAR Dataset/train/y_train.txt": "1\n"})}))
+    with pytest.raises(ValueError, match="body_acc_x_train.txt: it is missing") as error:
+        prepare(make_builder(tmp_path), tmp_path)
+    assert f"{tmp_path / ZIP}/UCI HAR Dataset.zip/UCI HAR Dataset/train/Inertial Signals" in str(error.value)
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """Serves the published zip from this machine, as long as it is not shut down."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):  # noqa: N802
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(outer_zip())))
+            self.end_headers()
+            try:
+                self.wfile.write(outer_zip())
+            except OSError:  # the first request asks for the header only
+                pass
+
+        def log_message(self, *arguments):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(uci_har_dataset_builder, "URL", f"http://127.0.0.1:{server.server_port}/{ZIP}")
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def know_checksum(monkeypatch, checksum):
+    info = tfds.core.download.checksums.UrlInfo(size=len(outer_zip()), checksum=checksum, filename=ZIP)
+    monkeypatch.setattr(uci_har_dataset_builder.Builder, "url_infos", {uci_har_dataset_builder.URL: info})
+
+
+def test_downloads_once_and_reads_the_zip_in_the_zip(tmp_path, monkeypatch, server):
+    know_checksum(monkeypatch, hashlib.sha256(outer_zip()).hexdigest())
+    builder = make_builder(tmp_path)
+    prepare(builder, None)
+    assert_as_written(builder)
+    server.shutdown()
+    server.server_close()
+    builder.data_path.rmtree()
+    prepare(make_builder(tmp_path), None)
+    assert_as_written(make_builder(tmp_path))
+
+
+def assert_download_fails(builder, *words):
+    with pytest.raises(RuntimeError, match="could not be downloaded. Fetch http.* manual_dir=") as error:
+        prepare(builder, None)
+    for word in words:
+        assert word in str(error.value)
+    assert not builder.data_path.exists()
+
+
+def test_a_download_with_another_checksum_is_refused(tmp_path, monkeypatch, server):
+    know_checksum(monkeypatch, "0" * 64)
+    assert_download_fails(make_builder(tmp_path), "NonMatchingChecksumError")
+
+
+def test_a_download_without_a_checksum_is_refused(tmp_path, monkeypatch, server):
+    monkeypatch.setattr(uci_har_dataset_builder.Builder, "url_infos", None)
+    assert_download_fails(make_builder(tmp_path), "no checksum")
+
+
+def test_offline(tmp_path, monkeypatch):
+    def no_network(*arguments, **options):
+        raise requests.ConnectionError("no network")
+
+    monkeypatch.setattr(requests, "get", no_network)
+    assert_download_fails(make_builder(tmp_path), URL, "no network")
+
+
+def test_a_server_that_does_not_answer_is_given_up(tmp_path, monkeypatch):
+    release = threading.Event()
+    monkeypatch.setattr(requests, "get", lambda *arguments, **options: release.wait())
+    monkeypatch.setattr(sources, "TIMEOUT", 0.05)
+    assert_download_fails(make_builder(tmp_path), URL, "no answer within 0.05 seconds")
+    release.set()
+
+
+def test_a_damaged_folder_is_not_passed_over_for_a_download(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "download", None)
+    (write(tmp_path) / "train" / "y_train.txt").unlink()
+    with pytest.raises(ValueError, match="y_train.txt: it is missing"):
+        prepare(make_builder(tmp_path), tmp_path)
+
+
+def test_tf_data(tmp_path):
+    if keras.backend.backend() != "tensorflow":
+        pytest.skip("reads with TensorFlow")
+    write(tmp_path)
+    config = tfds.download.DownloadConfig(manual_dir=tmp_path)
+    dataset = tfds.load(
+        "uci_har",
+        split="test",
+        data_dir=tmp_path / "prepared",
+        as_supervised=True,
+        download_and_prepare_kwargs={"download_config": config},
+    )
+    signals, labels = next(iter(dataset.batch(2)))
+    assert signals.shape == (2, 128, 9) and sorted(labels.numpy()) == [1, 2]
+
+
+def test_says_what_to_install_without_tfds(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    with pytest.raises(ModuleNotFoundError, match=r'pip install "keras-ssd\[datasets\]"'):
+        importlib.reload(keras_ssd.datasets)
+
+
+@pytest.mark.slow
+def test_no_tensorflow_in_the_pipeline_of_other_backends(tmp_path):
+    write(tmp_path)
+    program = f"""
+import sys
+import keras_ssd
+assert "tensorflow_datasets" not in sys.modules, "import keras_ssd imports it"
+import keras_ssd.datasets, tensorflow_datasets as tfds
+config = tfds.download.DownloadConfig(manual_dir={str(tmp_path)!r})
+source = tfds.data_source("uci_har", split="train", data_dir={str(tmp_path / "prepared")!r},
+    builder_kwargs={{"file_format": "array_record"}}, download_and_prepare_kwargs={{"download_config": config}})
+print(len(source), source[0]["signals"].shape, "tensorflow" in sys.modules)
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=os.environ)
+    assert run.returncode == 0, run.stderr
+    with_tensorflow = keras.backend.backend() == "tensorflow"
+    assert run.stdout.splitlines()[-1] == f"3 (128, 9) {with_tensorflow}"
+
+
+SUBJECTS = np.array([1, 1, 2, 3, 3, 3, 4, 5, 5])
+
+
+@pytest.mark.parametrize(("fraction", "n_held_out"), [(0.2, 1), (0.21, 2), (0.5, 3), (0.8, 4)])
+def test_whole_subjects_are_held_out(fraction, n_held_out):
+    training, validation = keras_ssd.datasets.hold_out_subjects(SUBJECTS, fraction=fraction, seed=3)
+    assert len(np.unique(SUBJECTS[validation])) == n_held_out
+    assert not set(SUBJECTS[training]) & set(SUBJECTS[validation])
+    np.testing.assert_array_equal(np.sort(np.concatenate([training, validation])), np.arange(9))
+
+
+def test_the_seed_chooses_the_subjects():
+    held_out = [tuple(keras_ssd.datasets.hold_out_subjects(SUBJECTS, seed=seed)[1]) for seed in [*range(20), 0]]
+    assert held_out[0] == held_out[-1]
+    assert set(held_out) == {(0, 1), (2,), (3, 4, 5), (6,), (7, 8)}
+
+
+@pytest.mark.parametrize(
+    ("subjects", "fraction", "message"),
+    [
+        ([-1, -1, -1], 0.2, "3 of 3 rows with subject -1"),
+        ([1, 2, -1], 0.2, "1 of 3 rows with subject -1"),
+        ([7, 7, 7], 0.2, "two subjects at least. Received: 1"),
+        ([], 0.2, "two subjects at least. Received: 0"),
+        ([[1], [2]], 0.2, r"shape \(rows,\). Received: an array of shape \(2, 1\)"),
+        ([1, 2], 0.0, "`fraction` should lie between 0 and 1"),
+        ([1, 2], 0.6, "leave a subject to train on. Received: 0.6 of 2 subjects"),
+    ],
+    ids=["unknown", "partly unknown", "one", "none", "shape", "fraction 0", "fraction too large"],
+)
+def test_subjects_that_cannot_be_held_out(subjects, fraction, message):
+    with pytest.raises(ValueError, match=message):
+        keras_ssd.datasets.hold_out_subjects(subjects, fraction=fraction)
