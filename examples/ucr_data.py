@@ -15,6 +15,8 @@ import pandas as pd
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import LabelEncoder
 
+from keras_ssd.datasets import prepare
+
 ARCHIVE = "UCRArchive_2018"
 
 
@@ -37,9 +39,9 @@ def load(name, data_dir=None):
     encoder = LabelEncoder().fit(train_labels)
     return Dataset(
         name,
-        regular_series(train, length),
+        prepare(train, length),
         encoder.transform(train_labels),
-        regular_series(test, length),
+        prepare(test, length),
         encoder.transform(test_labels),
         len(encoder.classes_),
     )
@@ -80,22 +82,6 @@ def read_with_aeon(name, split):
     # Series of unequal length come as a list; the tail is missing then, as in the archive's own files.
     rows = [one[0] for one in series]
     return pd.DataFrame(rows).to_numpy(dtype=float), np.asarray(labels, dtype=float)
-
-
-def regular_series(series, length):
-    """Fills gaps by interpolation, gives each series mean 0 and deviation 1, and pads it to `length` with 0.
-
-    A missing tail means that the series is shorter, so it is padded after the normalisation, with the series' mean.
-    """
-    empty = np.isnan(series).all(axis=1)
-    if empty.any():
-        raise ValueError(f"Each series should hold a value. Received nothing but NaN in rows {np.flatnonzero(empty)}")
-    filled = pd.DataFrame(series).interpolate(axis=1, limit_area="inside").to_numpy(dtype=float)
-    centred = filled - np.nanmean(filled, axis=1, keepdims=True)
-    deviation = np.nanstd(filled, axis=1, keepdims=True)
-    normalised = centred / np.where(deviation > 1e-8, deviation, 1.0)  # a constant series stays at 0
-    padded = np.pad(np.nan_to_num(normalised), [(0, 0), (0, length - series.shape[1])])
-    return padded[..., None].astype("float32")
 
 
 def hold_out(labels, seed, fraction=0.2):

@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import comparison
 import ucr
 import ucr_data
 
@@ -98,7 +99,7 @@ def test_bad_input_is_named(archive, tmp_path):
     with pytest.raises(FileNotFoundError, match="`data_dir` should hold .* Received: .*empty"):
         ucr_data.names(tmp_path / "empty")
     write(tmp_path, "Hollow", "1\t0\t1\n2\tNaN\tNaN\n", "1\t0\t1\n")
-    with pytest.raises(ValueError, match=r"nothing but NaN in rows \[1\]"):
+    with pytest.raises(ValueError, match=r"only missing ones in rows \[1\]"):
         ucr_data.load("Hollow", tmp_path)
 
 
@@ -172,9 +173,23 @@ def test_script_repeats_no_recorded_run_and_averages_over_sets(learnable, tmp_pa
 def test_a_run_that_left_the_finite_numbers_counts_as_diverged(archive):
     dataset = ucr_data.load("Tiny", archive)
     model = ucr.new_model(dataset, seed=0)
-    run = ucr.Run(model, {"loss": [1.0, float("nan")]}, 0, 0.1)
-    assert ucr.scores(run, dataset)["status"] == "diverged"
-    assert ucr.scores(run._replace(history={"loss": [1.0, 0.5]}), dataset)["status"] == "finished"
+    run = comparison.Run(model, {"loss": [1.0, float("nan")]}, 0, 0.1)
+    test = dataset.x_test, dataset.y_test, dataset.n_classes
+    assert comparison.scores(run, *test)["status"] == "diverged"
+    assert comparison.scores(run._replace(history={"loss": [1.0, 0.5]}), *test)["status"] == "finished"
+
+
+def test_equal_means_are_neither_gain_nor_loss():
+    accuracies = {"plain": [0.1, 0.2, 0.3], "distilled": [0.3, 0.1, 0.2]}
+    rows = [
+        {"dataset": "Slope", "seed": seed, "method": method, "accuracy": accuracy, "nll": 0.5}
+        for method, of_method in accuracies.items()
+        for seed, accuracy in enumerate(of_method)
+    ]
+    frame = pd.DataFrame(rows).assign(seconds_per_epoch=0.1, parameters=10, status="finished")
+    expected = "accuracy +0.0000, nll +0.0000; more accurate on"
+    assert f"{expected} 0, less on 0 of 1" in comparison.summary(frame, "equal")
+    assert f"{expected} 1, less on 2 of 3" in comparison.summary(frame, "equal", counted="seed")
 
 
 def test_plain_and_distilled_start_from_the_same_weights(archive):
@@ -198,4 +213,4 @@ def test_options_that_exclude_each_other(options, complaint, capsys):
 
 @pytest.mark.parametrize(("text", "expected"), [("3", [0, 1, 2]), ("0,5", [0, 5]), ("4,", [4])])
 def test_seeds(text, expected):
-    assert ucr.seeds(text) == expected
+    assert comparison.seeds(text) == expected

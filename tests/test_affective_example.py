@@ -1,0 +1,149 @@
+"""The affective computing example: its reader on hand-written files in the published layout, its folds, its network."""
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+
+import affective
+import keras_ssd
+
+COLUMNS = ["time", "gsr", "ecg", "emg_trapezius", "emg_corrugator", "emg_zygomaticus"]
+SUBJECTS = ["071309_w_21", "071313_m_41", "120614_w_61"]
+
+
+def write(folder, subject, level, number, gsr):
+    table = pd.DataFrame(0.0, index=range(len(gsr)), columns=COLUMNS)
+    table["time"] = np.arange(len(gsr)) * 1953  # microseconds
+    table["gsr"], table["ecg"] = gsr, -np.asarray(gsr, dtype=float)
+    path = folder / "biosignals_filtered" / subject / f"{subject}-{level}-{number:03d}_bio.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table.to_csv(path, sep="\t", index=False)
+    return path
+
+
+@pytest.fixture
+def biovid(tmp_path):
+    """Three subjects, four recordings of BL1 (falling), PA1 and PA4 (rising) each, of 64 steps."""
+    generator = np.random.default_rng(0)
+    for subject in SUBJECTS:
+        for level, slope in [("BL1", -1), ("PA1", 0), ("PA4", 1)]:
+            for number in range(4):
+                write(tmp_path, subject, level, number, slope * np.arange(64) / 32 + generator.normal(size=64))
+    return tmp_path
+
+
+class TestReader:
+    @pytest.mark.parametrize("subfolder", ["", "biosignals_filtered"])
+    def test_reads_the_published_layout(self, tmp_path, subfolder):
+        for number, subject in enumerate(SUBJECTS):
+            write(tmp_path, subject, "BL1", 81, [number, 1.5, 2])
+            write(tmp_path, subject, "PA3", 5, [9, 9, 9])
+            write(tmp_path, subject, "PA4", 7, [number, 4.5, 5])
+        dataset = affective.load(tmp_path / subfolder, ["BL1", "PA4"], "gsr")
+        assert dataset.x[..., 0].tolist() == [
+            [0, 1.5, 2],
+            [0, 4.5, 5],
+            [1, 1.5, 2],
+            [1, 4.5, 5],
+            [2, 1.5, 2],
+            [2, 4.5, 5],
+        ]
+        assert dataset.x.shape == (6, 3, 1) and dataset.x.dtype == "float32"
+        assert dataset.y.tolist() == [0, 1, 0, 1, 0, 1]
+        assert dataset.subjects.tolist() == [subject for subject in SUBJECTS for _ in range(2)]
+        other = affective.load(tmp_path, ["PA4", "PA3"], "ecg")
+        assert other.x[:2, :, 0].tolist() == [[-9, -9, -9], [0, -4.5, -5]]
+        assert other.y.tolist() == [1, 0, 1, 0, 1, 0]
+
+    def test_says_what_is_missing(self, biovid):
+        with pytest.raises(FileNotFoundError, match=r"with the levels \['BL1', 'PB4'\].* Received: .*, with \['BL1'\]"):
+            affective.load(biovid, ["BL1", "PB4"], "gsr")
+        with pytest.raises(ValueError, match="_bio.csv should be tab separated and hold numbers in a column 'eda'"):
+            affective.load(biovid, ["BL1", "PA4"], "eda")
+
+    def test_recordings_of_another_length_are_named(self, biovid):
+        write(biovid, SUBJECTS[1], "PA4", 2, np.zeros(60))
+        with pytest.raises(ValueError, match=rf"most are, 64. Received: 60 in .*{SUBJECTS[1]}-PA4-002_bio.csv"):
+            affective.load(biovid, ["BL1", "PA4"], "gsr")
+
+    def test_two_subjects_are_too_few(self, tmp_path):
+        for subject in SUBJECTS[:2]:
+            for level in ("BL1", "PA4"):
+                write(tmp_path, subject, level, 0, [0, 1])
+        with pytest.raises(ValueError, match="should hold 3 subjects"):
+            affective.load(tmp_path, ["BL1", "PA4"], "gsr")
+
+
+def test_a_fold_keeps_subjects_apart(biovid):
+    dataset = affective.load(biovid, ["BL1", "PA4"], "gsr")
+    dataset = dataset._replace(x=np.arange(24, dtype="float32")[:, None, None])  # a recording is its own number
+    task, x_test, y_test = affective.make_fold(dataset, 2, SUBJECTS[1], seed=0)
+    assert x_test.ravel().tolist() == list(range(8, 16))
+    assert y_test.tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
+    training, validation = (sorted(part[0].ravel()) for part in (task.training, task.validation))
+    assert sorted([training, validation]) == [list(range(8)), list(range(16, 24))]
+
+
+class TestNetwork:
+    def test_shapes_of_the_published_network(self):
+        model = affective.pain_attn_net(np.ones((2, 2816, 1), "float32"), 2)
+        assert model.output_shape == (None, 2)
+        concatenated = next(one for one in model.layers if isinstance(one, keras.layers.Concatenate))
+        assert concatenated.output.shape == (None, 75, 192), "three scales of 75 steps and 64 features"
+        assert model.layers[-2].output.shape == (None, 75 * 30), "the representation"
+
+    def test_standardises_the_signal(self):
+        x = np.array([[[1.0], [3.0]], [[5.0], [7.0]]], "float32")
+        normalization = affective.pain_attn_net(x, 2).layers[1]
+        expected = np.array([[-3, -1], [1, 3]]) / 5**0.5
+        np.testing.assert_allclose(keras.ops.convert_to_numpy(normalization(x))[..., 0], expected, rtol=1e-5)
+
+    @pytest.mark.slow
+    def test_its_teachers_differ(self):
+        x = np.random.default_rng(0).normal(size=(4, 64, 1)).astype("float32")
+        ssd = keras_ssd.SSDModel.paper(affective.pain_attn_net(x, 2))
+        _, teachers, _ = ssd.teacher_representations(x)
+        assert teachers.shape == (4, 30, 2250)
+        assert teachers.std(axis=1).mean() > 1e-3
+
+
+@pytest.mark.slow
+def test_script_trains_the_network(biovid, tmp_path, capsys):
+    call = ["--data-dir", str(biovid), "--folds", "1", "--epochs", "1", "--n-teachers", "2", "--out", str(tmp_path)]
+    assert affective.main(call) == 0
+    assert "BL1 against PA4, self, 1 subjects left out" in capsys.readouterr().out
+    rows = pd.read_csv(tmp_path / "results.csv")
+    assert rows.method.tolist() == ["plain", "distilled"] and rows.parameters.nunique() == 1
+    assert np.isfinite(rows.nll).all()
+
+
+def test_script_is_resumed_by_fold(biovid, tmp_path, capsys, monkeypatch):
+    trained_on = []
+
+    def small_net(x, n_classes):
+        trained_on.append(len(x))
+        inputs = keras.Input(x.shape[1:])
+        hidden = keras.layers.Dropout(0.5)(keras.layers.Flatten()(inputs))
+        return keras.Model(inputs, keras.layers.Dense(n_classes, activation="softmax")(hidden))
+
+    monkeypatch.setattr(affective, "pain_attn_net", small_net)
+    path = tmp_path / "out" / "results.csv"
+    call = ["--data-dir", str(biovid), "--epochs", "1", "--n-teachers", "2", "--out", str(path.parent)]
+    assert affective.main([*call, "--folds", "1"]) == 0
+    first = pd.read_csv(path)
+    assert first.subject.tolist() == [SUBJECTS[0]] * 2 and first.method.tolist() == ["plain", "distilled"]
+    assert first.accuracy.between(0, 1).all() and np.isfinite(first.nll).all()
+    assert trained_on == [8, 8], "plain and distilled, each trained on one of the other subjects"
+
+    first.loc[0, "accuracy"] = 0.875  # a row of its own, which a repetition of the fold would not give
+    first.to_csv(path, index=False)
+    assert affective.main(call) == 0
+    assert len(trained_on) == 6, "the recorded fold is not repeated"
+    rows = pd.read_csv(path)
+    assert rows.subject.unique().tolist() == SUBJECTS and rows.accuracy[0] == 0.875
+    printed = capsys.readouterr().out
+    plain = rows[rows.method == "plain"].accuracy
+    assert f"{plain.mean():.4f} {plain.std():.4f}" in printed, "mean and deviation over folds"
+    assert "of 3" in printed
+    assert (path.parent / "BL1-PA4-self-2.png").read_bytes().startswith(b"\x89PNG")

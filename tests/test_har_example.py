@@ -1,0 +1,154 @@
+"""The activity recognition example: its data, what is held out of them, and the whole script on a small real set."""
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+
+import har
+import har_data
+
+
+def short(dataset):
+    """Twelve windows of 24 steps in each split, three of every class."""
+    rows = np.concatenate([np.flatnonzero(dataset.y_train == one)[:3] for one in range(4)])
+    return dataset._replace(
+        x_train=dataset.x_train[rows, :24],
+        y_train=dataset.y_train[rows],
+        x_test=dataset.x_test[rows, :24],
+        y_test=dataset.y_test[rows],
+    )
+
+
+@pytest.fixture(scope="module")
+def basic_motions():
+    return har_data.load()
+
+
+class TestData:
+    def test_aeon_carries_basic_motions(self, basic_motions):
+        assert basic_motions.x_train.shape == basic_motions.x_test.shape == (40, 100, 6)
+        assert basic_motions.x_train.dtype == "float32"
+        assert np.bincount(basic_motions.y_train).tolist() == [10, 10, 10, 10]
+        assert basic_motions.class_names == ["badminton", "running", "standing", "walking"]
+        assert basic_motions.subjects_train is None and basic_motions.n_classes == 4
+        # The first window of the file: standing, its first step.
+        np.testing.assert_allclose(
+            basic_motions.x_train[0, 0], [0.079106, 0.394032, 0.551444, 0.351565, 0.02397, 0.633883], atol=1e-6
+        )
+        assert basic_motions.y_train[0] == 2
+
+    def test_an_unknown_name_is_named(self):
+        with pytest.raises(ValueError, match="`name` should be one of .*'uci_har'.*Received: 'wisdm'"):
+            har_data.load("wisdm")
+
+    def test_holds_out_by_class_where_subjects_are_unknown(self, basic_motions):
+        training, validation = har_data.hold_out(basic_motions, seed=0)
+        assert sorted([*training, *validation]) == list(range(40))
+        assert np.bincount(basic_motions.y_train[validation]).tolist() == [2, 2, 2, 2]
+
+    @pytest.mark.parametrize(
+        ("fraction", "expected"),
+        [pytest.param(0.5, [4, 2, 1], id="half"), pytest.param(0.01, [1, 1, 1], id="one at least"), (1.0, [8, 4, 1])],
+    )
+    def test_label_subset_keeps_a_fraction_of_each_class(self, fraction, expected):
+        labels = np.repeat([0, 1, 2, 0], [8, 4, 1, 5])
+        rows = np.arange(13)  # the last five are held out
+        kept = har_data.label_subset(labels, rows, fraction, seed=0)
+        assert np.bincount(labels[kept]).tolist() == expected
+        assert len(set(kept)) == len(kept) and set(kept) <= set(rows)
+
+    def test_label_subset_follows_the_seed(self):
+        labels, rows = np.zeros(100, int), np.arange(100)
+        one, again, other = (har_data.label_subset(labels, rows, 0.1, seed) for seed in (0, 0, 1))
+        assert one.tolist() == again.tolist() != other.tolist()
+
+    @pytest.mark.parametrize("fraction", [0, 1.5])
+    def test_label_subset_refuses_other_fractions(self, fraction):
+        with pytest.raises(ValueError, match=rf"`fraction` should lie in \(0, 1\]. Received: {fraction}"):
+            har_data.label_subset(np.zeros(3, int), np.arange(3), fraction, seed=0)
+
+
+def write_har(folder, subjects):
+    """The published layout: 8 windows of 128 steps; signal k of window i is 100 i + k throughout."""
+    names = [f"{kind}_{axis}" for kind in ("body_acc", "body_gyro", "total_acc") for axis in "xyz"]
+    for split in ("train", "test"):
+        signals = folder / "UCI HAR Dataset" / split / "Inertial Signals"
+        signals.mkdir(parents=True)
+        for number, name in enumerate(names):
+            windows = np.repeat(100 * np.arange(8)[:, None] + number, 128, axis=1)
+            np.savetxt(signals / f"{name}_{split}.txt", windows, fmt="%.7e")
+        np.savetxt(signals.parent / f"y_{split}.txt", np.arange(8) % 6 + 1, fmt="%d")
+        if subjects:
+            np.savetxt(signals.parent / f"subject_{split}.txt", np.arange(8) // 2 + 1, fmt="%d")
+
+
+class TestUciHar:
+    @pytest.fixture(autouse=True)
+    def datasets(self):
+        pytest.importorskip("tensorflow_datasets")
+
+    def test_reads_a_folder(self, tmp_path):
+        write_har(tmp_path, subjects=True)
+        dataset = har_data.load("uci_har", tmp_path)
+        assert dataset.x_train.shape == dataset.x_test.shape == (8, 128, 9)
+        assert dataset.x_train.dtype == "float32"
+        order = np.argsort(dataset.x_train[:, 0, 0])  # TFDS shuffles
+        assert sorted(dataset.x_train[order[3], 17]) == [300, 301, 302, 303, 304, 305, 306, 307, 308]
+        assert dataset.y_train[order].tolist() == [0, 1, 2, 3, 4, 5, 0, 1]
+        assert dataset.subjects_train[order].tolist() == [1, 1, 2, 2, 3, 3, 4, 4]
+        assert dataset.n_classes == 6
+
+    def test_holds_out_whole_subjects(self, tmp_path):
+        write_har(tmp_path, subjects=True)
+        dataset = har_data.load("uci_har", tmp_path)
+        training, validation = har_data.hold_out(dataset, seed=0)
+        assert sorted([*training, *validation]) == list(range(8))
+        assert not set(dataset.subjects_train[training]) & set(dataset.subjects_train[validation])
+        assert len(validation) == 2, "one of four subjects"
+
+    def test_subjects_may_be_unknown(self, tmp_path):
+        write_har(tmp_path, subjects=False)
+        with pytest.warns(UserWarning, match="no subject file for train and test"):
+            assert har_data.load("uci_har", tmp_path).subjects_train is None
+
+
+def test_model_standardises_the_channels(basic_motions):
+    x = basic_motions.x_train
+    model = har.conv_net(x, 4)
+    standardised = keras.ops.convert_to_numpy(model.layers[0](x))
+    np.testing.assert_allclose(standardised.mean(axis=(0, 1)), np.zeros(6), atol=1e-3)
+    np.testing.assert_allclose(standardised.std(axis=(0, 1)), np.ones(6), atol=1e-3)
+
+
+def test_script(basic_motions, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(har_data, "load", lambda *_: short(basic_motions))
+    call = ["--epochs", "2", "--seeds", "1", "--label-fraction", "0.5", "--out", str(tmp_path)]
+    assert har.main(call) == 0
+    printed = capsys.readouterr().out
+    assert "basic_motions, 50% of the labels, self, 1 seed" in printed
+    rows = pd.read_csv(tmp_path / "results.csv")
+    assert rows.method.tolist() == ["plain", "distilled"]
+    assert rows.accuracy.between(0, 1).all() and np.isfinite(rows.nll).all()
+    assert (tmp_path / "basic_motions-0.5-self.png").read_bytes().startswith(b"\x89PNG")
+
+    n_parameters = rows.parameters[0]
+    for name in ("plain", "distilled"):
+        path = tmp_path / f"basic_motions-0.5-self-{name}.keras"
+        assert f"{path}: {n_parameters} parameters, {path.stat().st_size / 1024:.0f} KiB" in printed
+        # Four bytes each; the optimizer's state would be twice as much again.
+        assert 4 * n_parameters < path.stat().st_size < 6 * n_parameters
+    student = keras.saving.load_model(tmp_path / "basic_motions-0.5-self-distilled.keras")
+    assert student.count_params() == n_parameters and type(student) is keras.Sequential
+    accuracy = (student.predict(short(basic_motions).x_test, verbose=0).argmax(axis=1) == np.repeat(range(4), 3)).mean()
+    assert accuracy == rows[rows.method == "distilled"].accuracy.item()
+
+    monkeypatch.setattr(har.comparison, "compare", lambda *_: pytest.fail("a recorded run was repeated"))
+    assert har.main(call) == 0
+    assert pd.read_csv(tmp_path / "results.csv").equals(rows)
+
+
+def test_a_fraction_out_of_range_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        har.parse(["--label-fraction", "0"])
+    assert "--label-fraction should lie in (0, 1]" in capsys.readouterr().err
