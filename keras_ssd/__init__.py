@@ -19,9 +19,20 @@ except ModuleNotFoundError as error:
 
 from keras_ssd import callbacks, guidance, plotting
 from keras_ssd._version import __version__
+from keras_ssd.joining import join_unlabelled
 from keras_ssd.model import SSDModel
+from keras_ssd.uncertainty import predict_stochastic
 from keras_ssd.wrapping import wrap
 
 del keras
 
-__all__ = ["SSDModel", "__version__", "callbacks", "guidance", "plotting", "wrap"]
+__all__ = [
+    "SSDModel",
+    "__version__",
+    "callbacks",
+    "guidance",
+    "join_unlabelled",
+    "plotting",
+    "predict_stochastic",
+    "wrap",
+]

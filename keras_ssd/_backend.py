@@ -115,6 +115,30 @@ def after_train_step(model, result, update):
     return logs, (trainable, [scope.get_current_value(v) for v in variables], *others)
 
 
+def update_metrics(model, y, y_pred, unweighted, weighted):
+    """Update the compiled metrics of a model, those that were not to be weighted (`metrics`) with weights as well.
+
+    Keras has no exported way to weight them: what is asked of `CompileMetrics` here is not exported.
+
+    Args:
+        model: the model.
+        y: targets.
+        y_pred: outputs.
+        unweighted: weights for `metrics`, structured as `y`.
+        weighted: weights for `weighted_metrics`, structured as `y`.
+    """
+    compiled = model._compile_metrics
+    if compiled is None:
+        return
+    if not compiled.built:
+        compiled.build(y, y_pred)
+    targets, outputs, *weights = map(compiled._flatten_y, (y, y_pred, unweighted, weighted))
+    for metrics, those in zip((compiled._flat_metrics, compiled._flat_weighted_metrics), weights, strict=True):
+        for of_output, *arguments in zip(metrics, targets, outputs, those, strict=True):
+            if of_output:
+                of_output.update_state(*arguments)
+
+
 def compile_arguments(model):
     """The very objects that `model.compile` was called with, as keyword arguments (`_compile_config`: not exported).
 

@@ -158,8 +158,8 @@ def output_distances(activations, names, temperature, loss=None, loss_weights=No
     Returns:
         A list of `OutputDistance`.
     """
-    losses = _per_output(loss, len(activations), names)
-    weights = _per_output(loss_weights, len(activations), names)
+    losses = per_output(loss, len(activations), names)
+    weights = per_output(loss_weights, len(activations), names)
     distances = []
     for activation, one, weight in zip(activations, losses, weights, strict=True):
         kind, from_logits = _kind(one, activation)
@@ -186,7 +186,8 @@ def _kind(loss, activation):
     return {"softmax": "categorical", "sigmoid": "binary"}.get(activation, "regression"), False
 
 
-def _per_output(setting, outputs, names):
+def per_output(setting, outputs, names):
+    """What `compile` was given for each output: one for all, a list, or a dict by name."""
     if isinstance(setting, dict):
         return [setting.get(name) for name in names or [None] * outputs]
     if isinstance(setting, (list, tuple)):

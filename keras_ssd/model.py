@@ -11,9 +11,19 @@ from keras import ops, tree
 from keras_ssd import _backend
 from keras_ssd.graph import is_functional
 from keras_ssd.guidance import guidance_weights, guided_target, similarity_scores
-from keras_ssd.losses import finite_or, mean_weight, output_distances, representation_loss, weights_per_output
-from keras_ssd.settings import PAPER, Settings, check_weight
+from keras_ssd.joining import JoinedDataset
+from keras_ssd.labels import find_targets, for_metrics, for_task_loss, missing_in
+from keras_ssd.losses import (
+    finite_or,
+    mean_weight,
+    output_distances,
+    per_output,
+    representation_loss,
+    weights_per_output,
+)
+from keras_ssd.settings import PAPER, SEMI_SUPERVISED, Settings, check_weight
 from keras_ssd.teachers import HeldWeights, Roles, flatten_features, resolve_kind
+from keras_ssd.uncertainty import predict_stochastic
 
 
 class _Phase(threading.local):
@@ -49,12 +59,14 @@ class _Steering:
         figures: a metric that is shown the teachers of every training step, or `None`.
         raw_weights: the student's own weights (arrays) while it carries the average, or `None`.
         has_begun: whether the average is known to have been fed.
+        labels_may_miss: whether the data might hold samples without a target, as far as is known.
     """
 
     teaching = True
     figures = None
     raw_weights = None
     has_begun = False
+    labels_may_miss = False
 
 
 @keras.saving.register_keras_serializable(package="keras_ssd")
@@ -167,7 +179,31 @@ class SSDModel(keras.Model):
             >>> model.fit(x, y, callbacks=[keras.callbacks.EarlyStopping(patience=10, restore_best_weights=True)], ...)
             >>> keras_ssd.SSDModel.paper(model).fit(x, y, ...)
         """
-        ssd = cls(model, **{"teacher": "snapshot", **PAPER, **options})
+        return cls._from_snapshot(model, {**PAPER, **options})
+
+    @classmethod
+    def semi_supervised(cls, model, **options):
+        """The setting for training sets of which few samples are labelled, see `keras_ssd.join_unlabelled`.
+
+        The teacher is a snapshot of the weights that `model` has now, which should be trained on the labelled samples,
+        best with early stopping (or pass `keras_ssd.callbacks.TeacherSnapshot` to `fit`, which does so); the student
+        continues from the same weights with a fresh optimizer. Outputs are distilled, of labelled and unlabelled
+        samples alike, with weight 1: N = 8, guided by "kl", all teachers kept, T = 3.
+
+        Args:
+            model: a built model, trained on what is labelled.
+            **options: further arguments of `keras_ssd.wrap`, which take precedence.
+
+        Example:
+            >>> model.fit(x, y, ...)
+            >>> data = keras_ssd.join_unlabelled((x, y), x_unlabelled, ratio=3)
+            >>> keras_ssd.SSDModel.semi_supervised(model).fit(data, epochs=50)
+        """
+        return cls._from_snapshot(model, {**SEMI_SUPERVISED, **options})
+
+    @classmethod
+    def _from_snapshot(cls, model, options):
+        ssd = cls(model, **{"teacher": "snapshot", **options})
         if model.compiled:
             ssd.compile_as(model)
         return ssd
@@ -195,7 +231,12 @@ class SSDModel(keras.Model):
 
     def train_on_batch(self, *args, **kwargs):
         self._begin()
+        self._look_at_data("train_on_batch", *args, **kwargs)
         return super().train_on_batch(*args, **kwargs)
+
+    def test_on_batch(self, *args, **kwargs):
+        self._look_at_data("test_on_batch", *args, **kwargs)
+        return super().test_on_batch(*args, **kwargs)
 
     def test_step(self, *args, **kwargs):
         with _in_phase(training=None, evaluating=True):
@@ -203,6 +244,7 @@ class SSDModel(keras.Model):
 
     def evaluate(self, *args, **kwargs):
         self._begin()
+        self._look_at_data("evaluate", *args, **kwargs)
         with _in_phase(evaluating=True):
             return super().evaluate(*args, **kwargs)
 
@@ -227,6 +269,7 @@ class SSDModel(keras.Model):
 
     def fit(self, *args, **kwargs):
         teaching = self.teaching
+        self._look_at_data("fit", *args, **kwargs)
         self._begin()
         self._take_up_raw_weights()
         try:
@@ -268,7 +311,8 @@ class SSDModel(keras.Model):
             self.optimizer.build(self.trainable_variables)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        loss = super().compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=training)
+        task_y, task_weight = self._task_arguments(y, y_pred, sample_weight)
+        loss = super().compute_loss(x=x, y=task_y, y_pred=y_pred, sample_weight=task_weight, training=training)
         if not training or _phase.training is not self:
             return loss
         if not self.distills or not self.teaching:
@@ -278,6 +322,57 @@ class SSDModel(keras.Model):
         n_samples = ops.shape(tree.flatten(y_pred)[0])[0]
         self._kd_loss_tracker.update_state(kd_loss * _backend.replicas_in_sync(), sample_weight=n_samples)
         return loss + ops.cast(self._kd_weight.value, loss.dtype) * kd_loss
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        found = self._find_targets(y, y_pred)
+        if found is None:
+            return super().compute_metrics(x, y, y_pred, sample_weight)
+        y, unweighted, weighted = for_metrics(y, found, sample_weight)
+        _backend.update_metrics(self, y, y_pred, unweighted, weighted)
+        return self.get_metrics_result()
+
+    # Samples without a target.
+
+    def _look_at_data(self, method, *args, **kwargs):
+        """Find out whether targets might be missing: by looking at arrays; other data cannot be looked at beforehand.
+
+        Once they might, it stays so, because training and test step are compiled anew for it.
+        """
+        arguments = inspect.signature(getattr(keras.Model, method)).bind(self, *args, **kwargs).arguments
+        x, y, validation = (arguments.get(name) for name in ("x", "y", "validation_data"))
+        kinds = [distance.kind for distance in self._distances(len(self._roles.activations))]
+        missing = y is not None and missing_in(y, kinds)
+        if not self.distills:
+            if isinstance(x, JoinedDataset) or (missing and method == "fit"):
+                raise ValueError(
+                    "Samples without a target take part in the distillation term only, and this model was wrapped with "
+                    "kd_weight=0: it has none. Wrap it with a kd_weight above 0, or leave these samples out."
+                )
+            return
+        if isinstance(validation, (tuple, list)):
+            missing = missing or (len(validation) > 1 and missing_in(validation[1], kinds))
+            validation = None
+        unknown = (y is None and _yields_batches(x)) or _yields_batches(validation)
+        if (missing or unknown) and not self._steering.labels_may_miss:
+            self._steering.labels_may_miss = True
+            self._renew_train_function()
+            if self.test_function is not None:
+                self.make_test_function(force=True)
+
+    def _find_targets(self, y, y_pred):
+        """For each output which samples have a target, structured as `y`; `None` where all have."""
+        if y is None or not self.distills or not self._steering.labels_may_miss:
+            return None
+        return find_targets(y, y_pred, [one.kind for one in self._distances(len(tree.flatten(y_pred)))])
+
+    def _task_arguments(self, y, y_pred, sample_weight):
+        """Targets and weights of the task's loss, without samples that have no target."""
+        found = self._find_targets(y, y_pred)
+        if found is None:
+            return y, sample_weight
+        losses = per_output(self._loss_arguments["loss"], len(tree.flatten(found)), self._names())
+        reductions = [getattr(loss, "reduction", "sum_over_batch_size") for loss in losses]
+        return for_task_loss(y, found, sample_weight, reductions)
 
     # The moving average.
 
@@ -359,10 +454,36 @@ class SSDModel(keras.Model):
         activations = self._roles.activations
         if len(activations) != n_outputs:
             activations = [None] * n_outputs
-        names = self._roles.output_keys or getattr(self, "output_names", None)
-        return output_distances(activations, names=names, temperature=self.settings.temperature, **self._loss_arguments)
+        return output_distances(
+            activations, names=self._names(), temperature=self.settings.temperature, **self._loss_arguments
+        )
+
+    def _names(self):
+        """The names of the outputs in the order of the flat outputs, if they have any."""
+        return self._roles.output_keys or getattr(self, "output_names", None)
 
     # For users.
+
+    def predict_stochastic(self, x, **options):
+        """Predict with dropout on, many times, and tell mean and uncertainty.
+
+        Of the student and its own noise layers, as after loading it; with the averaged weights where `predict` uses
+        them.
+
+        Args:
+            x: inputs, as for `predict`.
+            **options: as for `keras_ssd.predict_stochastic`, which documents them.
+
+        Returns:
+            A `StochasticPrediction`, or several in the structure of the outputs.
+        """
+        return predict_stochastic(self, x, **options)
+
+    def deployed(self):
+        """What `predict` stands for: the student, the variables that hold its deployed weights, the compiled loss."""
+        self._begin()
+        weights = self.held_weights.held if self.averages else self.student.weights
+        return self.student, weights, self._loss_arguments.get("loss")
 
     @property
     def averages(self):
@@ -522,6 +643,11 @@ class SSDModel(keras.Model):
         for name in ("model", "teacher", "similarity"):
             config[name] = keras.saving.deserialize_keras_object(config[name], custom_objects=custom_objects)
         return cls(**config)
+
+
+def _yields_batches(data):
+    """Whether data is neither arrays nor nothing: a data set, a generator."""
+    return data is not None and not isinstance(data, (tuple, list, dict)) and not hasattr(data, "shape")
 
 
 def _check_model(argument, model):

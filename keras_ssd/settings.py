@@ -25,6 +25,8 @@ PAPER = dict(
 _MOVING = dict(n_teachers=8, distill="outputs", kd_weight=0.1, similarity="kl", percentile=0.0)
 _FROZEN = dict(_MOVING, kd_weight=1.0)
 DEFAULTS = {"self": _MOVING, "ema": _MOVING, "snapshot": PAPER, "model": _FROZEN}
+# Where most samples have no label: the paper's frozen teacher, but on outputs.
+SEMI_SUPERVISED = _FROZEN
 # The temperature of the guidance belongs to the scale of the scores.
 GUIDANCE_TEMPERATURES = {"dot": 5.0, "euclidean": 5.0, "cosine": 0.1, "kl": 1.0, "uniform": 1.0}
 
@@ -75,12 +77,12 @@ class Settings:
 
     def _check_numbers(self):
         least = 1 if self.similarity == "uniform" else 2
-        if not _is_int(self.n_teachers) or self.n_teachers < least:
+        if not is_integer(self.n_teachers) or self.n_teachers < least:
             remedy = ' (a single teacher needs no guidance: pass similarity="uniform")' if least == 2 else ""
             raise ValueError(
                 f"`n_teachers` should be an integer of at least {least}{remedy}. Received: n_teachers={self.n_teachers}"
             )
-        if self.teacher_chunk is not None and (not _is_int(self.teacher_chunk) or self.teacher_chunk < 1):
+        if self.teacher_chunk is not None and (not is_integer(self.teacher_chunk) or self.teacher_chunk < 1):
             raise ValueError(
                 "`teacher_chunk` should be a positive integer, or None for all teachers at once. Received: "
                 f"teacher_chunk={self.teacher_chunk}"
@@ -118,7 +120,8 @@ def check_weight(name, value):
         raise ValueError(f"`{name}` should be a finite float that is not negative. Received: {name}={value}")
 
 
-def _is_int(value):
+def is_integer(value):
+    """Whether a value is an integer; `True` is none."""
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 

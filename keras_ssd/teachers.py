@@ -108,8 +108,8 @@ class Roles:
         self._read = student_graph.reader(read + own)
         self._n_read = len(read)
         self._read_teacher_inputs = None if teacher_model is None else teacher_graph.reader(self.passes.given)
-        self.activations = [_last_activation(student_graph, x) for x in student_graph.outputs]
-        self._structure = None if student_graph.is_opaque else _output_structure(model)
+        self.activations = [last_activation(student_graph, x) for x in student_graph.outputs]
+        self._structure = None if student_graph.is_opaque else output_structure(model)
         self.output_keys = sorted(self._structure) if isinstance(self._structure, dict) else None
 
     def teacher_pass(self, given, settings, seed_generator, weights):
@@ -147,7 +147,8 @@ class Roles:
         return outputs, representation, given
 
 
-def _output_structure(model):
+def output_structure(model):
+    """The symbolic outputs of a model, structured as it returns them."""
     structure = model.outputs if isinstance(model, keras.Sequential) else model.output
     return structure[0] if isinstance(structure, (list, tuple)) and len(structure) == 1 else structure
 
@@ -238,7 +239,7 @@ def _check_outputs(student, teacher):
         )
 
 
-def _last_activation(graph, tensor):
+def last_activation(graph, tensor):
     """`"softmax"`, `"sigmoid"` or `None`: what was applied last on the way to an output."""
     step = None if graph.is_opaque else graph.producer(tensor)
     if step is None:

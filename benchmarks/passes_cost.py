@@ -1,0 +1,77 @@
+"""What `predict_stochastic` costs: its time per batch over that of `predict`, beside what its arithmetic says.
+
+    KERAS_BACKEND=jax python benchmarks/passes_cost.py
+
+The floor is the ratio of multiplications: (before the first dropout + N times the rest) / (all of it). The network is
+that of the examples, Conv1D 64-128-64 on windows of (128, 9), with its dropout after the pooling ("head") or after
+every block ("blocks"). Noise must be drawn, too, which the floor leaves out: so the same passes are also timed one by
+one, as `predict` of the network with its dropout fixed to on. All times are those of the functions that Keras compiles
+for `predict`, warm, on batches of 64, taken in turns; medians.
+"""
+
+import math
+import os
+import time
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import numpy as np
+
+from keras_ssd import uncertainty
+
+N_PASSES, BATCH_SIZE, N_BATCHES = 30, 64, 4
+WARM_UP, REPEATS = 2, 7
+
+
+def network(case, training=None):
+    keras.utils.set_random_seed(0)
+    inputs = x = keras.Input((128, 9))
+    for filters, kernel_size in [(64, 8), (128, 5), (64, 3)]:
+        x = keras.layers.Conv1D(filters, kernel_size, padding="same", use_bias=False)(x)
+        x = keras.layers.Activation("relu")(keras.layers.BatchNormalization()(x))
+        x = keras.layers.Dropout(0.1)(x, training=training) if case == "blocks" else x
+    x = keras.layers.Dropout(0.3)(keras.layers.GlobalAveragePooling1D()(x), training=training)
+    return keras.Model(inputs, keras.layers.Dense(6, activation="softmax")(x))
+
+
+def floor(model):
+    """Multiplications of N passes over those of one."""
+    before = behind = 0
+    is_random = False
+    for layer in model.layers:
+        is_random = is_random or isinstance(layer, keras.layers.Dropout)
+        if isinstance(layer, (keras.layers.Conv1D, keras.layers.Dense)):
+            count = math.prod(layer.kernel.shape) * (math.prod(layer.output.shape[1:-1]) or 1)
+            before, behind = (before, behind + count) if is_random else (before + count, behind)
+    return (before + N_PASSES * behind) / (before + behind)
+
+
+def seconds(predict, x):
+    began = time.perf_counter()
+    predict(x, batch_size=BATCH_SIZE, verbose=0)
+    return (time.perf_counter() - began) / N_BATCHES
+
+
+def main():
+    x = np.random.default_rng(0).normal(size=(N_BATCHES * BATCH_SIZE, 128, 9)).astype("float32")
+    print(f"{keras.backend.backend()}, N = {N_PASSES}, batch {BATCH_SIZE}")
+    for case in ("head", "blocks"):
+        model = network(case)
+        passes = uncertainty.Passes(model, N_PASSES, stochastic_layers=None, loss=None, chunk=None)
+        predictor = uncertainty.Predictor(model, model.weights, passes, seed=0)
+        timed = (model, predictor, network(case, training=True))
+        taken = [[seconds(one.predict, x) for one in timed] for _ in range(WARM_UP + REPEATS)]
+        plain, stochastic, single = 1000 * np.median(taken[WARM_UP:], axis=0)
+        ratio, least = stochastic / plain, floor(model)
+        print(
+            f"{case}: predict {plain:.2f} ms, {N_PASSES} passes {stochastic:.2f} ms, "
+            f"one by one {N_PASSES * single:.2f} ms; "
+            f"ratio {ratio:.2f}, floor {least:.2f}, over floor {ratio / least:.2f}, "
+            f"over one by one {stochastic / (N_PASSES * single):.2f}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

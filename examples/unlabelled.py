@@ -1,0 +1,163 @@
+"""Trains on sensor windows of which few are labelled: what do the others teach?
+
+    python examples/unlabelled.py                                                    # BasicMotions, no download
+    python examples/unlabelled.py --dataset uci_har --data-dir path                    # path/UCI HAR Dataset
+    python examples/unlabelled.py --dataset uci_har --label-fraction 0.02 0.05 0.1 1    # the learning curve
+
+For every label fraction and seed, with the same number of steps and as many labelled windows in each:
+
+- plain: on the labelled windows;
+- plain, averaged: the same with averaged weights, the control for what averaging alone gains;
+- distilled, labelled: half of the steps plain, then distilled (`SSDModel.semi_supervised`) on the labelled windows;
+- distilled, all windows: the same, with three windows without a label beside each that has one;
+- all labels: plain, with every label of the training split, the upper bound.
+
+Nothing is chosen on the test split, which is used once for every model; nothing is chosen on other labels either, which
+are too few. The results go to a CSV file; runs that it holds already are not repeated. KERAS_BACKEND chooses the
+backend.
+"""
+
+import argparse
+import logging
+import os
+import pathlib
+import sys
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's greeting would bury the table
+
+import keras
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+import comparison
+import har
+import har_data
+import keras_ssd
+
+BATCH_SIZE = 16  # labelled windows
+METHODS = ("plain", "plain, averaged", "distilled, labelled", "distilled, all windows", "all labels")
+
+
+def repeated(x, y, rows, n_steps):
+    """Windows for an epoch of `n_steps`, each as often as any other, but for one."""
+    rows = np.resize(rows, n_steps * BATCH_SIZE)
+    return x[rows], y[rows]
+
+
+def run(dataset, fraction, ratio, seed, epochs, n_steps):
+    """Trains by every method. Returns their runs by name."""
+    everything = np.arange(len(dataset.y_train))
+    labelled = har_data.label_subset(dataset.y_train, everything, fraction, seed)
+    x, y = dataset.x_train, dataset.y_train
+
+    def train(method, model, epochs, data):
+        task = comparison.Task(f"{dataset.name}, {len(labelled)} labels", None, data, None, None)
+        return comparison.fit(method, model, task, seed, epochs)
+
+    def new_model(weights=None):
+        # Every channel is standardised as in all windows: that takes no labels.
+        return comparison.new_model(lambda: har.conv_net(x, dataset.n_classes), seed, weights)
+
+    few = repeated(x, y, labelled, n_steps)
+    runs = {"plain": train("plain", new_model(), epochs, few)}
+    averaged = keras_ssd.wrap(new_model(), teacher="ema", kd_weight=0)
+    runs["plain, averaged"] = train("plain, averaged", averaged, epochs, few)
+    teacher = train("teacher of the distilled", new_model(), epochs // 2, few).model.get_weights()
+    unlabelled = np.setdiff1d(everything, labelled)
+    mixed = keras_ssd.join_unlabelled(
+        (x[labelled], y[labelled]),
+        x[unlabelled] if len(unlabelled) else x,
+        ratio=ratio,
+        batch_size=BATCH_SIZE,
+        seed=seed,
+        steps_per_epoch=n_steps,
+    )
+    for method, data in (("distilled, labelled", few), ("distilled, all windows", (mixed,))):
+        ssd = keras_ssd.SSDModel.semi_supervised(new_model(teacher), seed=seed)
+        runs[method] = train(method, ssd, epochs - epochs // 2, data)
+    runs["all labels"] = train("all labels", new_model(), epochs, repeated(x, y, everything, n_steps))
+    return runs
+
+
+def table(rows):
+    """Mean and deviation over the seeds, and what the windows without a label add."""
+    groups = rows.groupby(["label_fraction", "method"], sort=False)
+    means = groups[["accuracy", "nll"]].mean()
+    means.insert(1, "+-", groups.accuracy.std(ddof=1) if rows.seed.nunique() > 1 else np.nan)
+    lines = [means.to_string(float_format="{:.4f}".format)]
+    paired = rows.pivot(index=["label_fraction", "seed"], columns="method", values="accuracy")
+    for method in METHODS[:3]:
+        gain = paired["distilled, all windows"] - paired[method]
+        for fraction, values in gain.groupby("label_fraction"):
+            better, worse = int((values > 0).sum()), int((values < 0).sum())
+            lines.append(
+                f"{fraction:.0%} labels: distilled on all windows minus {method}: accuracy {values.mean():+.4f}; "
+                f"more accurate with {better}, less with {worse} of {len(values)} seeds"
+            )
+    return "\n".join(lines)
+
+
+def plot(rows, title, path):
+    """Accuracy against the share of labels, with the deviation over the seeds."""
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for number, method in enumerate(METHODS):
+        scores = rows[rows.method == method].groupby("label_fraction").accuracy
+        mean, deviation = scores.mean(), scores.std(ddof=1).fillna(0)
+        axes.errorbar(mean.index, mean, deviation, fmt="o-", color=f"C{number}", capsize=3, label=method)
+    fractions = sorted(rows.label_fraction.unique())
+    axes.set(xscale="log", xlabel="share of the training windows with a label", ylabel="test accuracy", title=title)
+    axes.set_xticks(fractions, [f"{one:.0%}" for one in fractions], minor=False)
+    axes.minorticks_off()
+    axes.legend()
+    figure.savefig(path, dpi=100)
+    print(f"plot: {path}")
+
+
+def parse(argv):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", choices=har_data.NAMES, default="basic_motions", help="default basic_motions")
+    parser.add_argument("--data-dir", type=pathlib.Path, help="folder of UCI HAR; default: download it")
+    parser.add_argument("--label-fraction", type=float, nargs="+", help="default 0.02, of BasicMotions 0.2")
+    parser.add_argument("--ratio", type=float, default=3, help="windows without a label for each with one; default 3")
+    parser.add_argument("--seeds", type=comparison.seeds, default=[0, 1, 2], help="how many, or which (0,5,7)")
+    parser.add_argument("--epochs", type=int, default=20, help="of each training; default 20")
+    parser.add_argument("--steps", type=int, help="in an epoch; default 50, of BasicMotions 15")
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("results/unlabelled"))
+    arguments = parser.parse_args(argv)
+    is_small = arguments.dataset == "basic_motions"
+    arguments.label_fraction = arguments.label_fraction or [0.2 if is_small else 0.02]
+    arguments.steps = arguments.steps or (15 if is_small else 50)
+    if not all(0 < one <= 1 for one in arguments.label_fraction):
+        parser.error(f"--label-fraction should lie in (0, 1]. Received: {arguments.label_fraction}")
+    if arguments.epochs < 2:
+        parser.error("--epochs should be at least 2: one for the teacher, one for the student")
+    arguments.setting_name = f"ratio {arguments.ratio:g}, {arguments.steps} steps"
+    return arguments
+
+
+def main(argv=None):
+    arguments = parse(argv)
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it remarks on every new model that is compiled
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    dataset = har_data.load(arguments.dataset, arguments.data_dir)
+    frames = []
+    for fraction in arguments.label_fraction:
+
+        def train(seed, fraction=fraction):
+            runs = run(dataset, fraction, arguments.ratio, seed, arguments.epochs, arguments.steps)
+            keras.backend.clear_session()
+            test = dataset.x_test, dataset.y_test, dataset.n_classes
+            return {method: comparison.scores(one, *test) for method, one in runs.items()}
+
+        frames.append(comparison.repeat(arguments, train, dataset=dataset.name, label_fraction=fraction))
+        print("\n" + table(frames[-1]), flush=True)
+    rows = pd.concat(frames)
+    print(f"\n{dataset.name}, {len(arguments.seeds)} seeds\n{table(rows)}")
+    plot(rows, dataset.name, arguments.out / f"{dataset.name}.png")
+    return int((rows.status == "diverged").any())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,252 @@
+"""Training sets of which only a part is labelled: labelled and unlabelled samples in every batch."""
+
+import math
+
+import keras
+import numpy as np
+from keras import ops, tree
+
+from keras_ssd import _backend
+from keras_ssd.labels import able_to_miss, missing_like
+
+# Rows of a set that comes in batches are drawn from a buffer of as many.
+_BUFFER = 1024
+
+
+def join_unlabelled(labelled, unlabelled, ratio=3, batch_size=32, shuffle=True, seed=None, steps_per_epoch=None):
+    """Join a labelled and an unlabelled set to one that a model wrapped by `keras_ssd.wrap` is trained on.
+
+    Every batch holds `batch_size` labelled samples and `ratio` times as many without labels, evenly mixed. The shorter
+    set is repeated; an epoch ends when each sample of the longer one was met once. Unlabelled samples take part in the
+    distillation term only: task loss and metrics see the labelled ones. Their targets are -1 (integers) or NaN.
+
+    Args:
+        labelled: `(x, y)` or `(x, y, sample_weight)` of NumPy arrays (or structures of them), or what yields such
+            batches: a `tf.data.Dataset`, a `keras.utils.PyDataset`, a PyTorch `DataLoader`, another iterable.
+        unlabelled: `x` or `(x,)`, likewise; of `(x, y)` and `(x, y, sample_weight)` the targets are not used.
+        ratio: unlabelled samples for each labelled one, > 0. Defaults to `3`.
+        batch_size: labelled samples in a batch. Defaults to `32`.
+        shuffle: whether to shuffle both sets, anew in every epoch: arrays as a whole, what comes in batches within
+            a buffer of 1024 samples. Defaults to `True`.
+        seed: integer that fixes the order. Defaults to `None`: follows `keras.utils.set_random_seed`.
+        steps_per_epoch: batches in an epoch. Defaults to `None`: as said above; needed if a set does not tell how
+            many samples it has.
+
+    Returns:
+        A `keras.utils.PyDataset`, for `fit`. All its batches are of one size.
+
+    Raises:
+        ValueError: if an argument is out of range, a set is empty or its size is unknown, or the two do not have the
+            same structure.
+
+    Example:
+        >>> data = keras_ssd.join_unlabelled((x, y), x_unlabelled, ratio=3)
+        >>> keras_ssd.SSDModel.semi_supervised(model).fit(data, epochs=50, validation_data=(x_val, y_val))
+    """
+    return JoinedDataset(labelled, unlabelled, ratio, batch_size, shuffle, seed, steps_per_epoch)
+
+
+class JoinedDataset(keras.utils.PyDataset):
+    """What `join_unlabelled` returns.
+
+    Attributes:
+        batch_sizes: `(labelled, unlabelled)` samples in a batch.
+        epoch: how often the set was gone through; it decides on the order of arrays.
+    """
+
+    def __init__(self, labelled, unlabelled, ratio, batch_size, shuffle, seed, steps_per_epoch):
+        super().__init__()
+        if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 < ratio < math.inf:
+            raise ValueError(f"`ratio` should be a number above 0. Received: ratio={ratio!r}")
+        for name, value in (("batch_size", batch_size), ("steps_per_epoch", steps_per_epoch or 1)):
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+                raise ValueError(f"`{name}` should be a positive integer. Received: {name}={value!r}")
+        self.batch_sizes = batch_size, max(1, round(ratio * batch_size))
+        self.epoch = 0
+        seeds = np.random.SeedSequence(_backend.derived_seed() if seed is None else seed).spawn(2)
+        self._sets = [
+            _rows_of(data, name, shuffle, one)
+            for data, name, one in zip((labelled, unlabelled), ("labelled", "unlabelled"), seeds, strict=True)
+        ]
+        (x, y, weight), (other_x, _, other_weight) = (one.sample() for one in self._sets)
+        if y is None:
+            raise ValueError("`labelled` should hold targets: `(x, y)` or `(x, y, sample_weight)`. Received none.")
+        _check_structures(x, other_x)
+        self._weighted = weight is not None or other_weight is not None
+        self._steps = steps_per_epoch or self._count_steps()
+        # Even where rows are dealt out to several devices, each gets its share of labels.
+        places = [(np.arange(size) + 0.5) / size for size in self.batch_sizes]
+        self._order = np.argsort(np.concatenate(places), kind="stable")
+
+    def _count_steps(self):
+        sizes = [one.size for one in self._sets]
+        if None in sizes:
+            name = ("labelled", "unlabelled")[sizes.index(None)]
+            raise ValueError(f"`{name}` does not tell how many samples it has. Pass `steps_per_epoch`.")
+        return max(math.ceil(size / of_batch) for size, of_batch in zip(sizes, self.batch_sizes, strict=True))
+
+    @property
+    def num_batches(self):
+        return self._steps
+
+    def __len__(self):
+        return self._steps
+
+    def on_epoch_end(self):
+        self.epoch += 1
+
+    def __getitem__(self, index):
+        (x, y, weight), (other_x, _, other_weight) = (
+            rows.take(size, self.epoch, index) for rows, size in zip(self._sets, self.batch_sizes, strict=True)
+        )
+        y = tree.map_structure(able_to_miss, y)
+        other_y = tree.map_structure(lambda one: missing_like(self._sized(one)), y)
+        joined = self._join(x, other_x), self._join(y, other_y)
+        if not self._weighted:
+            return joined
+        weights = [
+            np.ones(size, "float32") if given is None else given
+            for given, size in zip((weight, other_weight), self.batch_sizes, strict=True)
+        ]
+        return *joined, self._join(*weights)
+
+    def _sized(self, y):
+        return np.broadcast_to(y[:1], (self.batch_sizes[1], *y.shape[1:]))
+
+    def _join(self, one, other):
+        return tree.map_structure(lambda a, b: np.concatenate([a, b])[self._order], one, other)
+
+
+def _rows_of(data, name, shuffle, seed):
+    is_arrays = all(hasattr(part, "shape") for part in tree.flatten(data) if part is not None)
+    if not is_arrays:
+        return _BatchedRows(data, name, shuffle, seed)
+    return _ArrayRows(_unpacked(data), name, shuffle, seed)
+
+
+class _ArrayRows:
+    """Rows of arrays in memory, in an order that depends on the epoch and on nothing else."""
+
+    def __init__(self, data, name, shuffle, seed):
+        self._data = _as_numpy(data)
+        sizes = {len(part) for part in tree.flatten(self._data) if part is not None}
+        if len(sizes) != 1 or sizes == {0}:
+            raise ValueError(f"The arrays of `{name}` should have the same, positive length. Received: {sorted(sizes)}")
+        (self.size,) = sizes
+        self._shuffle = shuffle
+        self._seed = seed
+
+    def sample(self):
+        """Some of the data."""
+        return self._data
+
+    def take(self, n, epoch, index):
+        first = index * n
+        rounds = range(first // self.size, (first + n - 1) // self.size + 1)
+        rows = np.concatenate([self._order(epoch, one) for one in rounds])
+        start = first - rounds[0] * self.size
+        rows = rows[start : start + n]
+        return _rows(self._data, rows)
+
+    def _order(self, epoch, repetition):
+        if not self._shuffle:
+            return np.arange(self.size)
+        seed = np.random.SeedSequence([*self._seed.generate_state(2), epoch, repetition])
+        return np.random.default_rng(seed).permutation(self.size)
+
+
+class _BatchedRows:
+    """Rows of what yields batches, drawn from a buffer; every row is met before any comes again."""
+
+    def __init__(self, data, name, shuffle, seed):
+        self._data = data
+        self._name = name
+        self._generator = np.random.default_rng(seed)
+        self._shuffle = shuffle
+        self._batches = None
+        self._buffer = None
+        self.size = self._count()
+
+    def _count(self):
+        """Number of rows, if that of batches is known: as if all had the size of the first one."""
+        try:
+            n_batches = getattr(self._data, "num_batches", None)
+            n_batches = len(self._data) if n_batches is None else n_batches
+        except TypeError:
+            return None
+        return n_batches * len(tree.flatten(self.sample())[0])
+
+    def sample(self):
+        """Some of the data."""
+        self._fill(1)
+        return self._buffer
+
+    def take(self, n, epoch, index):
+        parts = []
+        while n > 0:
+            self._fill(max(n, _BUFFER) if self._shuffle else n)
+            rows = self._generator.permutation(self._rows()) if self._shuffle else np.arange(self._rows())
+            taken, kept = rows[:n], np.sort(rows[n:])
+            parts.append(_rows(self._buffer, taken))
+            self._buffer = _rows(self._buffer, kept) if len(kept) else None
+            n -= len(taken)
+        return _concatenated(parts)
+
+    def _rows(self):
+        return 0 if self._buffer is None else len(tree.flatten(self._buffer)[0])
+
+    def _fill(self, n):
+        """Have `n` rows in the buffer, or those that are left of this time through the set; at least one."""
+        while self._rows() < n:
+            is_start = self._batches is None
+            if is_start:
+                self._batches = _once_through(self._data)
+            batch = next(self._batches, None)
+            if batch is not None:
+                # PyTorch's DataLoader puts its parts into a list.
+                batch = _as_numpy(_unpacked(tuple(batch) if isinstance(batch, list) else batch))
+                self._buffer = batch if self._buffer is None else _concatenated([self._buffer, batch])
+                continue
+            if is_start:
+                raise ValueError(
+                    f"`{self._name}` yields no batch, or none a second time. Pass what can be iterated anew; a "
+                    "generator cannot."
+                )
+            if self._rows():
+                break
+            self._batches = None
+            if hasattr(self._data, "on_epoch_end"):
+                self._data.on_epoch_end()
+
+
+def _once_through(data):
+    """The batches of a set. A `PyDataset` of Keras 3.6 would be iterated for ever."""
+    if isinstance(data, keras.utils.PyDataset) and data.num_batches is not None:
+        return (data[index] for index in range(data.num_batches))
+    return iter(data)
+
+
+def _unpacked(data):
+    """`(x, y, sample_weight)`; only a tuple is more than `x`, as everywhere in Keras."""
+    return keras.utils.unpack_x_y_sample_weight(data if isinstance(data, tuple) else (data,))
+
+
+def _as_numpy(data):
+    return tree.map_structure(lambda part: None if part is None else np.asarray(ops.convert_to_numpy(part)), data)
+
+
+def _rows(data, rows):
+    return tree.map_structure(lambda part: None if part is None else part[rows], data)
+
+
+def _concatenated(parts):
+    return tree.map_structure(lambda *same: None if same[0] is None else np.concatenate(same), *parts)
+
+
+def _check_structures(x, other):
+    shapes = [tree.map_structure(lambda part: part.shape[1:], one) for one in (x, other)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            "`labelled` and `unlabelled` should hold inputs of one structure and shape, but for the length. "
+            f"Received: {shapes[0]} and {shapes[1]}"
+        )

@@ -1,0 +1,199 @@
+"""Joining a labelled and an unlabelled set: what is in a batch, how often a sample comes, from any kind of data."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+
+import keras_ssd
+
+# Every sample knows its number, so that it is known again: labelled ones are positive, unlabelled ones negative.
+X = np.arange(1, 11, dtype="float32").reshape(10, 1)
+Y = np.arange(10)
+U = -np.arange(1, 25, dtype="float32").reshape(24, 1)
+
+
+def joined(labelled=(X, Y), unlabelled=U, **options):
+    return keras_ssd.join_unlabelled(labelled, unlabelled, **{"batch_size": 4, "ratio": 2, "seed": 0, **options})
+
+
+def epoch(data):
+    batches = [data[index] for index in range(len(data))]
+    data.on_epoch_end()
+    return batches
+
+
+def test_a_batch_holds_both_in_the_ratio_evenly_mixed_and_without_labels_where_there_are_none():
+    data = joined(shuffle=False)
+    assert len(data) == 3  # 10 rows in batches of 4, 24 in batches of 8
+    assert data.batch_sizes == (4, 8)
+    x, y = data[0]
+    np.testing.assert_array_equal(x[:, 0], [-1, 1, -2, -3, 2, -4, -5, 3, -6, -7, 4, -8])
+    np.testing.assert_array_equal(y, [-1, 0, -1, -1, 1, -1, -1, 2, -1, -1, 3, -1])
+
+
+def test_the_shorter_set_is_repeated_and_the_longer_one_met_once():
+    rows = np.concatenate([x[:, 0] for x, _ in epoch(joined())])
+    unlabelled, counts = np.unique(rows[rows < 0], return_counts=True)
+    np.testing.assert_array_equal(unlabelled, np.sort(U[:, 0]))
+    np.testing.assert_array_equal(counts, 1)
+    labelled, counts = np.unique(rows[rows > 0], return_counts=True)
+    np.testing.assert_array_equal(labelled, X[:, 0])
+    assert sorted(counts) == [1] * 8 + [2] * 2
+
+
+def test_more_labelled_than_unlabelled():
+    data = joined(unlabelled=U[:3], ratio=1)
+    assert len(data) == 3
+    rows = np.concatenate([x[:, 0] for x, _ in epoch(data)])
+    assert np.unique(rows[rows < 0], return_counts=True)[1].tolist() == [4, 4, 4]
+
+
+def test_labels_stay_with_their_samples():
+    for _ in range(3):
+        for x, y in epoch(joined()):
+            np.testing.assert_array_equal(y, np.where(x[:, 0] > 0, x[:, 0] - 1, -1))
+
+
+def test_epochs_differ_and_the_seed_fixes_them():
+    data, again, other = joined(), joined(), joined(seed=1)
+    first, second = ([x.tolist() for x, _ in epoch(data)] for _ in range(2))
+    assert first != second
+    assert first == [x.tolist() for x, _ in epoch(again)]
+    assert first != [x.tolist() for x, _ in epoch(other)]
+    # An epoch can be read in any order, and twice.
+    assert data[1][0].tolist() == data[1][0].tolist()
+
+
+def test_without_a_seed_it_follows_that_of_keras():
+    keras.utils.set_random_seed(4)
+    first = joined(seed=None)[0][0]
+    keras.utils.set_random_seed(4)
+    np.testing.assert_array_equal(first, joined(seed=None)[0][0])
+
+
+@pytest.mark.parametrize(
+    "y, expected",
+    [
+        (np.array([[0.0, 1.0], [1.0, 0.0]], "float32"), np.array([[np.nan, np.nan]] * 2, "float32")),
+        (np.array([1.5, 2.5]), np.array([np.nan, np.nan])),
+        (np.array([0, 255], "uint8"), np.array([-1, -1], "int32")),
+        (np.array([[True], [False]]), np.array([[-1], [-1]], "int32")),
+    ],
+    ids=["one-hot", "regression", "unsigned", "truth values"],
+)
+def test_what_stands_for_a_missing_target(y, expected):
+    _, joint = keras_ssd.join_unlabelled((X[:2], y), U[:2], ratio=1, batch_size=2, shuffle=False)[0]
+    assert joint.dtype == expected.dtype
+    np.testing.assert_array_equal(joint[[1, 3]], expected)
+    np.testing.assert_array_equal(joint[[0, 2]], y.astype(joint.dtype))
+
+
+def test_sample_weights_are_1_where_none_are_given():
+    data = joined((X, Y, np.full(10, 2.0, "float32")), shuffle=False)
+    x, _, weights = data[0]
+    np.testing.assert_array_equal(weights, np.where(x[:, 0] > 0, 2.0, 1.0))
+    x, _, weights = joined(unlabelled=(U, None, np.full(24, 0.5, "float32")), shuffle=False)[0]
+    np.testing.assert_array_equal(weights, np.where(x[:, 0] > 0, 1.0, 0.5))
+
+
+def test_labels_of_the_unlabelled_set_are_not_used():
+    for _, y in epoch(joined(unlabelled=(U, np.full(24, 7)))):
+        assert 7 not in y[y == -1] and (y == -1).sum() == 8
+
+
+def test_structures_of_inputs_and_targets():
+    data = keras_ssd.join_unlabelled(
+        ({"a": X, "b": [X, 2 * X]}, {"one": Y, "two": X}), {"a": U, "b": [U, 2 * U]}, batch_size=2, ratio=1
+    )
+    x, y = data[0]
+    np.testing.assert_array_equal(2 * x["a"], x["b"][1])
+    np.testing.assert_array_equal(y["one"] == -1, x["a"][:, 0] < 0)
+    np.testing.assert_array_equal(np.isnan(y["two"]), x["a"] < 0)
+
+
+class Batches(keras.utils.PyDataset):
+    def __init__(self, *arrays):
+        super().__init__()
+        self.arrays = arrays
+
+    def __len__(self):
+        return -(-len(self.arrays[0]) // 5)
+
+    def __getitem__(self, index):
+        return tuple(part[5 * index : 5 * index + 5] for part in self.arrays)
+
+
+def tf_data(*arrays):
+    tf = pytest.importorskip("tensorflow", reason="the data set is TensorFlow's")
+    return tf.data.Dataset.from_tensor_slices(arrays).batch(5)
+
+
+def loader(*arrays):
+    torch = pytest.importorskip("torch", reason="the data set is PyTorch's")
+    data = torch.utils.data.TensorDataset(*map(torch.from_numpy, arrays))
+    return torch.utils.data.DataLoader(data, batch_size=5)
+
+
+KINDS = pytest.mark.parametrize("kind", [Batches, tf_data, loader], ids=["PyDataset", "tf.data", "DataLoader"])
+
+
+@KINDS
+def test_sets_that_come_in_batches(kind):
+    data = joined(kind(X, Y), kind(U))
+    assert 3 <= len(data) <= 4  # the last, shorter batch is not known beforehand
+    batches = epoch(data)
+    for x, y in batches:
+        assert x.shape == (12, 1)
+        assert (y >= 0).sum() == 4
+        np.testing.assert_array_equal(y, np.where(x[:, 0] > 0, x[:, 0] - 1, -1))
+    rows = np.concatenate([x[:, 0] for x, _ in batches])
+    np.testing.assert_array_equal(np.sort(rows[rows < 0][:24]), np.sort(U[:, 0]))
+    assert rows[rows < 0].tolist() != np.sort(rows[rows < 0])[::-1].tolist()  # shuffled
+
+
+@KINDS
+def test_a_wrapped_model_trains_on_it(kind):
+    inputs = keras.Input((1,))
+    x = layers.Dropout(0.5)(layers.Dense(8, activation="relu")(inputs))
+    model = keras.Model(inputs, layers.Dense(10, activation="softmax")(x))
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    ssd = keras_ssd.wrap(model)
+    before = ops.convert_to_numpy(model.get_weights()[0])
+    logs = ssd.fit(joined(kind(X, Y), kind(U)), epochs=2, verbose=0).history
+    assert np.isfinite(logs["loss"]).all() and np.all(np.array(logs["kd_loss"]) > 0)
+    assert np.abs(model.get_weights()[0] - before).max() > 0
+
+
+def test_several_outputs_of_which_one_has_labels_train_with_class_weights():
+    inputs = keras.Input((1,))
+    x = layers.Dropout(0.5)(layers.Dense(8, activation="relu")(inputs))
+    model = keras.Model(inputs, layers.Dense(10, activation="softmax")(x))
+    model.compile("adam", "sparse_categorical_crossentropy")
+    history = keras_ssd.wrap(model).fit(joined(), class_weight={0: 2.0, 1: 0.5}, verbose=0)
+    assert np.isfinite(history.history["loss"]).all()
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (dict(ratio=0), "`ratio` should be a number above 0. Received: ratio=0"),
+        (dict(batch_size=0), "`batch_size` should be a positive integer"),
+        (dict(steps_per_epoch=-1), "`steps_per_epoch` should be a positive integer"),
+        (dict(labelled=(X, Y[:5])), "arrays of `labelled` should have the same, positive length"),
+        (dict(unlabelled=U[:0]), "arrays of `unlabelled` should have the same, positive length"),
+        (dict(unlabelled=iter([(U,)])), "`unlabelled` does not tell how many samples"),
+        (dict(labelled=X), "`labelled` should hold targets"),
+        (dict(unlabelled=np.zeros((24, 2), "float32")), "inputs of one structure and shape"),
+        (dict(unlabelled=[]), "arrays of `unlabelled`"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        joined(**arguments)
+
+
+def test_what_can_be_gone_through_only_once_is_refused_when_it_ends():
+    data = joined(unlabelled=iter([(U[:3],)]), steps_per_epoch=3)
+    with pytest.raises(ValueError, match="`unlabelled` yields no batch, or none a second time"):
+        epoch(data)

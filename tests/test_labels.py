@@ -1,0 +1,278 @@
+"""Targets that are missing: which ones are, and that the task's loss and the metrics see the others only."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+
+import keras_ssd
+from keras_ssd.labels import has_target, loss_weight, metric_weight, missing_in, without_missing
+
+NAN = float("nan")
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(12, 4)).astype("float32")
+Y = RNG.integers(0, 3, 12)
+LABELLED = np.array([True, False, False, True, True, False, True, False, False, False, True, False])
+PARTLY = np.where(LABELLED, Y, -1)
+FRACTION = LABELLED.mean()
+
+
+@pytest.mark.parametrize(
+    "y, output_shape, kind, expected",
+    [
+        (np.array([0, -1, 2]), (3, 3), "categorical", [True, False, True]),
+        (np.array([0.0, -1.0, 2.0], "float32"), (3, 3), "categorical", [True, False, True]),
+        (np.array([0.0, NAN, 2.0], "float32"), (3, 3), "categorical", [True, False, True]),
+        (np.array([[0], [-1], [2]]), (3, 3), "categorical", [True, False, True]),
+        (np.array([[0, -1], [-1, -1]]), (2, 2, 3), "categorical", [[True, False], [False, False]]),
+        (np.array([[1.0, 0.0], [NAN, NAN]], "float32"), (2, 2), "categorical", [True, False]),
+        (np.array([[-1.0, 0.0], [1.0, 1.0]], "float32"), (2, 2), "categorical", [True, True]),
+        (np.array([[1], [-1]]), (2, 1), "binary", [True, False]),
+        (np.array([1, -1]), (2, 1), "binary", [True, False]),
+        (np.array([[1, 0], [1, -1]]), (2, 2), "binary", [True, False]),
+        (np.array([[0.5, -1.0], [NAN, 1.0]], "float32"), (2, 2), "regression", [True, False]),
+        (np.array([-1, 3]), (2, 1), "regression", [True, True]),
+        (np.array([[0.0, NAN], [1.0, 2.0]], "float32"), (2, 2, 1), "regression", [[True, False], [True, True]]),
+        (np.array([3, 255], "uint8"), (2, 4), "categorical", [True, True]),
+        (np.array([[True], [False]]), (2, 1), "binary", [True, True]),
+    ],
+)
+def test_which_targets_are_missing(y, output_shape, kind, expected):
+    found = has_target(ops.convert_to_tensor(y), ops.zeros(output_shape), kind)
+    np.testing.assert_array_equal(ops.convert_to_numpy(found), expected)
+
+
+def test_weights_of_a_loss_make_it_the_mean_over_what_is_labelled():
+    found = ops.convert_to_tensor([True, False, False, True])
+    given = ops.convert_to_tensor(np.array([1.0, 5.0, 5.0, 3.0], "float32"))
+    values = np.array([2.0, 100.0, 100.0, 6.0])
+    assert np.mean(values * ops.convert_to_numpy(loss_weight(found, None, "sum_over_batch_size"))) == 4.0
+    assert np.mean(values * ops.convert_to_numpy(loss_weight(found, given, "sum_over_batch_size"))) == 10.0
+    np.testing.assert_array_equal(ops.convert_to_numpy(loss_weight(found, given, "sum")), [1, 0, 0, 3])
+    np.testing.assert_array_equal(ops.convert_to_numpy(metric_weight(found, given)), [1, 0, 0, 3])
+
+
+def test_a_batch_without_any_label_has_weights_of_0():
+    weights = loss_weight(ops.convert_to_tensor([False, False]), None, "sum_over_batch_size")
+    np.testing.assert_array_equal(ops.convert_to_numpy(weights), [0, 0])
+
+
+def test_weights_of_samples_and_of_positions_are_combined():
+    positions = ops.convert_to_tensor([[True, False], [True, True]])
+    samples = ops.convert_to_tensor(np.array([2.0, 3.0], "float32"))
+    np.testing.assert_array_equal(ops.convert_to_numpy(metric_weight(positions, samples)), [[2, 0], [3, 3]])
+    rows = ops.convert_to_tensor([True, False])
+    steps = ops.convert_to_tensor(np.array([[1.0, 2.0], [3.0, 4.0]], "float32"))
+    np.testing.assert_array_equal(ops.convert_to_numpy(metric_weight(rows, steps)), [[1, 2], [0, 0]])
+
+
+def test_what_is_missing_becomes_0():
+    y = ops.convert_to_tensor(np.array([[1.0, 2.0], [NAN, 4.0]], "float32"))
+    clean = without_missing(y, ops.convert_to_tensor([True, False]))
+    np.testing.assert_array_equal(ops.convert_to_numpy(clean), [[1, 2], [0, 0]])
+
+
+def test_arrays_are_looked_at():
+    assert missing_in(np.array([0, -1]), ["categorical"])
+    assert not missing_in(np.array([0, 1]), ["categorical"])
+    assert not missing_in(np.array([0, -1]), ["regression"])
+    assert missing_in([np.array([0, 1]), np.array([1.0, NAN])], ["categorical", "regression"])
+
+
+def network(outputs=1, activation="softmax"):
+    inputs = keras.Input((4,))
+    x = layers.Dense(8, activation="tanh")(inputs)
+    x = layers.Dropout(0.5, seed=1)(x)
+    heads = [layers.Dense(3, activation=activation, name=name)(x) for name in ("first", "second")[:outputs]]
+    return keras.Model(inputs, heads if outputs > 1 else heads[0])
+
+
+def trained(x, y=None, seed=3, steps=1, **options):
+    """A model after a few steps on one batch; its history."""
+    keras.utils.set_random_seed(seed)
+    model = network()
+    model.compile(keras.optimizers.SGD(0.5), "sparse_categorical_crossentropy", metrics=["accuracy"])
+    model = keras_ssd.wrap(model, seed=7, **options)
+    history = model.fit(x, y, batch_size=None if y is None else len(x), epochs=steps, shuffle=False, verbose=0)
+    return model, history.history
+
+
+def weights_of(model):
+    return [ops.convert_to_numpy(w) for w in getattr(model, "student", model).get_weights()]
+
+
+class NoTask(keras.losses.Loss):
+    """A task whose loss is 0 for every sample, so that only the distillation trains; sparse classes by its name."""
+
+    def __init__(self):
+        super().__init__(name="sparse_crossentropy")
+
+    def call(self, y_true, y_pred):
+        return 0.0 * ops.sum(y_pred, axis=-1)
+
+
+def test_unlabelled_rows_get_their_gradient_from_the_distillation_alone():
+    """Without any label a step is the one of a task that is 0 for every sample."""
+    keras.utils.set_random_seed(3)
+    model = network()
+    model.compile(keras.optimizers.SGD(0.5), NoTask())
+    reference = keras_ssd.wrap(model, seed=7)
+    reference.fit(X, Y, batch_size=12, epochs=2, shuffle=False, verbose=0)
+    ssd, history = trained(X, np.full(12, -1), steps=2)
+    for own, expected in zip(weights_of(ssd), weights_of(reference), strict=True):
+        np.testing.assert_allclose(own, expected, rtol=1e-6, atol=1e-7)
+    start = trained(X, Y, steps=0)[0]
+    assert any(np.abs(a - b).max() > 1e-4 for a, b in zip(weights_of(ssd), weights_of(start), strict=True))
+    np.testing.assert_allclose(history["loss"], 0.1 * np.array(history["kd_loss"]), rtol=1e-5)
+
+
+def test_the_task_is_the_mean_over_labelled_rows_and_the_term_that_over_all():
+    """The gradients add up: with SGD, so do the changes of the weights."""
+    start = weights_of(trained(X, Y, steps=0)[0])
+    both = weights_of(trained(X, PARTLY)[0])
+    none = weights_of(trained(X, np.full(12, -1))[0])
+    keras.utils.set_random_seed(3)
+    plain = network()
+    plain.compile(keras.optimizers.SGD(0.5), "sparse_categorical_crossentropy")
+    weights = LABELLED.astype("float32") / FRACTION
+    plain.fit(X, Y, sample_weight=weights, batch_size=12, epochs=1, shuffle=False, verbose=0)
+    for one, term, task, zero in zip(both, none, weights_of(plain), start, strict=True):
+        np.testing.assert_allclose(one - zero, (term - zero) + (task - zero), rtol=1e-4, atol=1e-6)
+
+
+def test_a_batch_with_all_labels_trains_as_without_the_feature():
+    usual, history = trained(X, Y, steps=3)
+    keras.utils.set_random_seed(3)
+    model = network()
+    model.compile(keras.optimizers.SGD(0.5), "sparse_categorical_crossentropy", metrics=["accuracy"])
+    ssd = keras_ssd.wrap(model, seed=7)
+    # Data that cannot be looked at beforehand might lack labels.
+    batches = Batches([(X, Y)])
+    observed = ssd.fit(batches, epochs=3, verbose=0).history
+    for own, expected in zip(weights_of(ssd), weights_of(usual), strict=True):
+        np.testing.assert_allclose(own, expected, rtol=1e-6, atol=1e-7)
+    for name in ("loss", "kd_loss", "accuracy"):
+        np.testing.assert_allclose(observed[name], history[name], rtol=1e-6)
+
+
+class Batches(keras.utils.PyDataset):
+    def __init__(self, batches):
+        super().__init__()
+        self.batches = batches
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __getitem__(self, index):
+        return self.batches[index]
+
+
+def test_metrics_are_those_of_the_labelled_rows():
+    keras.utils.set_random_seed(3)
+    model = network()
+    metrics = ["accuracy", keras.metrics.SparseTopKCategoricalAccuracy(2, name="top")]
+    weighted = [keras.metrics.SparseCategoricalCrossentropy(name="entropy")]
+    model.compile("sgd", "sparse_categorical_crossentropy", metrics=metrics, weighted_metrics=weighted)
+    ssd = keras_ssd.wrap(model)
+    weights = RNG.uniform(0.5, 2, 12).astype("float32")
+    probabilities = ssd.student.predict(X, verbose=0)[LABELLED]
+    y = Y[LABELLED]
+    entropy = -np.log(probabilities[np.arange(len(y)), y])
+    expected = {
+        "accuracy": np.mean(probabilities.argmax(-1) == y),
+        "top": np.mean([label in row.argsort()[-2:] for row, label in zip(probabilities, y, strict=True)]),
+        "entropy": np.average(entropy, weights=weights[LABELLED]),
+        "loss": np.sum(entropy * weights[LABELLED]) / len(y),
+    }
+    logs = ssd.evaluate(X, PARTLY, sample_weight=weights, batch_size=12, verbose=0, return_dict=True)
+    assert set(logs) == set(expected)
+    for name, value in expected.items():
+        np.testing.assert_allclose(logs[name], value, rtol=1e-5, err_msg=name)
+    before = [ops.convert_to_numpy(v) for v in ssd.variables]
+    assert ssd.evaluate(X, PARTLY, sample_weight=weights, batch_size=12, verbose=0, return_dict=True) == logs
+    for one, other in zip(before, ssd.variables, strict=True):
+        np.testing.assert_array_equal(one, ops.convert_to_numpy(other))
+
+
+def test_sample_weights_weigh_both_terms():
+    """Weights of 0 on all unlabelled rows leave what training on the labelled rows alone would be."""
+    keras.utils.set_random_seed(3)
+    ssd = trained(X, Y, steps=0)[0]
+    ssd.fit(X, PARTLY, sample_weight=np.zeros(12, "float32"), batch_size=12, epochs=1, verbose=0)
+    start = trained(X, Y, steps=0)[0]
+    for own, expected in zip(weights_of(ssd), weights_of(start), strict=True):
+        np.testing.assert_array_equal(own, expected)
+    light, heavy = (
+        trained(X, np.full(12, -1), steps=0)[0].fit(
+            X, np.full(12, -1), sample_weight=np.full(12, w, "float32"), batch_size=12, verbose=0
+        )
+        for w in (1.0, 3.0)
+    )
+    np.testing.assert_allclose(heavy.history["kd_loss"], 3 * np.array(light.history["kd_loss"]), rtol=1e-5)
+
+
+@pytest.mark.parametrize("as_dictionary", [False, True], ids=["list", "dict"])
+def test_each_output_may_lack_its_target(as_dictionary):
+    keras.utils.set_random_seed(3)
+    model = network(outputs=2)
+    second = np.where(LABELLED[:, None], np.nan, np.eye(3)[Y]).astype("float32")
+    losses = ["sparse_categorical_crossentropy", "categorical_crossentropy"]
+    metrics = [["accuracy"], ["accuracy"]]
+    y = [PARTLY, second]
+    if as_dictionary:
+        losses, metrics, y = ({"first": a, "second": b} for a, b in (losses, metrics, y))
+        model = keras.Model(model.inputs, dict(zip(("first", "second"), model.outputs, strict=True)))
+    model.compile("sgd", losses, metrics=metrics)
+    ssd = keras_ssd.wrap(model)
+    outputs = model.predict(X, verbose=0)
+    outputs = [outputs["first"], outputs["second"]] if as_dictionary else outputs
+    rows = [LABELLED, ~LABELLED]
+    logs = ssd.evaluate(X, y, batch_size=12, verbose=0, return_dict=True)
+    entropies = [-np.log(out[np.arange(12), Y])[mask].mean() for out, mask in zip(outputs, rows, strict=True)]
+    np.testing.assert_allclose(logs["loss"], sum(entropies), rtol=1e-5)
+    for name, out, mask in zip(("first", "second"), outputs, rows, strict=True):
+        np.testing.assert_allclose(logs[f"{name}_accuracy"], np.mean(out.argmax(-1)[mask] == Y[mask]), rtol=1e-6)
+    assert np.isfinite(ssd.fit(X, y, batch_size=12, verbose=0).history["loss"]).all()
+
+
+def test_regression_targets_may_be_missing():
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, layers.Dense(1)(layers.Dropout(0.5)(layers.Dense(6)(inputs))))
+    model.compile("sgd", "mse", metrics=["mae"])
+    ssd = keras_ssd.wrap(model)
+    y = np.where(LABELLED, Y, np.nan).astype("float32")
+    error = (model.predict(X, verbose=0)[:, 0] - Y)[LABELLED]
+    logs = ssd.evaluate(X, y, batch_size=12, verbose=0, return_dict=True)
+    np.testing.assert_allclose([logs["loss"], logs["mae"]], [np.mean(error**2), np.mean(np.abs(error))], rtol=1e-5)
+    assert np.isfinite(ssd.fit(X, y, batch_size=12, verbose=0).history["loss"]).all()
+
+
+def test_a_set_that_changes_is_looked_at_anew():
+    """A model that was trained on complete arrays takes partly labelled ones afterwards, and evaluates them, too."""
+    ssd, _ = trained(X, Y)
+    probabilities = ssd.student.predict(X, verbose=0)
+    accuracy = np.mean(probabilities.argmax(-1)[LABELLED] == Y[LABELLED])
+    assert ssd.evaluate(X, Y, verbose=0)[0] > 0
+    np.testing.assert_allclose(ssd.evaluate(X, PARTLY, batch_size=12, verbose=0)[1], accuracy)
+    assert np.isfinite(ssd.fit(X, PARTLY, verbose=0).history["loss"]).all()
+    assert np.isfinite(ssd.train_on_batch(X, np.full(12, -1))[0])
+
+
+@pytest.mark.parametrize("as_arrays", [True, False], ids=["arrays", "joined"])
+def test_samples_without_labels_are_refused_without_distillation(as_arrays):
+    data = (X, PARTLY) if as_arrays else (keras_ssd.join_unlabelled((X, Y), X),)
+    with pytest.raises(ValueError, match="kd_weight=0: it has none"):
+        trained(*data, kd_weight=0)
+
+
+def test_the_setting_for_few_labels():
+    model = network()
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    ssd = keras_ssd.SSDModel.semi_supervised(model, n_teachers=4)
+    settings = ssd.settings
+    assert (settings.kind, settings.n_teachers, settings.distill, settings.kd_weight) == ("snapshot", 4, "outputs", 1)
+    assert (settings.similarity, settings.percentile, settings.temperature) == ("kl", 0, 3)
+    data = keras_ssd.join_unlabelled((X, Y), X, batch_size=4)
+    snapshot = keras_ssd.callbacks.TeacherSnapshot(at_epoch=1, restore_best_weights=False)
+    logs = ssd.fit(data, epochs=2, verbose=0, callbacks=[snapshot]).history
+    assert logs["kd_loss"][1] > 0 and np.isfinite(logs["loss"]).all()

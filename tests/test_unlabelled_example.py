@@ -1,0 +1,61 @@
+"""The example of few labels: what every method is trained on, and the whole script."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import har_data
+import unlabelled
+
+
+def test_an_epoch_holds_every_row_equally_often():
+    x, y = np.arange(10.0), np.arange(10)
+    windows, labels = unlabelled.repeated(x, y, np.array([1, 4, 7]), n_steps=2)
+    assert len(windows) == 2 * unlabelled.BATCH_SIZE
+    np.testing.assert_array_equal(windows, labels)
+    rows, counts = np.unique(labels, return_counts=True)
+    assert rows.tolist() == [1, 4, 7]
+    assert counts.max() - counts.min() <= 1
+
+
+def test_the_table_pairs_the_seeds():
+    scores = {
+        "plain": [0.5, 0.6],
+        "plain, averaged": [0.5, 0.7],
+        "distilled, labelled": [0.5, 0.5],
+        "distilled, all windows": [0.7, 0.6],
+        "all labels": [0.9, 0.9],
+    }
+    rows = [
+        {"label_fraction": 0.1, "seed": seed, "method": method, "accuracy": values[seed], "nll": 0.1}
+        for method, values in scores.items()
+        for seed in (0, 1)
+    ]
+    table = unlabelled.table(pd.DataFrame(rows))
+    assert "10% labels: distilled on all windows minus plain: accuracy +0.1000; more accurate with 1, less" in table
+    assert "minus plain, averaged: accuracy +0.0500; more accurate with 1, less with 1 of 2 seeds" in table
+
+
+def test_bad_fraction(capsys):
+    with pytest.raises(SystemExit):
+        unlabelled.parse(["--label-fraction", "1.5"])
+    assert "--label-fraction should lie in (0, 1]" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_whole_script(tmp_path, capsys):
+    assert unlabelled.main(["--seeds", "0,", "--epochs", "2", "--steps", "2", "--out", str(tmp_path)]) == 0
+    rows = pd.read_csv(tmp_path / "results.csv")
+    assert rows.method.tolist() == list(unlabelled.METHODS)
+    assert rows.accuracy.between(0, 1).all() and (rows.status == "finished").all()
+    assert (tmp_path / "basic_motions.png").stat().st_size > 5000
+    assert "distilled on all windows minus plain" in capsys.readouterr().out
+    # Called again it repeats nothing.
+    unlabelled.main(["--seeds", "0,", "--epochs", "2", "--steps", "2", "--out", str(tmp_path)])
+    assert len(pd.read_csv(tmp_path / "results.csv")) == len(rows)
+
+
+def test_labels_are_kept_of_every_class():
+    dataset = har_data.load()
+    rows = har_data.label_subset(dataset.y_train, np.arange(40), 0.2, seed=0)
+    assert np.bincount(dataset.y_train[rows]).tolist() == [2, 2, 2, 2]
