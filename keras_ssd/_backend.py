@@ -134,6 +134,8 @@ def update_metrics(model, y, y_pred, unweighted, weighted):
         compiled.build(y, y_pred)
     targets, outputs, *weights = map(compiled._flatten_y, (y, y_pred, unweighted, weighted))
     for metrics, those in zip((compiled._flat_metrics, compiled._flat_weighted_metrics), weights, strict=True):
+        if not any(metrics):  # Keras 3.6 holds a single None then, however many outputs there are
+            continue
         for of_output, *arguments in zip(metrics, targets, outputs, those, strict=True):
             if of_output:
                 of_output.update_state(*arguments)
@@ -168,4 +170,6 @@ def copied(settings):
 def restore_compiled(model):
     """Compile a model again after a model around it was: Keras 3.6 strips it of its loss tracker and metrics then."""
     if model.compiled and getattr(model, "_loss_tracker", True) is None:
-        model.compile(**{**copied(compile_arguments(model)), "optimizer": model.optimizer})
+        settings = compile_arguments(model)
+        settings.pop("optimizer", None)
+        model.compile(optimizer=model.optimizer, **copied(settings))

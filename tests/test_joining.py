@@ -165,6 +165,10 @@ def test_a_wrapped_model_trains_on_it(kind):
     assert np.abs(model.get_weights()[0] - before).max() > 0
 
 
+@pytest.mark.skipif(
+    keras.__version__.startswith("3.6.") and keras.backend.backend() == "tensorflow",
+    reason="Keras 3.6 on TensorFlow cannot weigh the classes of a PyDataset, for a plain model, either",
+)
 def test_several_outputs_of_which_one_has_labels_train_with_class_weights():
     inputs = keras.Input((1,))
     x = layers.Dropout(0.5)(layers.Dense(8, activation="relu")(inputs))

@@ -221,7 +221,7 @@ def test_each_output_may_lack_its_target(as_dictionary):
     y = [PARTLY, second]
     if as_dictionary:
         losses, metrics, y = ({"first": a, "second": b} for a, b in (losses, metrics, y))
-        model = keras.Model(model.inputs, dict(zip(("first", "second"), model.outputs, strict=True)))
+        model = keras.Model(model.input, dict(zip(("first", "second"), model.outputs, strict=True)))
     model.compile("sgd", losses, metrics=metrics)
     ssd = keras_ssd.wrap(model)
     outputs = model.predict(X, verbose=0)

@@ -1,0 +1,251 @@
+"""Drawn at random: the equations on numbers of every kind, and small models of every make against plain Keras."""
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from keras import layers, ops
+
+import keras_ssd
+from keras_ssd.guidance import SIMILARITIES, guidance_weights, guided_target, similarity_scores
+
+NAN, INF = float("nan"), float("inf")
+# As many as can be told apart; the larger run has more of each.
+FEW = settings(max_examples=40, derandomize=True, deadline=None)
+MANY = settings(max_examples=400, derandomize=True, deadline=None)
+FEW_MODELS = settings(max_examples=3, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+MANY_MODELS = settings(FEW_MODELS, max_examples=12)
+
+
+# The equations.
+
+
+@st.composite
+def representations(draw):
+    """Student and teachers of any magnitude and precision, with ties, zeros, NaN and infinities here and there.
+
+    Few shapes, because JAX compiles each operation anew for each of them.
+    """
+    batch, n_teachers, features = draw(st.sampled_from([(1, 1, 1), (2, 1, 3), (2, 8, 1), (2, 5, 3)]))
+    generator = np.random.default_rng(draw(st.integers(0, 2**16)))
+    dtype = draw(st.sampled_from(["float16", "float32"]))
+    scale = draw(st.sampled_from([0.0, 1e-30, 1e-5, 1.0, 60.0, 1e4, 1e18, 1e30]))
+    student, teachers = (
+        generator.normal(size=shape) * scale for shape in ((batch, features), (batch, n_teachers, features))
+    )
+    if draw(st.booleans()):
+        teachers[:, n_teachers // 2 :] = teachers[:, :1]
+    for _ in range(draw(st.integers(0, 3))):
+        place = tuple(generator.integers(0, size) for size in teachers.shape)
+        teachers[place] = draw(st.sampled_from([NAN, INF, -INF, 0.0, 3e38]))
+    if draw(st.integers(0, 4)) == 0:
+        student[0, 0] = draw(st.sampled_from([NAN, INF, 3e38]))
+    with np.errstate(over="ignore"):
+        return student.astype(dtype), teachers.astype(dtype)
+
+
+EQUATIONS = (
+    representations(),
+    st.sampled_from(SIMILARITIES),
+    st.sampled_from([1e-6, 0.01, 1.0, 5.0, 1e6]),
+    st.sampled_from([0.0, 37.5, 50.0, 90.0, 100.0]),
+)
+
+
+def check_equations(drawn, similarity, temperature, percentile):
+    student, teachers = drawn
+    scores = similarity_scores(student, teachers, similarity)
+    weights = ops.convert_to_numpy(guidance_weights(scores, temperature, percentile))
+    assert weights.shape == teachers.shape[:2]
+    assert np.isfinite(weights).all() and (weights >= 0).all()
+    np.testing.assert_allclose(weights.sum(axis=1), 1, rtol=1e-6)
+    scores = ops.convert_to_numpy(scores)
+    valid = np.isfinite(scores)
+    for row, scored, weighed in zip(valid, scores, weights, strict=True):
+        if not row.any():
+            np.testing.assert_allclose(weighed, 1 / len(row), rtol=1e-6)
+            continue
+        assert not weighed[~row].any()
+        # Nobody who is scored higher weighs less, and who scores alike weighs alike.
+        order = np.argsort(scored[row], kind="stable")
+        assert (np.diff(weighed[row][order]) >= 0).all()
+        best = scored[row] == scored[row].max()
+        assert np.ptp(weighed[row][best]) == 0 and weighed[row][best].min() > 0
+    spoiled = ((weights[..., None] > 0) & ~np.isfinite(teachers)).any(axis=1)
+    target = ops.convert_to_numpy(guided_target(weights, teachers))
+    np.testing.assert_array_equal(np.isnan(target), spoiled)
+    used = np.where((weights[..., None] > 0) & np.isfinite(teachers), teachers.astype("float64"), NAN)
+    for (row, feature), value in np.ndenumerate(target):
+        if not spoiled[row, feature]:
+            among = used[row, :, feature][~np.isnan(used[row, :, feature])]
+            slack = 1e-5 * np.abs(among).max()
+            assert among.min() - slack <= value <= among.max() + slack
+
+
+@FEW
+@given(*EQUATIONS)
+def test_weights_are_a_distribution_and_the_target_a_mean(drawn, similarity, temperature, percentile):
+    check_equations(drawn, similarity, temperature, percentile)
+
+
+@pytest.mark.slow
+@MANY
+@given(*EQUATIONS)
+def test_weights_are_a_distribution_and_the_target_a_mean_of_many(drawn, similarity, temperature, percentile):
+    check_equations(drawn, similarity, temperature, percentile)
+
+
+NUMBERS = st.one_of(st.floats(), st.sampled_from([0, 100, 90, -1, True, 1e308, 5e-324]))
+
+
+@FEW
+@given(NUMBERS, NUMBERS)
+def test_options_are_refused_by_name_or_give_a_distribution(temperature, percentile):
+    scores = np.float32([[1, 3, 3, -2]])
+    refused = "temperature" if not temperature > 0 else "percentile" if not 0 <= percentile <= 100 else None
+    if refused:
+        with pytest.raises(ValueError, match=f"`{refused}` should .* Received: {refused}="):
+            guidance_weights(scores, temperature, percentile)
+        return
+    weights = ops.convert_to_numpy(guidance_weights(scores, temperature, percentile))
+    assert np.isfinite(weights).all()
+    np.testing.assert_allclose(weights.sum(), 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+@pytest.mark.parametrize("sign", [1, -1], ids=["alike", "opposite"])
+def test_float16_scores_of_4096_features_of_60(similarity, sign):
+    """The dot product is 14,745,600 and the squared distance of opposites four times that: float16 ends at 65,504."""
+    student, teachers = np.full((1, 4096), 60, "float16"), np.full((1, 2, 4096), 60, "float16")
+    teachers[0, 0] *= sign
+    scores = ops.convert_to_numpy(similarity_scores(student, teachers, similarity))
+    expected = {
+        "dot": sign * 14_745_600,
+        "euclidean": 0 if sign == 1 else -58_982_400,
+        "cosine": sign,
+        "kl": 0,
+        "uniform": 0,
+    }[similarity]
+    np.testing.assert_allclose(scores[0, 0], expected, rtol=1e-5, atol=1e-5)
+    weights = ops.convert_to_numpy(guidance_weights(scores, 5.0, 90.0))
+    ties = sign == 1 or similarity in ("kl", "uniform")
+    np.testing.assert_allclose(weights, [[0.5, 0.5] if ties else [0, 1]], atol=1e-6)
+
+
+# Models.
+
+JIT = keras.backend.backend() == "jax"  # without it JAX compiles every operation by itself
+X = np.random.default_rng(0).normal(size=(4, 3)).astype("float32")
+Y = np.array([0, 1, 1, 0])
+LAYERS = {
+    "dense": lambda: layers.Dense(4, activation="relu"),
+    "normalization": lambda: layers.BatchNormalization(),
+    "layer normalization": lambda: layers.LayerNormalization(),
+    "regularised": lambda: layers.Dense(3, kernel_regularizer="l2", activity_regularizer="l1"),
+    "dropout": lambda: layers.Dropout(0.4),
+    "seeded dropout": lambda: layers.Dropout(0.3, seed=3),
+    "gaussian noise": lambda: layers.GaussianNoise(0.5),
+    "alpha dropout": lambda: layers.AlphaDropout(0.2),
+}
+NOISE = [name for name in LAYERS if "drop" in name or "noise" in name]
+
+
+@st.composite
+def makes(draw):
+    """Hidden layers with at least one noise layer, a skip or none, dtype, batch size (one sample; a short last one)."""
+    names = draw(st.lists(st.sampled_from(list(LAYERS)), min_size=1, max_size=4))
+    names.insert(draw(st.integers(0, len(names))), draw(st.sampled_from(NOISE)))
+    return dict(
+        names=names,
+        skip=draw(st.booleans()),
+        dtype=draw(st.sampled_from(["float32", "float32", "mixed_bfloat16", "mixed_float16"])),
+        batch_size=draw(st.sampled_from([1, 3, 4])),
+        teacher=draw(st.sampled_from(["self", "snapshot", "ema"])),
+        seed=draw(st.integers(0, 1000)),
+    )
+
+
+def build(make):
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(make["dtype"])
+    try:
+        inputs = keras.Input((3,))
+        x = layers.Dense(4)(inputs)
+        for name in make["names"]:
+            x = LAYERS[name]()(x)
+        if make["skip"]:
+            x = layers.Concatenate()([x, inputs])
+        model = keras.Model(inputs, layers.Dense(2, activation="softmax", dtype="float32")(x))
+        # TensorFlow and JAX would spend minutes on compiling what runs three steps.
+        model.compile(keras.optimizers.SGD(0.1, momentum=0.9), "sparse_categorical_crossentropy", jit_compile=JIT)
+        return model
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def numpy(variables):
+    return [ops.convert_to_numpy(v) for v in variables]
+
+
+def assert_equal(left, right):
+    for a, b in zip(left, right, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def check_model(make):
+    histories, models = [], []
+    for wrap in (False, True):
+        keras.utils.set_random_seed(make["seed"])
+        model = build(make)
+        trained = keras_ssd.wrap(model, teacher=make["teacher"], kd_weight=0, average=False) if wrap else model
+        history = trained.fit(X, Y, batch_size=make["batch_size"], epochs=1, verbose=0).history
+        histories.append(history)
+        models.append(model)
+    # NaN, as of float16 that overflows, is the same as NaN.
+    np.testing.assert_equal(histories[1], histories[0])
+    assert_equal(*(numpy(model.variables) for model in models))
+    before = numpy(models[1].variables)
+    evaluated = [trained.evaluate(X, Y, verbose=0) for _ in range(2)]
+    np.testing.assert_equal(evaluated[0], evaluated[1])
+    assert_equal(before, numpy(models[1].variables))
+
+
+@FEW_MODELS
+@given(makes())
+def test_weight_0_is_the_plain_model(make):
+    check_model(make)
+
+
+@pytest.mark.slow
+@MANY_MODELS
+@given(makes())
+def test_weight_0_is_the_plain_model_of_many(make):
+    check_model(make)
+
+
+def check_evaluation(make):
+    keras.utils.set_random_seed(make["seed"])
+    ssd = keras_ssd.wrap(build(make), teacher=make["teacher"], n_teachers=2, distill="outputs", similarity="kl")
+    ssd.train_on_batch(X, Y)
+    tracked = {id(v) for metric in ssd.metrics for v in metric.variables}
+    variables = [v for v in ssd.variables if id(v) not in tracked]
+    before = numpy(variables)
+    evaluated = [ssd.evaluate(X, Y, batch_size=4, verbose=0) for _ in range(2)]
+    np.testing.assert_equal(evaluated[0], evaluated[1])
+    predicted = [ssd.predict(X, batch_size=4, verbose=0) for _ in range(2)]
+    np.testing.assert_equal(predicted[0], predicted[1])
+    assert_equal(before, numpy(variables))
+
+
+@FEW_MODELS
+@given(makes())
+def test_evaluation_is_repeatable_and_changes_nothing(make):
+    check_evaluation(make)
+
+
+@pytest.mark.slow
+@MANY_MODELS
+@given(makes())
+def test_evaluation_is_repeatable_and_changes_nothing_of_many(make):
+    check_evaluation(make)
