@@ -225,7 +225,8 @@ class StochasticPasses:
         sizes = [math.prod(x.shape[1:]) for step in self._suffix for x in step.outputs if None not in x.shape[1:]]
         self._row_bytes = 4 * max(sizes, default=0)
         self._last_read = _last_reads(self._suffix, wanted)
-        self._repeats = {}
+        # Made beforehand, for any usual number: PyTorch's compiler cannot make a layer in the midst of a step.
+        self._repeats = {n: _RepeatForTeachers(n) for n in range(1, 33)}
         for step in self._suffix:
             if getattr(step.layer, "stateful", False):
                 raise ValueError(
@@ -291,7 +292,7 @@ class StochasticPasses:
         return max(n for n in range(1, n_teachers + 1) if n_teachers % n == 0 and n <= max(fitting, 1))
 
     def _run_suffix(self, values, n):
-        repeat = self._repeats.setdefault(n, _RepeatForTeachers(n))
+        repeat = self._repeats[n] if n in self._repeats else _RepeatForTeachers(n)
         for x in self._cut:
             if self._has_batch[id(x)]:
                 values[id(x)] = tree.map_structure(repeat, values[id(x)])
