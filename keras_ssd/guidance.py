@@ -96,8 +96,9 @@ def guidance_weights(scores, temperature=5.0, percentile=90.0):
         raise ValueError(f"`temperature` should be a positive float. Received: temperature={temperature}")
     if not 0 <= percentile <= 100:
         raise ValueError(f"`percentile` should lie between 0 and 100. Received: percentile={percentile}")
-    # Smaller ones are 0 in float32, and 0 / 0 is NaN; already with this one the best takes all.
-    temperature = max(temperature, 1e-37)
+    # In float32 smaller ones are 0, and 0 / 0 is NaN, and larger ones infinite; already with these the best takes all,
+    # or all weigh the same.
+    temperature = min(max(temperature, 1e-37), 1e38)
     scores = wide(scores)
     valid = ops.isfinite(scores)
     # A row without any finite score counts as a row of equal scores.

@@ -142,7 +142,8 @@ LAYERS = {
     "dense": lambda: layers.Dense(4, activation="relu"),
     "normalization": lambda: layers.BatchNormalization(),
     "layer normalization": lambda: layers.LayerNormalization(),
-    "regularised": lambda: layers.Dense(3, kernel_regularizer="l2", activity_regularizer="l1"),
+    # In float32, as Keras on TensorFlow cannot add losses of two types.
+    "regularised": lambda: layers.Dense(3, kernel_regularizer="l2", activity_regularizer="l1", dtype="float32"),
     "dropout": lambda: layers.Dropout(0.4),
     "seeded dropout": lambda: layers.Dropout(0.3, seed=3),
     "gaussian noise": lambda: layers.GaussianNoise(0.5),
