@@ -103,7 +103,7 @@ class SSDModel(keras.Model):
         teacher_chunk=None,
         seed=None,
         momentum=0.99,
-        average=True,
+        average=None,
         **kwargs,
     ):
         _check_model("model", model)
@@ -136,7 +136,7 @@ class SSDModel(keras.Model):
         super().__init__(dtype=model.dtype_policy, autocast=False, **kwargs)
         self.student = model
         self.settings = settings
-        self._average = bool(average)
+        self._average = average = kind == "ema" if average is None else bool(average)
         # A plain object, so that Keras does not take the layers it refers to for layers of this model.
         self._roles = roles
         self._steering = _Steering()
@@ -146,8 +146,12 @@ class SSDModel(keras.Model):
         self._stochastic_layers = None if stochastic_layers is None else roles.stochastic_layers
         self.teacher_seed_generator = keras.random.SeedGenerator(_backend.derived_seed() if seed is None else seed)
         self.held_weights = None if kind == "self" else HeldWeights(roles.teacher_network.weights, name="held_weights")
+        # The average that teaches is the one that is deployed; other teachers leave it to be held beside them.
+        self.averaged_weights = self.held_weights if kind == "ema" else None
+        if average and kind != "ema":
+            self.averaged_weights = HeldWeights(model.weights, name="averaged_weights")
         if isinstance(teacher, SSDModel) and teacher.averages:
-            self.held_weights.copy(teacher.held_weights.held)
+            self.held_weights.copy(teacher.averaged_weights.held)
         # A weight of 0 from the start means no teachers at all, and then nothing here may differ from a plain model.
         self.distills = settings.kd_weight > 0
         if self.distills:
@@ -225,7 +229,7 @@ class SSDModel(keras.Model):
     def train_step(self, *args, **kwargs):
         with _in_phase(training=self, student_pass=None):
             result = super().train_step(*args, **kwargs)
-        if self.settings.kind == "ema":
+        if self.averaged_weights is not None:
             return _backend.after_train_step(self, result, self._update_average)
         return result
 
@@ -377,21 +381,21 @@ class SSDModel(keras.Model):
     # The moving average.
 
     def _update_average(self):
-        self.held_weights.average(self.student.weights, self.settings.momentum)
+        self.averaged_weights.average(self.student.weights, self.settings.momentum)
 
     def _begin(self):
         """Before the average was ever fed, it is whatever the student is, also if that was loaded after wrapping."""
-        if self.settings.kind == "ema" and not self._steering.has_begun:
-            self._steering.has_begun = int(ops.convert_to_numpy(self.held_weights.steps.value)) > 0
+        if self.averaged_weights is not None and not self._steering.has_begun:
+            self._steering.has_begun = int(ops.convert_to_numpy(self.averaged_weights.steps.value)) > 0
             if not self._steering.has_begun:
-                self.held_weights.copy(self.student.weights)
+                self.averaged_weights.copy(self.student.weights)
 
     def _take_up_raw_weights(self):
         """Go on from where the last `fit` ended, not from the average, unless the weights were changed since."""
         raw, self._steering.raw_weights = self._steering.raw_weights, None
         if raw is None:
             return
-        pairs = zip(self.student.weights, self.held_weights.held, strict=True)
+        pairs = zip(self.student.weights, self.averaged_weights.held, strict=True)
         if all(np.array_equal(*map(ops.convert_to_numpy, pair)) for pair in pairs):
             for variable, value in zip(self.student.weights, raw, strict=True):
                 variable.assign(value)
@@ -482,13 +486,13 @@ class SSDModel(keras.Model):
     def deployed(self):
         """What `predict` stands for: the student, the variables that hold its deployed weights, the compiled loss."""
         self._begin()
-        weights = self.held_weights.held if self.averages else self.student.weights
+        weights = self.averaged_weights.held if self.averages else self.student.weights
         return self.student, weights, self._loss_arguments.get("loss")
 
     @property
     def averages(self):
         """Whether evaluation and the student after `fit` use the moving average of the weights."""
-        return self._average and self.settings.kind == "ema"
+        return self._average
 
     @property
     def kd_weight(self):
@@ -556,16 +560,17 @@ class SSDModel(keras.Model):
         self.held_weights.steps.assign(ops.convert_to_numpy(self.held_weights.steps.value) + 1)
 
     def write_average(self):
-        """Give the student the averaged weights (`teacher="ema"`). `fit` does so when it ends.
+        """Give the student the averaged weights (`average=True`, `teacher="ema"`). `fit` does so when it ends.
 
         Call it yourself after training with `train_on_batch`, and on a wrapper that was saved in mid-training (by
         `ModelCheckpoint`, say) before you deploy its student.
         """
-        if self.settings.kind != "ema":
+        if self.averaged_weights is None:
             raise ValueError(
-                f'write_average() is for models wrapped with teacher="ema". Received: teacher={self.settings.kind!r}'
+                'write_average() is for models wrapped with average=True or teacher="ema". Received: '
+                f"teacher={self.settings.kind!r}, average={self._average}"
             )
-        self.held_weights.write(self.student.weights)
+        self.averaged_weights.write(self.student.weights)
 
     def teacher_weights(self, x, percentile=None):
         """The weights that the teachers of one batch get, to look at.
@@ -605,7 +610,7 @@ class SSDModel(keras.Model):
             return self._guide(*passes, percentile), *_compared(*passes)
 
     def _call_averaged(self, inputs):
-        weights = self.held_weights.values(self.student.weights)
+        weights = self.averaged_weights.values(self.student.weights)
         replaced = {id(variable) for variable, _ in weights}
         others = [(v, v.value) for v in self.student.variables if id(v) not in replaced]
         with keras.StatelessScope(weights + others, collect_losses=True) as scope:

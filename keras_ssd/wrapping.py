@@ -20,7 +20,7 @@ def wrap(
     teacher_chunk=None,
     seed=None,
     momentum=0.99,
-    average=True,
+    average=None,
     name=None,
 ):
     """Wrap a Keras model so that `fit` trains it by stochastic self-distillation.
@@ -61,7 +61,8 @@ def wrap(
             to `None`: all.
         seed: integer that fixes the teachers' noise. Defaults to `None`: follows `keras.utils.set_random_seed`.
         momentum: of the moving average, in [0, 1). Defaults to `0.99`.
-        average: whether an `"ema"` average is also what is evaluated and deployed. Defaults to `True`.
+        average: whether a moving average of the student's weights is what is evaluated and deployed, as described for
+            `"ema"`, whatever the teachers are. Defaults to `None`: with `"ema"` only.
         name: name of the wrapper. Defaults to `"ssd_"` and the model's.
 
     | | `"self"`, `"ema"` | a model | `"snapshot"` (the paper) |
