@@ -17,6 +17,7 @@ import sys
 import time
 
 import keras
+
 from cases import CASES, batch_of, build_variant
 
 BACKEND = keras.backend.backend()

@@ -14,7 +14,12 @@ KINDS = ["self", "snapshot", "ema"]
 # The average is deployed with "ema", and with any other teachers if that is asked for.
 averaging = pytest.mark.parametrize(
     "options",
-    [{"teacher": "ema"}, {"average": True}, {"teacher": "snapshot", "average": True}, {"average": True, "kd_weight": 0}],
+    [
+        {"teacher": "ema"},
+        {"average": True},
+        {"teacher": "snapshot", "average": True},
+        {"average": True, "kd_weight": 0},
+    ],
     ids=["ema", "self", "snapshot", "no teachers"],
 )
 X = np.random.default_rng(0).normal(size=(24, 6, 2)).astype("float32")

@@ -1,0 +1,199 @@
+"""Makes the tables and plots of the accuracy benchmark, from the CSV files of run.py alone.
+
+    python benchmarks/accuracy/analysis.py results/accuracy.csv
+    python benchmarks/accuracy/analysis.py benchmarks/results/accuracy/*.csv --out docs/accuracy
+
+Prints one section for each network, schedule and regime: a table of all methods, then the comparisons that protocol.md
+declares. The unit is the data set (its mean over seeds); where there is one data set only, the seed. Intervals are
+Student's, p-values of Wilcoxon's signed-rank test, corrected by Holm over the comparisons of the section.
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from scipy import stats
+
+SECTION = ["network", "schedule", "regime"]
+APART = ("digits",)  # images: not among the sets over which means and tests are taken
+
+# As protocol.md declares them: a method, and what it is measured against.
+COMPARISONS = [
+    ("self, averaged", "plain"),
+    ("self, averaged", "plain, averaged"),
+    ("self, averaged", "self, uniform, averaged"),
+    ("ema, averaged", "plain, averaged"),
+    ("ema, averaged", "ema, uniform, averaged"),
+    ("self", "plain"),
+    ("paper", "stopped early"),
+    ("paper", "continued"),
+    ("paper", "paper, uniform"),
+    ("paper", "deterministic features"),
+    ("paper, averaged", "continued, averaged"),
+    ("plain, averaged", "plain"),
+    ("unlabelled, averaged", "plain, averaged"),
+    ("unlabelled, averaged", "labelled only, averaged"),
+    ("unlabelled, averaged", "unlabelled, uniform, averaged"),
+    ("unlabelled, averaged", "unlabelled, deterministic, averaged"),
+    ("noise, averaged", "plain, averaged"),
+    ("noise, averaged", "noise, uniform, averaged"),
+    ("noise, averaged", "noise, deterministic, averaged"),
+]
+
+
+def means_by_unit(rows, score):
+    """`(units, methods)`: the mean of each data set over its seeds, or, of a single data set, every seed."""
+    rows = rows[rows.groupby("method").dataset.transform("nunique") == rows.dataset.nunique()]
+    index = "dataset" if rows.dataset.nunique() > 1 else "seed"
+    return rows.pivot_table(index=index, columns="method", values=score, sort=False)
+
+
+def compare(table, method, control):
+    """Difference, half its 95 % interval, p, and on how many units it is above, equal, below."""
+    both = table[[method, control]].dropna()
+    gain = (both[method] - both[control]).round(9)
+    spread = stats.sem(gain) * stats.t.ppf(0.975, len(gain) - 1) if len(gain) > 1 else np.nan
+    p = stats.wilcoxon(gain, zero_method="zsplit").pvalue if (gain != 0).any() else 1.0
+    counts = [int((gain > 0).sum()), int((gain == 0).sum()), int((gain < 0).sum())]
+    return {"method": method, "control": control, "difference": gain.mean(), "+-": spread, "p": p} | dict(
+        zip(("better", "equal", "worse"), counts, strict=True)
+    )
+
+
+def holm(p):
+    """Holm's correction: p-values, corrected for how many there are."""
+    order = np.argsort(p)
+    scaled = np.maximum.accumulate(np.asarray(p)[order] * (len(p) - np.arange(len(p))))
+    corrected = np.empty(len(p))
+    corrected[order] = np.minimum(scaled, 1.0)
+    return corrected
+
+
+def comparisons(rows):
+    """All declared comparisons for which there are rows, with corrected p-values."""
+    table = means_by_unit(rows, "accuracy")
+    found = [compare(table, *pair) for pair in COMPARISONS if set(pair) <= set(table.columns)]
+    if not found:
+        return pd.DataFrame()
+    result = pd.DataFrame(found)
+    result.insert(5, "p (Holm)", holm(result.p))
+    return result
+
+
+def methods(rows):
+    """One row for each method: means over the units, mean rank, and cost of training over that of plain."""
+    accuracy = means_by_unit(rows, "accuracy")
+    table = pd.DataFrame({"accuracy": accuracy.mean(), "rank": accuracy.rank(axis=1, ascending=False).mean()})
+    for score in ("nll", "nll_calibrated", "ece", "brier"):
+        table[score] = means_by_unit(rows, score).mean()
+    seconds = rows.pivot_table(index=["dataset", "seed"], columns="method", values="seconds")
+    if "plain" in seconds:
+        table["cost"] = seconds.div(seconds["plain"], axis=0).median()
+    table["diverged"] = (rows.status != "finished").groupby(rows.method).sum()
+    return table.sort_values("accuracy", ascending=False)
+
+
+def markdown(table, formats):
+    """A table in Markdown, its index first."""
+    lines = ["| " + " | ".join(map(str, [table.index.name or "", *table.columns])) + " |"]
+    lines.append("|" + "---|" * (len(table.columns) + 1))
+    for name, row in table.iterrows():
+        cells = [formats.get(column, "{}").format(value) for column, value in row.items()]
+        lines.append("| " + " | ".join([str(name), *cells]) + " |")
+    return "\n".join(lines)
+
+
+def groups(rows):
+    """The mean accuracy in each group of data sets: a method that gains on the mean must not lose in one of them."""
+    group = rows.dataset.where(rows.dataset.isin(["uci_har", *APART]), "UCR")
+    by_set = rows.groupby([group.rename("group"), "method", "dataset"]).accuracy.mean()
+    return by_set.groupby(["method", "group"]).mean().unstack()
+
+
+def report(rows, title):
+    """The section of one network, schedule and regime, in Markdown."""
+    everything, rows = rows, rows[~rows.dataset.isin(APART)]
+    rows = rows if len(rows) else everything
+    n_seeds = rows.seed.nunique()
+    lines = [f"### {title}", "", f"{rows.dataset.nunique()} data sets, {n_seeds} seeds, {rows.n_epochs.max()} epochs."]
+    formats = dict.fromkeys(["accuracy", "nll", "nll_calibrated", "ece", "brier"], "{:.4f}")
+    formats |= {"rank": "{:.2f}", "cost": "{:.2f}", "diverged": "{:.0f}"}
+    table = methods(rows)
+    table.index.name = "method"
+    if everything.dataset.nunique() > 1:
+        table = table.join(groups(everything))
+        formats |= dict.fromkeys(groups(everything).columns, "{:.4f}")
+    lines += ["", markdown(table, formats)]
+    declared = comparisons(rows)
+    if len(declared):
+        declared = declared.set_index("method")
+        declared["difference"] = [f"{value:+.4f}" for value in declared.difference]
+        lines += ["", markdown(declared, dict.fromkeys(["+-", "p", "p (Holm)"], "{:.4f}"))]
+    return "\n".join(lines)
+
+
+def plot(rows, path):
+    """Ranks, the default against its control, accuracy against cost, reliability."""
+    from aeon.visualisation import plot_critical_difference
+
+    shown = [name for name in SHOWN if name in set(rows.method)]
+    rows = rows[rows.method.isin(shown) & ~rows.dataset.isin(APART)]
+    table = means_by_unit(rows, "accuracy")
+    if len(table) > 2 and len(table.columns) > 2:
+        figure, _ = plot_critical_difference(table.dropna().to_numpy(), list(table.columns), correction="holm")
+        figure.savefig(path.with_name(path.name + "-ranks.png"), dpi=100, bbox_inches="tight")
+    figure = Figure(figsize=(13, 4.2), layout="constrained")
+    scatter, cost, reliability = figure.subplots(1, 3)
+    method, control = "self, averaged", "plain, averaged"
+    if {method, control, "plain"} <= set(table.columns):
+        for number, other in enumerate(("plain", control)):
+            scatter.scatter(table[other], table[method], s=18, color=f"C{number}", label=f"against {other}")
+        scatter.plot([0.2, 1], [0.2, 1], "k", linewidth=0.7)
+        scatter.set(xlabel="accuracy of the other", ylabel=f"accuracy of {method}", title="a point for each data set")
+        scatter.legend()
+    summary = methods(rows)
+    if "cost" in summary:
+        cost.scatter(summary.cost, summary.accuracy, s=18)
+        for name, row in summary.iterrows():
+            cost.annotate(name, (row.cost, row.accuracy), fontsize=7, xytext=(3, 2), textcoords="offset points")
+        cost.set(xlabel="training, times plain", ylabel="mean accuracy", xscale="log", title="accuracy against cost")
+    for number, name in enumerate(one for one in RELIABILITY if one in shown):
+        bins = np.sum([json.loads(text) for text in rows[rows.method == name].reliability.dropna()], axis=0)
+        bins = bins[bins[:, 0] > 0]
+        reliability.plot(bins[:, 1] / bins[:, 0], bins[:, 2] / bins[:, 0], "o-", ms=3, color=f"C{number}", label=name)
+    reliability.plot([0, 1], [0, 1], "k", linewidth=0.7)
+    reliability.set(xlabel="confidence", ylabel="accuracy", title="reliability, all test rows")
+    reliability.legend(fontsize=8)
+    figure.savefig(path.with_name(path.name + ".png"), dpi=100)
+    print(f"plots: {path}*.png")
+
+
+SHOWN = [
+    "plain", "plain, averaged", "SWA", "stopped early", "continued", "paper", "self", "self, averaged", "ema, averaged",
+    "deterministic features", "deterministic logits", "R-Drop", "uniform soup", "greedy soup", "ensemble of 5",
+    "unlabelled, averaged", "labelled only, averaged", "noise, averaged",
+]  # fmt: skip
+RELIABILITY = ["plain", "plain, averaged", "self, averaged", "paper"]
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tables", nargs="+", type=pathlib.Path, help="CSV files of run.py")
+    parser.add_argument("--out", type=pathlib.Path, help="folder for the plots; default: no plots")
+    arguments = parser.parse_args(argv)
+    rows = pd.concat([pd.read_csv(path) for path in arguments.tables], ignore_index=True)
+    rows = rows.drop_duplicates([*SECTION, "n_epochs", "backend", "dataset", "seed", "method"], keep="last")
+    for key, section in rows.groupby(SECTION, sort=False):
+        title = f"{key[0]}, {key[1]} learning rate, {key[2]}"
+        print(report(section, title) + "\n")
+        if arguments.out is not None:
+            arguments.out.mkdir(parents=True, exist_ok=True)
+            plot(section, arguments.out / "-".join(key).replace(" ", "-"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

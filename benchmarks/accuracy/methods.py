@@ -1,0 +1,312 @@
+"""What is compared: every method trains on the same rows, from the same initial weights, for as many steps.
+
+A *training* is one call of `fit`, or a few; it yields one or more *methods*, because the last weights, their moving
+average and so on come from one and the same run. The warm-started ones go on, for the second half of the budget, from
+weights that the first half left, stopped early.
+"""
+
+import functools
+import json
+import time
+from typing import NamedTuple
+
+import keras
+import numpy as np
+from keras import ops
+
+import keras_ssd
+from networks import NETWORKS
+
+LEARNING_RATE = 1e-3
+BATCH_SIZE = 16
+STEPS_PER_EPOCH = 50
+PATIENCE = 4  # epochs
+
+
+class Outcome(NamedTuple):
+    """What one method predicts, `(rows, classes)`, and what its training cost: seconds of processor time, steps."""
+
+    method: str
+    validation: np.ndarray
+    test: np.ndarray
+    seconds: float
+    steps: int
+
+
+class _Watch(keras.callbacks.Callback):
+    """Keeps the student's weights of each epoch, and processor time without that of the first, which compiles."""
+
+    def on_train_begin(self, logs=None):
+        self.weights, self.seconds = [], []
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.began = time.process_time()
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.seconds.append(time.process_time() - self.began)
+        self.weights.append(getattr(self.model, "student", self.model).get_weights())
+
+    def total(self):
+        return float(np.mean(self.seconds[1:] or self.seconds) * len(self.seconds))
+
+
+class Experiment:
+    """One data set, network, schedule, seed and budget.
+
+    Args:
+        task: a `data.Task`.
+        network: name of one of `NETWORKS`.
+        schedule: `"constant"` or `"cosine"`.
+        seed: of weights, batches and dropout.
+        n_epochs: the budget, in epochs of 50 steps of 16 rows.
+    """
+
+    def __init__(self, task, network, schedule, seed, n_epochs):
+        self.task, self.network, self.schedule, self.seed, self.n_epochs = task, network, schedule, seed, n_epochs
+
+    def model(self, weights=None, seed=None):
+        keras.utils.set_random_seed(self.seed if seed is None else seed)
+        model = NETWORKS[self.network](self.task.training[0].shape[1:], self.task.n_classes)
+        if weights is not None:
+            model.set_weights(weights)
+        model.compile(keras.optimizers.Adam(LEARNING_RATE), "sparse_categorical_crossentropy")
+        return model
+
+    def fit(self, model, n_epochs, data=None, validate=False, callbacks=(), seed=None):
+        """Trains; returns `_Watch`."""
+        seed = self.seed if seed is None else seed
+        keras.utils.set_random_seed(seed)  # the same batches for all
+        watch = _Watch()
+        callbacks = [watch, *callbacks]
+        if self.schedule == "cosine":
+            falling = keras.optimizers.schedules.CosineDecay(LEARNING_RATE, n_epochs)
+            callbacks.append(keras.callbacks.LearningRateScheduler(lambda epoch: float(falling(epoch))))
+        if data is None:
+            rows = np.resize(np.arange(len(self.task.training[1])), STEPS_PER_EPOCH * BATCH_SIZE)
+            data = {"x": self.task.training[0][rows], "y": self.task.training[1][rows], "batch_size": BATCH_SIZE}
+        validation = self.task.validation if validate else None
+        model.fit(**data, epochs=n_epochs, verbose=0, callbacks=callbacks, validation_data=validation)
+        return watch
+
+    def outcome(self, method, model, watch, n_epochs, weights=None, predict=None, warm=False):
+        """What a trained model, or one that is given `weights`, predicts; a warm start costs its first stage, too."""
+        if weights is not None:
+            model.set_weights(weights)
+        predict = predict or (lambda x: model.predict(x, batch_size=256, verbose=0))
+        first = self.first_stage[0] if warm else None
+        seconds = watch.total() + (first.total() if warm else 0.0)
+        steps = (n_epochs + (len(first.seconds) if warm else 0)) * STEPS_PER_EPOCH
+        return Outcome(method, predict(self.task.validation[0]), predict(self.task.test[0]), seconds, steps)
+
+    @functools.cached_property
+    def first_stage(self):
+        """`(watch, weights)` of the first half of the budget, stopped early."""
+        model = self.model()
+        stop = keras.callbacks.EarlyStopping(patience=PATIENCE, restore_best_weights=True)
+        watch = self.fit(model, self.n_epochs // 2, validate=True, callbacks=[stop])
+        return watch, model.get_weights()
+
+    @property
+    def second_stage(self):
+        return self.n_epochs - self.n_epochs // 2
+
+    def joined(self):
+        """Three rows without a label beside each that has one."""
+        if self.task.unlabelled is None:
+            raise ValueError("All rows are labelled: trainings with unlabelled rows need a regime such as 'labels 0.1'")
+        joined = keras_ssd.join_unlabelled(
+            self.task.training,
+            self.task.unlabelled,
+            ratio=3,
+            batch_size=BATCH_SIZE,
+            seed=self.seed,
+            steps_per_epoch=STEPS_PER_EPOCH,
+        )
+        return {"x": joined}
+
+
+def plain(experiment):
+    """The whole budget without teachers, bit for bit what `model.fit` does; the average is fed behind its back."""
+    model = experiment.model()
+    ssd = keras_ssd.wrap(model, kd_weight=0, average=True)
+    watch = experiment.fit(ssd, experiment.n_epochs)
+    averaged, last = model.get_weights(), watch.weights[-1]
+    n_last = max(1, experiment.n_epochs // 4)
+    swa = [np.mean(kept, axis=0, dtype="float64") for kept in zip(*watch.weights[-n_last:], strict=True)]
+
+    def with_dropout(x):
+        return keras_ssd.predict_stochastic(model, x, n_passes=30, seed=experiment.seed).mean
+
+    score = functools.partial(experiment.outcome, model=model, watch=watch, n_epochs=experiment.n_epochs)
+    yield score("plain, averaged", weights=averaged)
+    yield score("SWA", weights=swa)
+    yield score("plain", weights=last)
+    yield score("Monte Carlo dropout", weights=last, predict=with_dropout)
+
+
+def distilled(experiment, name, warm=False, unlabelled=False, **options):
+    """Teachers by `keras_ssd`, from scratch or from the early-stopped weights; last and averaged weights."""
+    n_epochs = experiment.second_stage if warm else experiment.n_epochs
+    model = experiment.model(experiment.first_stage[1] if warm else None)
+    ssd = keras_ssd.wrap(model, seed=experiment.seed, average=True, **options)
+    watch = experiment.fit(ssd, n_epochs, data=experiment.joined() if unlabelled else None)
+    averaged = model.get_weights()
+    yield experiment.outcome(name, model, watch, n_epochs, weights=watch.weights[-1], warm=warm)
+    yield experiment.outcome(f"{name}, averaged", model, watch, n_epochs, weights=averaged, warm=warm)
+
+
+def continued(experiment):
+    """The control of every warm start: the same weights, the same steps, no teachers."""
+    watch, weights = experiment.first_stage
+    yield experiment.outcome("stopped early", experiment.model(), watch, len(watch.seconds), weights=weights)
+    yield from distilled(experiment, "continued", warm=True, kd_weight=0)
+
+
+def born_again(experiment, features=False):
+    """One deterministic teacher by `keras.distillation`, from the early-stopped weights."""
+    weights = experiment.first_stage[1]
+    teacher, student = experiment.model(weights), experiment.model(weights)
+    if features:
+        strategy = keras.distillation.FeatureDistillation(
+            loss="mse", teacher_layer_name="representation", student_layer_name="representation"
+        )
+    else:
+        strategy = keras.distillation.LogitsDistillation(temperature=3.0, loss=keras.losses.KLDivergence())
+    distiller = keras.distillation.Distiller(teacher, student, strategy, student_loss_weight=0.5)
+    distiller.compile(keras.optimizers.Adam(LEARNING_RATE), "sparse_categorical_crossentropy")
+    watch = experiment.fit(distiller, experiment.second_stage)
+    name = "deterministic features" if features else "deterministic logits"
+    yield experiment.outcome(name, student, watch, experiment.second_stage, warm=True)
+
+
+class _RDrop(keras.Model):
+    """R-Drop (arXiv 2106.14448): two passes with dropout, each with the task's loss, drawn together."""
+
+    def __init__(self, student, weight):
+        super().__init__()
+        self.student, self.weight = student, weight
+        self.built = True
+
+    def call(self, x, training=None):
+        return self.student(x, training=training)
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        loss = super().compute_loss(x, y, y_pred, sample_weight, training)
+        if not training:
+            return loss
+        second = self.student(x, training=True)
+        loss = loss + super().compute_loss(x, y, second, sample_weight, training)
+        p, q = (ops.clip(one, 1e-7, 1.0) for one in (y_pred, second))
+        return loss + self.weight * ops.mean(ops.sum((p - q) * (ops.log(p) - ops.log(q)), axis=-1)) / 2
+
+
+def r_drop(experiment, weight=1.0):
+    model = experiment.model()
+    student = _RDrop(model, weight)
+    student.compile(keras.optimizers.Adam(LEARNING_RATE), "sparse_categorical_crossentropy")
+    watch = experiment.fit(student, experiment.n_epochs)
+    yield experiment.outcome("R-Drop", model, watch, experiment.n_epochs)
+
+
+def soups(experiment, n=5):
+    """Model soups (arXiv 2203.05482) of runs that go on from the same weights; several times the budget."""
+    weights, seconds = [], 0.0
+    model = None
+    for number in range(n):
+        model = experiment.model(experiment.first_stage[1])
+        watch = experiment.fit(model, experiment.second_stage, seed=1000 * (number + 1) + experiment.seed)
+        weights.append(model.get_weights())
+        seconds += watch.total()
+    watch.seconds = [seconds]
+    n_epochs = n * experiment.second_stage
+    x, y = experiment.task.validation
+
+    def mean(of):
+        return [np.mean(kept, axis=0) for kept in zip(*of, strict=True)]
+
+    def loss(of):
+        model.set_weights(of)
+        return model.evaluate(x, y, batch_size=256, verbose=0)
+
+    yield experiment.outcome("uniform soup", model, watch, n_epochs, weights=mean(weights), warm=True)
+    ranked = sorted(weights, key=loss)
+    kept = ranked[:1]
+    for one in ranked[1:]:
+        if loss(mean([*kept, one])) <= loss(mean(kept)):
+            kept.append(one)
+    yield experiment.outcome("greedy soup", model, watch, n_epochs, weights=mean(kept), warm=True)
+
+
+def ensemble(experiment, n):
+    """`n` plain models of different seeds: n times the training and n times the inference."""
+    predictions, seconds = [], 0.0
+    for number in range(n):
+        seed = experiment.seed + 1000 * number
+        model = experiment.model(seed=seed)
+        watch = experiment.fit(model, experiment.n_epochs, seed=seed)
+        predictions.append(experiment.outcome("", model, watch, experiment.n_epochs))
+        seconds += watch.total()
+    steps = n * experiment.n_epochs * STEPS_PER_EPOCH
+    parts = [np.stack([getattr(one, part) for one in predictions]) for part in ("validation", "test")]
+    yield Outcome(f"ensemble of {n}", *(part.mean(axis=0) for part in parts), seconds, steps)
+    votes = [np.eye(part.shape[-1])[part.argmax(axis=-1)].mean(axis=0) for part in parts]
+    yield Outcome(f"ensemble of {n}, vote", *votes, seconds, steps)
+
+
+# Training -> the function, and the methods that it yields.
+_PAPER = dict(keras_ssd.settings.PAPER)
+_UNIFORM = {"similarity": "uniform", "percentile": 0.0}
+_OUTPUTS = dict(keras_ssd.settings.SEMI_SUPERVISED)
+_DETERMINISTIC = {"stochastic_layers": (), "n_teachers": 1, **_UNIFORM}
+
+
+def _ssd(name, **options):
+    return functools.partial(distilled, name=name, **options), (name, f"{name}, averaged")
+
+
+def _semi(name, **options):
+    return _ssd(name, warm=True, teacher="snapshot", **(_OUTPUTS | options))
+
+
+TRAININGS = {
+    "plain": (plain, ("plain, averaged", "SWA", "plain", "Monte Carlo dropout")),
+    "continued": (continued, ("stopped early", "continued", "continued, averaged")),
+    "self": _ssd("self"),
+    "self, uniform": _ssd("self, uniform", **_UNIFORM),
+    "ema": _ssd("ema", teacher="ema"),
+    "ema, uniform": _ssd("ema, uniform", teacher="ema", **_UNIFORM),
+    "paper": _ssd("paper", warm=True, teacher="snapshot", **_PAPER),
+    "paper, uniform": _ssd("paper, uniform", warm=True, teacher="snapshot", **(_PAPER | _UNIFORM)),
+    "deterministic logits": (born_again, ("deterministic logits",)),
+    "deterministic features": (functools.partial(born_again, features=True), ("deterministic features",)),
+    "R-Drop": (r_drop, ("R-Drop",)),
+    "soups": (soups, ("uniform soup", "greedy soup")),
+    "ensemble of 5": (functools.partial(ensemble, n=5), ("ensemble of 5", "ensemble of 5, vote")),
+    "ensemble of 25": (functools.partial(ensemble, n=25), ("ensemble of 25", "ensemble of 25, vote")),
+    # Few labels: the same frozen teacher on all rows, on the labelled ones only, without guidance, without noise.
+    "unlabelled": _semi("unlabelled", unlabelled=True),
+    "labelled only": _semi("labelled only"),
+    "ema, unlabelled": _ssd("ema, unlabelled", teacher="ema", kd_weight=1.0, unlabelled=True),
+    "unlabelled, uniform": _semi("unlabelled, uniform", unlabelled=True, **_UNIFORM),
+    "unlabelled, deterministic": _semi("unlabelled, deterministic", unlabelled=True, **_DETERMINISTIC),
+}
+
+
+def training(text):
+    """A training by its name, or a variant of `keras_ssd.wrap` as `name {"option": value, ...}`.
+
+    Returns:
+        `(function, names of the methods)`.
+    """
+    if text in TRAININGS:
+        return TRAININGS[text]
+    _, brace, options = text.partition("{")
+    if not brace:
+        raise ValueError(
+            f"There is no training {text!r}. There are {sorted(TRAININGS)}, and variants of `wrap` such as "
+            'ema {"teacher": "ema", "kd_weight": 1.0}'
+        )
+    options = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in json.loads(brace + options).items()
+    }
+    return _ssd(text, **options)

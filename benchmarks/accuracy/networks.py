@@ -1,0 +1,55 @@
+"""The networks of the accuracy benchmark, small ones for windows of sensors: every one has dropout."""
+
+import keras
+from keras.layers import (
+    Activation,
+    Add,
+    BatchNormalization,
+    Conv1D,
+    Dense,
+    Dropout,
+    GlobalAveragePooling1D,
+    LayerNormalization,
+    MultiHeadAttention,
+)
+
+
+def conv(shape, n_classes):
+    """Three convolutions, dropout behind the pooling."""
+    inputs = x = keras.Input(shape)
+    for filters, width in ((32, 8), (64, 5), (32, 3)):
+        x = Conv1D(filters, width, padding="same", use_bias=False)(x)
+        x = Activation("relu")(BatchNormalization(momentum=0.9)(x))
+    x = Dropout(0.3, name="representation")(GlobalAveragePooling1D()(x))
+    return keras.Model(inputs, Dense(n_classes, activation="softmax")(x))
+
+
+def resnet(shape, n_classes):
+    """Three residual blocks of two convolutions, dropout in each."""
+    inputs = x = keras.Input(shape)
+    for filters in (32, 64, 64):
+        shortcut = Conv1D(filters, 1, padding="same", use_bias=False)(x)
+        x = Activation("relu")(BatchNormalization(momentum=0.9)(Conv1D(filters, 7, padding="same", use_bias=False)(x)))
+        x = Dropout(0.2)(x)
+        x = BatchNormalization(momentum=0.9)(Conv1D(filters, 3, padding="same", use_bias=False)(x))
+        x = Activation("relu")(Add()([x, shortcut]))
+    x = Dropout(0.3, name="representation")(GlobalAveragePooling1D()(x))
+    return keras.Model(inputs, Dense(n_classes, activation="softmax")(x))
+
+
+def transformer(shape, n_classes):
+    """Patches of the series, two encoder blocks with dropout in attention and behind it."""
+    inputs = keras.Input(shape)
+    width = max(1, shape[0] // 32)
+    x = Conv1D(32, width, strides=width, padding="same")(inputs)
+    x = Conv1D(32, 3, padding="same", activation="relu")(x)  # tells the order of the patches
+    for _ in range(2):
+        normal = LayerNormalization()(x)
+        x = Add()([x, Dropout(0.1)(MultiHeadAttention(4, 8, dropout=0.1)(normal, normal))])
+        hidden = Dense(64, activation="gelu")(LayerNormalization()(x))
+        x = Add()([x, Dropout(0.1)(Dense(32)(hidden))])
+    x = Dropout(0.3, name="representation")(GlobalAveragePooling1D()(LayerNormalization()(x)))
+    return keras.Model(inputs, Dense(n_classes, activation="softmax")(x))
+
+
+NETWORKS = {"conv": conv, "resnet": resnet, "transformer": transformer}
