@@ -136,7 +136,9 @@ class SSDModel(keras.Model):
         super().__init__(dtype=model.dtype_policy, autocast=False, **kwargs)
         self.student = model
         self.settings = settings
-        self._average = average = kind == "ema" if average is None else bool(average)
+        # Averaging is most of what a constant learning rate leaves to gain; without teachers all stays as in plain Keras.
+        by_default = kind == "ema" or (kind == "self" and settings.kd_weight > 0)
+        self._average = average = by_default if average is None else bool(average)
         # A plain object, so that Keras does not take the layers it refers to for layers of this model.
         self._roles = roles
         self._steering = _Steering()

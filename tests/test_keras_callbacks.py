@@ -14,7 +14,7 @@ X = np.random.default_rng(0).normal(size=(16, 4)).astype("float32")
 Y = np.arange(16) % 2
 
 
-def make_model(optimizer=None, teacher="ema"):
+def make_model(optimizer=None, teacher="ema", **options):
     keras.utils.set_random_seed(0)
     inputs = keras.Input((4,))
     x = keras.layers.Dropout(0.5)(keras.layers.Dense(5, "relu")(inputs))
@@ -25,7 +25,7 @@ def make_model(optimizer=None, teacher="ema"):
         metrics=["accuracy"],
         jit_compile=False,
     )
-    return keras_ssd.wrap(model, teacher=teacher, n_teachers=2)
+    return keras_ssd.wrap(model, teacher=teacher, n_teachers=2, **options)
 
 
 def fit(model, *callbacks, epochs=2, **options):
@@ -55,19 +55,26 @@ class Script(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         logs["val_loss"] = self.values[epoch]
         self.weights.append(self.model.get_weights())
-        self.averages.append(arrays(self.model.held_weights.held) if self.model.held_weights else [])
+        self.averages.append(arrays(self.model.averaged_weights.held) if self.model.averages else [])
 
 
-@pytest.mark.parametrize("teacher", ["self", "ema"])
-def test_early_stopping_restores_the_best_weights(teacher):
-    model = make_model(teacher=teacher)
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({"teacher": "self"}, id="self"),
+        pytest.param({"teacher": "self", "average": False}, id="self, not averaged"),
+        pytest.param({"teacher": "ema"}, id="ema"),
+    ],
+)
+def test_early_stopping_restores_the_best_weights(options):
+    model = make_model(**options)
     script = Script([2.0, 1.0, 3.0, 3.0, 3.0])
     stopping = keras.callbacks.EarlyStopping(patience=2, restore_best_weights=True)
     history = fit(model, script, stopping, epochs=5)
     assert len(history["loss"]) == 4
-    if teacher == "ema":
+    if model.averages:
         # The student is what the best epoch's average is: `fit` writes it back last.
-        assert_same(arrays(model.held_weights.held), script.averages[1])
+        assert_same(arrays(model.averaged_weights.held), script.averages[1])
         assert_same(arrays(model.student.weights), script.averages[1])
     else:
         assert_same(model.get_weights(), script.weights[1])

@@ -283,6 +283,10 @@ TRAININGS = {
     "soups": (soups, ("uniform soup", "greedy soup")),
     "ensemble of 5": (functools.partial(ensemble, n=5), ("ensemble of 5", "ensemble of 5, vote")),
     "ensemble of 25": (functools.partial(ensemble, n=25), ("ensemble of 25", "ensemble of 25, vote")),
+    # Wrong labels: teachers that pull harder.
+    "noise": _ssd("noise", kd_weight=1.0),
+    "noise, uniform": _ssd("noise, uniform", kd_weight=1.0, **_UNIFORM),
+    "noise, deterministic": _ssd("noise, deterministic", kd_weight=1.0, **_DETERMINISTIC),
     # Few labels: the same frozen teacher on all rows, on the labelled ones only, without guidance, without noise.
     "unlabelled": _semi("unlabelled", unlabelled=True),
     "labelled only": _semi("labelled only"),
