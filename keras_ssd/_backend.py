@@ -81,6 +81,40 @@ def replicas_in_sync():
     return tf.distribute.get_strategy().num_replicas_in_sync
 
 
+def seeds_of_this_replica(seeds):
+    """Seeds that differ between the replicas of a batch; those of the first replica are `seeds` itself.
+
+    Under `tf.distribute` all replicas draw the same numbers from a `SeedGenerator`, and the processes of
+    `torch.distributed` start with the same seeds: the first sample of every replica would be given the same noise, as
+    would the second. On JAX the noise is drawn for the whole batch, however many devices hold it.
+
+    Args:
+        seeds: tensor of non-negative integers below `2**31 - 1`.
+    """
+    replica = _replica()
+    if replica is None:
+        return seeds
+    # A step of about a third of the range, so that neighbours do not come close to each other.
+    moved = ops.cast(seeds, "int64") + ops.cast(replica, "int64") * 715_827_881
+    return ops.cast(moved % (2**31 - 1), seeds.dtype)
+
+
+def _replica():
+    """Number of the replica that is running: under `tf.distribute`, in `torch.distributed`; `None` if there is one."""
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        context = tf.distribute.get_replica_context()
+        alone = context is None or context.num_replicas_in_sync == 1
+        return None if alone else context.replica_id_in_sync_group
+    if keras.backend.backend() == "torch":
+        import torch
+
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            return torch.distributed.get_rank()
+    return None
+
+
 def derived_seed():
     """A seed that follows `keras.utils.set_random_seed` without drawing from Python's generator.
 

@@ -132,13 +132,32 @@ class SSDModel(keras.Model):
             raise ValueError(f"`seed` should be an integer or None. Received: seed={seed!r}")
         roles = Roles(model, teacher_model, settings, representation, stochastic_layers)
 
-        kwargs["name"] = kwargs.get("name") or f"ssd_{model.name}"
-        super().__init__(dtype=model.dtype_policy, autocast=False, **kwargs)
-        self.student = model
-        self.settings = settings
         # Averaging is most of what a constant learning rate leaves to gain; without teachers all stays as in plain Keras.
         by_default = kind == "ema" or (kind == "self" and settings.kd_weight > 0)
         self._average = average = by_default if average is None else bool(average)
+        kwargs["name"] = kwargs.get("name") or f"ssd_{model.name}"
+        with _backend.variable_scope(model):
+            super().__init__(dtype=model.dtype_policy, autocast=False, **kwargs)
+            self.student = model
+            self.teacher_seed_generator = keras.random.SeedGenerator(_backend.derived_seed() if seed is None else seed)
+            self.held_weights = None
+            if kind != "self":
+                self.held_weights = HeldWeights(roles.teacher_network.weights, name="held_weights")
+            # The average that teaches is the one that is deployed; other teachers leave it to be held beside them.
+            self.averaged_weights = self.held_weights if kind == "ema" else None
+            if average and kind != "ema":
+                self.averaged_weights = HeldWeights(model.weights, name="averaged_weights")
+            # A weight of 0 from the start means no teachers at all: nothing here may differ from a plain model then.
+            self.distills = settings.kd_weight > 0
+            if self.distills:
+                self._kd_weight = self.add_weight(
+                    shape=(), initializer="zeros", dtype="float32", trainable=False, autocast=False, name="kd_weight"
+                )
+                self._kd_weight.assign(settings.kd_weight)
+                self._kd_loss_tracker = keras.metrics.Mean(name="kd_loss")
+        if isinstance(teacher, SSDModel) and teacher.averages:
+            self.held_weights.copy(teacher.averaged_weights.held)
+        self.settings = settings
         # A plain object, so that Keras does not take the layers it refers to for layers of this model.
         self._roles = roles
         self._steering = _Steering()
@@ -146,22 +165,6 @@ class SSDModel(keras.Model):
         self._representation = representation
         # A predicate is stored as the names it chose.
         self._stochastic_layers = None if stochastic_layers is None else roles.stochastic_layers
-        self.teacher_seed_generator = keras.random.SeedGenerator(_backend.derived_seed() if seed is None else seed)
-        self.held_weights = None if kind == "self" else HeldWeights(roles.teacher_network.weights, name="held_weights")
-        # The average that teaches is the one that is deployed; other teachers leave it to be held beside them.
-        self.averaged_weights = self.held_weights if kind == "ema" else None
-        if average and kind != "ema":
-            self.averaged_weights = HeldWeights(model.weights, name="averaged_weights")
-        if isinstance(teacher, SSDModel) and teacher.averages:
-            self.held_weights.copy(teacher.averaged_weights.held)
-        # A weight of 0 from the start means no teachers at all, and then nothing here may differ from a plain model.
-        self.distills = settings.kd_weight > 0
-        if self.distills:
-            self._kd_weight = self.add_weight(
-                shape=(), initializer="zeros", dtype="float32", trainable=False, autocast=False, name="kd_weight"
-            )
-            self._kd_weight.assign(settings.kd_weight)
-            self._kd_loss_tracker = keras.metrics.Mean(name="kd_loss")
         if hasattr(model, "output_names"):
             # Lets losses and metrics be given by output name, as for the model itself.
             self.output_names = list(model.output_names)
@@ -308,7 +311,8 @@ class SSDModel(keras.Model):
         Args:
             model: a compiled `keras.Model`.
         """
-        self.compile(**_backend.copied(_backend.compile_arguments(model)))
+        with _backend.variable_scope(self):
+            self.compile(**_backend.copied(_backend.compile_arguments(model)))
 
     def compile_from_config(self, config):
         # Keras skips models whose `compile` is overridden, unless this method is, too.
@@ -337,6 +341,45 @@ class SSDModel(keras.Model):
         _backend.update_metrics(self, y, y_pred, unweighted, weighted)
         return self.get_metrics_result()
 
+    # For training loops of one's own.
+
+    def training_loss(self, x, y=None, sample_weight=None):
+        """The loss of one training step: task, distillation and regularisation. `fit` minimises the same.
+
+        For loops of your own, under `torch.nn.parallel.DistributedDataParallel` for example; nothing is updated but
+        what a forward pass updates (seeds, BatchNormalization, the metric `kd_loss`). The model must be compiled with a
+        loss; it needs no optimizer. Under `tf.distribute` it is divided by the number of replicas, as `compute_loss`.
+
+        Args:
+            x: one batch of inputs.
+            y: targets.
+            sample_weight: as for `train_on_batch`.
+
+        Returns:
+            Scalar tensor.
+
+        Example:
+            >>> ssd.training_loss(x, y).backward()  # PyTorch
+            >>> optimizer.step()
+        """
+        if not self.compiled:
+            raise ValueError(
+                f"training_loss() needs a compiled model: {self.name!r} has no loss. Call ssd.compile(loss=...) first."
+            )
+        if self.distills and y is not None:
+            self._let_labels_miss()  # a tensor of a graph cannot be looked at
+        with _in_phase(training=self, student_pass=None):
+            y_pred = self(x, training=True)
+            return self.compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True)
+
+    def update_average(self):
+        """Let the moving average take one step towards the student's weights (`teacher="ema"`).
+
+        `fit` and `train_on_batch` do so by themselves. In a loop of your own, call it after every optimizer step.
+        """
+        self._check_averages("update_average")
+        self._update_average()
+
     # Samples without a target.
 
     def _look_at_data(self, method, *args, **kwargs):
@@ -359,7 +402,11 @@ class SSDModel(keras.Model):
             missing = missing or (len(validation) > 1 and missing_in(validation[1], kinds))
             validation = None
         unknown = (y is None and _yields_batches(x)) or _yields_batches(validation)
-        if (missing or unknown) and not self._steering.labels_may_miss:
+        if missing or unknown:
+            self._let_labels_miss()
+
+    def _let_labels_miss(self):
+        if not self._steering.labels_may_miss:
             self._steering.labels_may_miss = True
             self._renew_train_function()
             if self.test_function is not None:
@@ -567,12 +614,15 @@ class SSDModel(keras.Model):
         Call it yourself after training with `train_on_batch`, and on a wrapper that was saved in mid-training (by
         `ModelCheckpoint`, say) before you deploy its student.
         """
+        self._check_averages("write_average")
+        self.averaged_weights.write(self.student.weights)
+
+    def _check_averages(self, method):
         if self.averaged_weights is None:
             raise ValueError(
-                'write_average() is for models wrapped with average=True or teacher="ema". Received: '
+                f'{method}() is for models wrapped with average=True or teacher="ema". Received: '
                 f"teacher={self.settings.kind!r}, average={self._average}"
             )
-        self.averaged_weights.write(self.student.weights)
 
     def teacher_weights(self, x, percentile=None):
         """The weights that the teachers of one batch get, to look at.

@@ -256,6 +256,7 @@ class StochasticPasses:
         values = {id(x): value for x, value in zip(self.given, given, strict=True)}
         n_chunks = math.ceil(n_teachers / chunk)
         seeds = keras.random.randint((n_chunks, len(self._seed_states) + 1, 2), 0, 2**31 - 1, seed=seed_generator)
+        seeds = _backend.seeds_of_this_replica(seeds)
 
         if self._prefix:
             scope = keras.StatelessScope(list(mapping.values()), collect_losses=True)

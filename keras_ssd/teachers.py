@@ -264,7 +264,16 @@ class HeldWeights(keras.layers.Layer):
         self.steps = self.add_weight(shape=(), initializer="zeros", dtype="int32", trainable=False, name="steps")
         self.held = [
             # Exact values: mixed precision must not round them when they are read inside a layer.
-            self.add_weight(shape=v.shape, initializer="zeros", dtype=v.dtype, trainable=False, autocast=False)
+            self.add_weight(
+                shape=v.shape,
+                initializer="zeros",
+                dtype=v.dtype,
+                trainable=False,
+                autocast=False,
+                # A layout map of `keras.distribution.ModelParallel` finds the copy by what it says of the original.
+                name=v.path.replace("/", "_"),
+                aggregation=_aggregation(v),
+            )
             for v in weights
         ]
         self.built = True
@@ -298,3 +307,14 @@ class HeldWeights(keras.layers.Layer):
                 value = keep * held.value + (1 - keep) * value
             held.assign(value)
         self.steps.assign(self.steps.value + 1)
+
+
+def _aggregation(variable):
+    """How the replicas of `tf.distribute` agree on the average of a variable.
+
+    What is trained is the same on all of them. Statistics (BatchNormalization) are each replica's own in Keras; the
+    teacher should be one network, so it holds their mean.
+    """
+    if variable.trainable:
+        return "none"
+    return "mean" if keras.backend.is_float_dtype(variable.dtype) else "only_first_replica"

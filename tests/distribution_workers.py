@@ -1,0 +1,428 @@
+"""Runs on several (simulated) devices, each in a process of its own, which `test_distribution.py` compares.
+
+    python distribution_workers.py JOB OUT [ARGUMENT ...]
+
+A job is a function of this file; it returns numbers, which go to the file OUT as JSON.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import sys
+
+import keras
+import numpy as np
+from keras import layers, ops
+
+import keras_ssd
+import keras_ssd.callbacks
+from keras_ssd import stochastic
+
+ROWS, BATCH = 32, 8
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Marked(layers.Layer):
+    """Noise without chance: row r of a batch is multiplied by 1 + (r % 4) / 4 while training, whoever holds the row.
+
+    Teachers lie side by side, four for each sample, so each of the four is another multiple; it is the same on every
+    device, as long as each device's rows are a multiple of four.
+    """
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.seed_generator = keras.random.SeedGenerator(1)
+
+    def call(self, x, training=False):
+        if not training:
+            return x
+        rows = ops.arange(ops.shape(x)[0])
+        return x * (1 + ops.cast(rows % 4, x.dtype) / 4)[:, None]
+
+
+def network(noise=Marked, normalisation=None):
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input((5,))
+    x = noise()(layers.Dense(8, activation="relu", name="hidden_1")(inputs))
+    x = noise()(layers.Dense(8, activation="tanh", name="hidden_2")(x))
+    if normalisation is not None:
+        x = normalisation()(x)
+    return keras.Model(inputs, layers.Dense(3, activation="softmax")(x))
+
+
+def dropout():
+    return layers.Dropout(0.4)
+
+
+def data(rows=ROWS):
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(rows, 5)).astype("float32")
+    return x, generator.integers(0, 3, rows), generator.uniform(0.5, 2, rows).astype("float32")
+
+
+def wrapped(noise=Marked, teacher="self", normalisation=None, **options):
+    """A compiled wrapper; `teacher="model"` is another network of the same structure."""
+    if teacher == "model":
+        teacher = network(noise, normalisation)
+    model = network(noise, normalisation)
+    for variable in model.trainable_variables if isinstance(teacher, keras.Model) else []:
+        variable.assign(ops.convert_to_numpy(variable.value) * 0.5)
+    ssd = keras_ssd.wrap(model, teacher=teacher, seed=7, **{"kd_weight": 0.7, **options})
+    ssd.compile(keras.optimizers.Adam(0.01), "sparse_categorical_crossentropy", metrics=["accuracy"])
+    return ssd
+
+
+def numbers(variables):
+    return [ops.convert_to_numpy(variable.value).tolist() for variable in variables]
+
+
+def fitted(ssd, rows=ROWS, callbacks=()):
+    """Everything that a run leaves: logs, weights, averages, evaluation, predictions."""
+    x, y, sample_weight = data(rows)
+    history = ssd.fit(
+        x,
+        y,
+        sample_weight=sample_weight,
+        batch_size=BATCH,
+        epochs=2,
+        shuffle=False,
+        verbose=0,
+        validation_data=(x[:BATCH], y[:BATCH]),
+        callbacks=callbacks,
+    )
+    held = getattr(ssd, "held_weights", None)
+    return {
+        "history": history.history,
+        "weights": numbers(ssd.weights if held is None else ssd.student.weights),
+        "held": [] if held is None else numbers(held.weights),
+        "evaluate": ssd.evaluate(x[:16], y[:16], batch_size=BATCH, verbose=0, return_dict=True),
+        "predict": ssd.predict(x[:16], batch_size=BATCH, verbose=0).tolist(),
+    }
+
+
+KINDS = ("self", "ema", "snapshot", "model")
+
+# One teacher without noise; several guided ones, on outputs and, as in the paper, on representations.
+DETERMINISTIC = {
+    **{
+        f"{kind} one": dict(teacher=kind, stochastic_layers=(), n_teachers=1, similarity="uniform", distill="outputs")
+        for kind in KINDS
+    },
+    **{f"{kind} guided": dict(teacher=kind, n_teachers=4, distill="outputs", similarity="kl") for kind in KINDS},
+    "self both": dict(n_teachers=4, distill="both", similarity="cosine", task_weight=0.5),
+    "snapshot paper": dict(
+        teacher="snapshot",
+        n_teachers=4,
+        distill="representation",
+        similarity="dot",
+        guidance_temperature=5.0,
+        percentile=50,
+    ),
+}
+
+
+# TensorFlow.
+
+
+def mirrored():
+    import tensorflow as tf
+
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    results = {}
+    for name, options in DETERMINISTIC.items():
+        # The callback's figures are means over samples, also of those that other replicas hold.
+        callbacks = [keras_ssd.callbacks.TeacherMonitor()] if "guided" in name else []
+        results[name] = {"one": fitted(wrapped(**options), callbacks=callbacks)}
+        with strategy.scope():
+            ssd = wrapped(**options)
+        results[name]["several"] = fitted(ssd, callbacks=callbacks)
+    results["plain"] = {"one": fitted(plain())}
+    with strategy.scope():
+        model = plain()
+    results["plain"]["several"] = fitted(model)
+    results["statistics"] = statistics(strategy)
+    results["as the task"] = {str(rows): as_the_task(strategy, rows) for rows in (14, 9)}
+    results["noise"] = noise(strategy)
+    results["wrapped outside"] = wrapped_outside(strategy)
+    return results
+
+
+def plain():
+    model = network()
+    model.compile(keras.optimizers.Adam(0.01), "sparse_categorical_crossentropy", metrics=["accuracy"])
+    return model
+
+
+def on_each(strategy, variables):
+    """The values of variables on each replica."""
+    return [[value.numpy().tolist() for value in strategy.experimental_local_results(v.value)] for v in variables]
+
+
+def statistics(strategy):
+    """BatchNormalization, whose statistics are each replica's own in Keras: theirs, and those of the average."""
+    with strategy.scope():
+        ssd = wrapped(teacher="ema", normalisation=layers.BatchNormalization, n_teachers=4, distill="outputs")
+    x, y, _ = data()
+    ssd.fit(x, y, batch_size=BATCH, shuffle=False, verbose=0)
+    moving = [i for i, v in enumerate(ssd.student.weights) if "moving" in v.path]
+    return {
+        "moving": moving,
+        "held": on_each(strategy, ssd.held_weights.held),
+        "steps": on_each(strategy, [ssd.held_weights.steps]),
+    }
+
+
+def as_the_task(strategy, rows):
+    """If the targets are the teacher's own outputs and the loss is its distance, the term equals the task's loss.
+
+    Then the gradient is twice the plain one, whatever Keras does with weights, replicas and short batches.
+    """
+    x, _, sample_weight = data(rows)
+
+    def regression():
+        keras.utils.set_random_seed(2)
+        return keras.Sequential([keras.Input((5,)), layers.Dense(4, activation="tanh"), layers.Dense(2)])
+
+    keras.utils.set_random_seed(3)
+    target = np.random.default_rng(3).normal(size=(5, 2)).astype("float32")
+    y = x @ target
+    results = {}
+    for name in ("plain", "distilled"):
+        with strategy.scope():
+            model = regression()
+            if name == "distilled":
+                teacher = keras.Sequential([keras.Input((5,)), layers.Dense(2, use_bias=False)])
+                teacher.set_weights([target])
+                options = dict(stochastic_layers=(), n_teachers=1, similarity="uniform", distill="outputs")
+                model = keras_ssd.wrap(model, teacher=teacher, kd_weight=1.0, **options)
+            model.compile(keras.optimizers.SGD(0.1 if name == "distilled" else 0.2), "mse")
+        history = model.fit(x, y, sample_weight=sample_weight, batch_size=8, epochs=2, shuffle=False, verbose=0)
+        results[name] = {"history": history.history, "weights": numbers(getattr(model, "student", model).weights)}
+    return results
+
+
+def noise(strategy):
+    """What the teachers of the replicas see of equal samples, and the mean of the term over many steps."""
+    seen = []
+
+    def record(student, teachers):
+        seen.append(ops.convert_to_numpy(teachers).tolist())
+        return ops.zeros_like(teachers[..., 0])
+
+    with strategy.scope():
+        ssd = wrapped(dropout, n_teachers=4, distill="representation", similarity=record)
+        ssd.compile("sgd", "sparse_categorical_crossentropy", run_eagerly=True)
+    ssd.train_on_batch(np.ones((4, 5), "float32"), np.zeros(4))
+    results = {"seen": seen}
+    x, y, _ = data(64)
+    for name, scope in (("one", contextlib.nullcontext()), ("several", strategy.scope())):
+        with scope:
+            ssd = wrapped(dropout, n_teachers=4, distill="outputs")
+            ssd.compile(keras.optimizers.SGD(0.0), "sparse_categorical_crossentropy")
+        history = ssd.fit(x, y, batch_size=64, epochs=60, verbose=0)
+        results[name] = history.history["kd_loss"]
+    return results
+
+
+def wrapped_outside(strategy):
+    with strategy.scope():
+        model = plain()
+    ssd = keras_ssd.wrap(model, teacher="ema", n_teachers=4)
+    results = {"replicas": ssd.distribute_strategy.num_replicas_in_sync, "one": fitted(ssd)}
+    with strategy.scope():
+        ssd = keras_ssd.wrap(plain(), teacher="ema", n_teachers=4)
+    return {**results, "several": fitted(ssd)}
+
+
+# JAX.
+
+NOISY = {
+    **{kind: dict(teacher=kind, n_teachers=6, distill="outputs") for kind in KINDS},
+    "both": dict(n_teachers=6, distill="both", similarity="kl"),
+    "paper": dict(teacher="snapshot", n_teachers=6, distill="representation", similarity="dot", percentile=50),
+    "chunks": dict(n_teachers=6, distill="outputs", teacher_chunk=2),
+    "uneven chunks": dict(teacher="ema", n_teachers=5, distill="outputs", teacher_chunk=2),
+    "chunks for the cache": dict(n_teachers=6, distill="outputs"),
+}
+
+
+CACHE = stochastic._CACHED_BYTES
+
+
+def noisy(name):
+    # A batch of 8 rows of 8 floats: two teachers fit into this cache.
+    stochastic._CACHED_BYTES = 2 * BATCH * 8 * 4 if name == "chunks for the cache" else CACHE
+    return wrapped(dropout, **NOISY[name])
+
+
+def data_parallel():
+    """Fits on one, two and four devices, and the compiled training step for four."""
+    results = {name: {"one": fitted(noisy(name)), "several": {}} for name in NOISY}
+    for n_devices in (2, 4):
+        devices = keras.distribution.list_devices()[:n_devices]
+        with keras.distribution.DataParallel(devices=devices).scope():
+            for name in NOISY:
+                results[name]["several"][n_devices] = fitted(noisy(name))
+            if n_devices == 4:
+                for name in NOISY:
+                    results[name]["program"] = compiled_step(noisy(name))
+    return results
+
+
+def compiled_step(ssd):
+    import jax
+
+    layout = keras.distribution.distribution().get_data_layout
+    batch = [keras.distribution.distribute_tensor(jax.numpy.asarray(a), layout(a.shape)) for a in data(BATCH)]
+    ssd.optimizer.build(ssd.trainable_variables)
+    owners = (ssd.trainable_variables, ssd.non_trainable_variables, ssd.optimizer.variables, ssd.metrics_variables)
+    state = tuple([v.value for v in variables] for variables in owners)
+    return jax.jit(ssd.train_step).lower(state, tuple(batch)).compile().as_text()
+
+
+def short_batch():
+    """A last batch that the devices cannot share evenly: what Keras says of it."""
+    errors = {}
+    with keras.distribution.DataParallel().scope():
+        for name, model in (("plain", plain()), ("wrapped", wrapped(n_teachers=4))):
+            try:
+                fitted(model, rows=BATCH + 1)
+            except Exception as error:
+                errors[name] = f"{type(error).__name__}: {error}"
+    return errors
+
+
+def model_parallel():
+    """Fits with the hidden layers shared among four devices, and how two variables lie on them."""
+    names = "self", "ema", "paper"
+    results = {name: {"one": fitted(noisy(name)), "several": {}} for name in names}
+    devices = keras.distribution.list_devices()
+    for shape in ((1, 4), (2, 2)):
+        layout_map = keras.distribution.LayoutMap(keras.distribution.DeviceMesh(shape, ("batch", "model"), devices))
+        layout_map[".*hidden_.*kernel"] = (None, "model")
+        layout_map[".*hidden_.*bias"] = ("model",)
+        with keras.distribution.ModelParallel(layout_map=layout_map, batch_dim_name="batch").scope():
+            for name in names:
+                ssd = noisy(name)
+                results[name]["several"]["x".join(map(str, shape))] = fitted(ssd)
+                held = [] if ssd.held_weights is None else ssd.held_weights.held
+                results[name]["layouts"] = [str(v.value.sharding.spec) for v in (ssd.student.weights[0], *held[:1])]
+    return results
+
+
+def hosts(kind, port, n_processes, process):
+    """One of several processes, each with its half of every batch."""
+    import jax
+
+    if int(n_processes) > 1:
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        keras.distribution.initialize(f"127.0.0.1:{port}", int(n_processes), int(process))
+        keras.distribution.set_distribution(keras.distribution.DataParallel(auto_shard_dataset=False))
+    ssd = plain() if kind == "plain" else noisy(kind)
+    x, y, sample_weight = data()
+    size = BATCH // int(n_processes)
+    # The rows of every batch that this process holds.
+    mine = np.arange(ROWS).reshape(-1, BATCH)[:, int(process) * size : (int(process) + 1) * size].ravel()
+    history = ssd.fit(
+        x[mine], y[mine], sample_weight=sample_weight[mine], batch_size=size, epochs=2, shuffle=False, verbose=0
+    )
+    evaluated = ssd.evaluate(x[mine], y[mine], batch_size=size, verbose=0, return_dict=True)
+    model = ssd if kind == "plain" else ssd.student
+    held = getattr(ssd, "held_weights", None)
+    return {
+        "devices": jax.device_count(),
+        "history": history.history,
+        "evaluate": evaluated,
+        "weights": numbers(model.weights),
+        "held": [] if held is None else numbers(held.weights),
+    }
+
+
+# PyTorch.
+
+
+def ddp(name, port, n_processes, process):
+    """One of several processes of Keras' recipe for DistributedDataParallel, each with its part of every batch."""
+    import torch
+
+    n_processes, process = int(n_processes), int(process)
+    if n_processes > 1:
+        address = f"tcp://127.0.0.1:{port}"
+        torch.distributed.init_process_group("gloo", init_method=address, world_size=n_processes, rank=process)
+
+    class Loss(torch.nn.Module):
+        def __init__(self, ssd):
+            super().__init__()
+            self.ssd = ssd
+
+        def forward(self, x, y, sample_weight):
+            return self.ssd.training_loss(x, y, sample_weight)
+
+    ssd = noisy(name.removesuffix(" noisy")) if name.endswith("noisy") else wrapped(**DETERMINISTIC[name])
+    module = Loss(ssd)
+    if n_processes > 1:
+        module = torch.nn.parallel.DistributedDataParallel(module)
+    optimizer = torch.optim.Adam([v.value for v in ssd.trainable_variables], lr=0.01)
+    size = BATCH // n_processes
+    losses, gradients = [], []
+    for start in range(process * size, ROWS, BATCH):
+        batch = [torch.as_tensor(a[start : start + size]) for a in data()]
+        optimizer.zero_grad()
+        loss = module(*batch)
+        loss.backward()
+        gradients.append([v.value.grad.tolist() for v in ssd.trainable_variables])
+        optimizer.step()
+        if ssd.settings.kind == "ema":
+            ssd.update_average()
+        losses.append(loss.item())
+    seen = []
+    if name.endswith("noisy"):
+        ssd.observe(Recorder(seen))
+        ssd.training_loss(np.ones((4, 5), "float32"), np.zeros(4))
+    held = ssd.held_weights
+    return {
+        "losses": losses,
+        "gradients": gradients,
+        "weights": numbers(ssd.student.weights),
+        "held": [] if held is None else numbers(held.weights),
+        "seen": seen,
+    }
+
+
+class Recorder(keras.metrics.Metric):
+    """Keeps what a training step shows it of the teachers."""
+
+    names = ()
+
+    def __init__(self, seen):
+        super().__init__(name="recorder")
+        self.seen = seen
+
+    def update_state(self, weights, student, teachers, predictions=()):
+        self.seen.append(ops.convert_to_numpy(teachers).tolist())
+
+    def result(self):
+        return {}
+
+
+def several_workers(kind, rank, *ports):
+    """MultiWorkerMirroredStrategy, which Keras 3 does not support."""
+    cluster = {"worker": [f"127.0.0.1:{port}" for port in ports]}
+    os.environ["TF_CONFIG"] = json.dumps({"cluster": cluster, "task": {"type": "worker", "index": int(rank)}})
+    import tensorflow as tf
+
+    with tf.distribute.MultiWorkerMirroredStrategy().scope():
+        model = plain() if kind == "plain" else wrapped(n_teachers=4)
+    try:
+        fitted(model)
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {error}"}
+    return {"error": None}
+
+
+if __name__ == "__main__":
+    job, out, *arguments = sys.argv[1:]
+    pathlib.Path(out).write_text(json.dumps(globals()[job](*arguments)))

@@ -1,0 +1,54 @@
+"""The example of several devices, as a user starts it."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import keras
+import pytest
+
+import distributed
+import keras_ssd
+
+SCRIPT = pathlib.Path(distributed.__file__)
+BACKEND = keras.backend.backend()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["2 devices", "2 hosts"])
+def test_compares_with_one_device(what):
+    if what == "2 hosts" and BACKEND != "jax":
+        pytest.skip("several hosts are for JAX")
+    options = ["--epochs", "2", "--teacher", "ema"] + (["--hosts", "2"] if what == "2 hosts" else [])
+    package = str(pathlib.Path(keras_ssd.__file__).parents[1])  # the one under test, installed or not
+    path = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [sys.executable, str(SCRIPT), *options]
+    run = subprocess.run(command, env=dict(os.environ, PYTHONPATH=path), capture_output=True, text=True, timeout=1500)
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert run.stdout.count("epoch   0: ") == 2
+    table = [line.rsplit(maxsplit=4) for line in run.stdout.splitlines()[-2:]]
+    assert [line[0].strip() for line in table] == ["1 device", what]
+    assert float(table[0][4]) == 0
+    # Noise is the same on JAX only; the weights move by some thousandths in three steps of an epoch.
+    assert float(table[1][4]) < (1e-5 if BACKEND == "jax" else 0.02)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--epochs", "1"], "--epochs should be at least 2"),
+        (["--devices", "3"], "should divide the batch of 16"),
+    ],
+)
+def test_options_are_checked(options, message, capsys):
+    with pytest.raises(SystemExit):
+        distributed.main(options)
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.skipif(BACKEND == "jax", reason="JAX knows several hosts")
+def test_several_hosts_are_for_jax(capsys):
+    with pytest.raises(SystemExit):
+        distributed.main(["--hosts", "2"])
+    assert "--hosts is for JAX" in capsys.readouterr().err
