@@ -2,7 +2,7 @@
 
 `wrap(model)` returns a `keras.Model` whose `fit` distils the model's own stochastic passes (dropout on) into the model
 itself; `SSDModel` is the class behind it, `guidance` holds the equations (arXiv 2504.14307), `callbacks` what changes
-between epochs, `plotting` the pictures.
+between epochs, `augmentation` layers for windows of sensors, `plotting` the pictures.
 """
 
 try:
@@ -17,7 +17,7 @@ except ModuleNotFoundError as error:
         name=error.name,
     ) from error
 
-from keras_ssd import callbacks, guidance, plotting
+from keras_ssd import augmentation, callbacks, guidance, plotting
 from keras_ssd._version import __version__
 from keras_ssd.joining import join_unlabelled
 from keras_ssd.model import SSDModel
@@ -29,6 +29,7 @@ del keras
 __all__ = [
     "SSDModel",
     "__version__",
+    "augmentation",
     "callbacks",
     "guidance",
     "join_unlabelled",

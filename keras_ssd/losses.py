@@ -1,6 +1,7 @@
 """How far the student's outputs are from the teachers', for every kind of output a Keras model has."""
 
 import functools
+import math
 
 import keras
 from keras import ops, tree
@@ -87,12 +88,43 @@ class OutputDistance:
         target = ops.reshape(guidance.guided_target(weights, flat), ops.shape(own))
         return finite_or(target, own)
 
-    def loss(self, target, student, sample_weight):
-        """The distillation loss, reduced, weighted, masked and scaled over replicas as Keras reduces its own losses."""
-        loss = _OutputLoss(self, dtype=keras.backend.standardize_dtype(target.dtype))
+    def confidence(self, weights, teachers):
+        """How sure the teachers are: `1 - entropy / log(classes)` of their weighted mean of untempered probabilities.
+
+        Args:
+            weights: `(batch, teachers)`.
+            teachers: `(batch, teachers, ...)`.
+
+        Returns:
+            A value in [0, 1] for each sample and position (binary: and unit), without gradient; `None` for a
+            regression, which has no entropy. 0 where the target is not finite.
+        """
+        if self.kind == "regression":
+            return None
+        untempered = OutputDistance(self.kind, self.from_logits, temperature=1.0)
+        teachers = untempered._probabilities(teachers)
+        shape = ops.shape(teachers)
+        flat = ops.reshape(teachers, (shape[0], teachers.shape[1], -1))
+        mean = guidance.guided_target(weights, flat)
+        mean = ops.reshape(finite_or(mean, ops.ones_like(mean)), (shape[0], *shape[2:]))
+        mean = mean / ops.sum(mean, axis=-1, keepdims=True)
+        entropy = -ops.sum(mean * ops.log(ops.maximum(mean, 1e-30)), axis=-1)
+        # Rounding must not make it negative.
+        return ops.stop_gradient(ops.maximum(1 - entropy / math.log(max(teachers.shape[-1], 2)), 0.0))
+
+    def loss(self, target, student, sample_weight, confidence=None):
+        """The distillation loss, reduced, weighted, masked and scaled over replicas as Keras reduces its own losses.
+
+        Args:
+            target: from `target`.
+            student: `(batch, ...)`.
+            sample_weight: the user's, or `None`.
+            confidence: from `confidence`, or `None`; it multiplies the loss of each sample and position.
+        """
+        loss = _OutputLoss(self, confidence, dtype=keras.backend.standardize_dtype(target.dtype))
         return self.weight * loss(target, student, sample_weight=sample_weight)
 
-    def values(self, target, student):
+    def values(self, target, student, confidence=None):
         """The loss for each sample and position."""
         if self.kind == "regression":
             return ops.mean(ops.square(target - student), axis=-1)
@@ -100,6 +132,8 @@ class OutputDistance:
         # 0 log 0 = 0
         log_target = ops.log(ops.maximum(target, 1e-30))
         divergence = ops.sum(target * (log_target - log_student), axis=-1) * self.temperature**2
+        if confidence is not None:
+            divergence = ops.cast(confidence, divergence.dtype) * divergence
         return ops.mean(divergence, axis=-1) if self.kind == "binary" else divergence
 
     def _features(self, x):
@@ -121,12 +155,13 @@ class OutputDistance:
 class _OutputLoss(keras.losses.Loss):
     """`OutputDistance.values` as a Keras loss: the base class knows about weights, masks, reduction and replicas."""
 
-    def __init__(self, distance, dtype):
+    def __init__(self, distance, confidence, dtype):
         super().__init__(name="kd_loss", dtype=dtype)
         self.distance = distance
+        self.confidence = confidence
 
     def call(self, y_true, y_pred):
-        return self.distance.values(y_true, y_pred)
+        return self.distance.values(y_true, y_pred, self.confidence)
 
 
 def representation_loss(target, student, sample_weight):

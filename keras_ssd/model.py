@@ -104,6 +104,8 @@ class SSDModel(keras.Model):
         seed=None,
         momentum=0.99,
         average=None,
+        augmented_teachers=True,
+        confidence_weighted=False,
         **kwargs,
     ):
         _check_model("model", model)
@@ -127,6 +129,8 @@ class SSDModel(keras.Model):
             dropout_rate=dropout_rate,
             teacher_chunk=teacher_chunk,
             momentum=momentum,
+            augmented_teachers=bool(augmented_teachers),
+            confidence_weighted=bool(confidence_weighted),
         )
         if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
             raise ValueError(f"`seed` should be an integer or None. Received: seed={seed!r}")
@@ -475,7 +479,8 @@ class SSDModel(keras.Model):
             for one, own, theirs, sample in zip(distances, outputs, teacher_outputs, sample_weights, strict=True):
                 if one.weight == 0:
                     continue
-                loss += one.loss(one.target(weights, own, theirs), own, sample)
+                confidence = one.confidence(weights, theirs) if self.settings.confidence_weighted else None
+                loss += one.loss(one.target(weights, own, theirs), own, sample, confidence)
         if self.settings.distill != "outputs":
             own = _backend.wide(representation)
             target = finite_or(guided_target(weights, teacher_representations), ops.stop_gradient(own))
@@ -674,7 +679,8 @@ class SSDModel(keras.Model):
 
     def get_config(self):
         names = "n_teachers distill kd_weight task_weight guidance_temperature percentile temperature dropout_rate"
-        config = {name: getattr(self.settings, name) for name in (names + " teacher_chunk momentum").split()}
+        names += " teacher_chunk momentum augmented_teachers confidence_weighted"
+        config = {name: getattr(self.settings, name) for name in names.split()}
         student = keras.saving.serialize_keras_object(self.student)
         teacher = self.settings.kind
         if teacher == "model":

@@ -51,6 +51,8 @@ class Settings:
     dropout_rate: float | None = None
     teacher_chunk: int | None = None
     momentum: float = 0.99
+    augmented_teachers: bool = True
+    confidence_weighted: bool = False
 
     def __post_init__(self):
         for name, default in DEFAULTS[self.defaults or self.kind].items():
@@ -70,6 +72,11 @@ class Settings:
     def _check_names(self):
         if self.distill not in DISTILL:
             raise ValueError(f"`distill` should be one of {DISTILL}. Received: distill={self.distill!r}")
+        if self.confidence_weighted and self.distill == "representation":
+            raise ValueError(
+                "`confidence_weighted` weighs the distillation of outputs, and none are distilled. Received: "
+                f'confidence_weighted=True, distill={self.distill!r}. Pass distill="outputs" or "both".'
+            )
         if not callable(self.similarity) and self.similarity not in SIMILARITIES:
             raise ValueError(
                 f"`similarity` should be one of {SIMILARITIES} or a callable. Received: similarity={self.similarity!r}"

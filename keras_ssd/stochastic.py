@@ -7,6 +7,7 @@ import keras
 from keras import ops, tree
 
 from keras_ssd import _backend
+from keras_ssd.augmentation import Augmentation
 
 # What says how much noise a layer makes. Recurrent layers hold a seed generator even where their dropout is 0.
 _RATES = ("rate", "dropout", "recurrent_dropout", "stddev")
@@ -15,15 +16,18 @@ _DROPOUT_RATES = ("rate", "dropout", "recurrent_dropout")
 # What a processor's cache holds of one layer's output.
 _CACHED_BYTES = 2 * 2**20
 
-_AUGMENTATION = tuple(
-    getattr(keras.layers, name)
-    for name in dir(keras.layers)
-    if name.startswith("Random") or name in ("AugMix", "CutMix", "MixUp", "RandAugment")
+_AUGMENTATION = (
+    Augmentation,
+    *(
+        getattr(keras.layers, name)
+        for name in dir(keras.layers)
+        if name.startswith("Random") or name in ("AugMix", "CutMix", "MixUp", "RandAugment")
+    ),
 )
 
 
 def is_augmentation(layer):
-    """Whether a layer is random augmentation, whose sample teacher and student share: one of Keras', or several.
+    """Whether a layer is random augmentation, no noise of the teachers: one of Keras', one of ours, or several.
 
     A layer with weights is not, even if it holds augmentation: its output is a network's, not the sample.
     """
@@ -112,6 +116,17 @@ def _no_noise_message(graph, layers, stochastic_layers):
     )
 
 
+def _refuse_augmentation(graph, stochastic_layers):
+    for layer in stochastic_layers:
+        if any(isinstance(part, _AUGMENTATION) for part in _parts(layer)):
+            what = f"the subclassed model {layer.name!r} holds" if graph.is_opaque else f"{layer.name!r} is or holds"
+            raise ValueError(
+                f"`augmented_teachers` is False, but {what} augmentation that is switched on together with the noise "
+                "of the teachers. Use a functional model with layers of their own for noise and augmentation, and name "
+                "no augmentation in `stochastic_layers`; or leave augmented_teachers=True."
+            )
+
+
 def _parts(layer):
     """A layer and all layers it holds, found through its attributes."""
     return _held(layer, keras.Layer, enter=keras.Layer)
@@ -184,6 +199,8 @@ class StochasticPasses:
         stochastic_layers: the layers that are random, from `select_layers`; an empty list gives deterministic passes.
         wanted: the symbolic tensors to return.
         shares_prefix: whether everything before the cut is given.
+        augmented: whether the passes branch off behind augmentation (of the sample that somebody else augmented), not
+            before it. Augmentation itself is off in them.
         dropout_rate: overrides the rate of the stochastic layers, in these passes only.
 
     Attributes:
@@ -191,7 +208,9 @@ class StochasticPasses:
         is_random: for each wanted tensor, whether it lies behind a noise layer.
     """
 
-    def __init__(self, graph, stochastic_layers, wanted, shares_prefix, dropout_rate=None):
+    def __init__(self, graph, stochastic_layers, wanted, shares_prefix, augmented=True, dropout_rate=None):
+        if not augmented:
+            _refuse_augmentation(graph, stochastic_layers)
         self.wanted = wanted
         self.dropout_rate = dropout_rate
         self._stochastic = {id(layer) for layer in stochastic_layers}
@@ -206,11 +225,12 @@ class StochasticPasses:
             [x for step in self._suffix for x in step.inputs if id(x) not in random_tensors]
             + [x for x, is_random in zip(wanted, self.is_random, strict=True) if not is_random]
         )
-        if shares_prefix and stochastic_layers:
+        shared = [x for step in graph.steps if is_augmentation(step.layer) for x in step.outputs]
+        shared = [x for x in shared if id(x) not in random_tensors]
+        if shares_prefix and stochastic_layers and (augmented or not shared):
             self.given, self._prefix = self._cut, []
         else:
-            shared = [x for step in graph.steps if is_augmentation(step.layer) for x in step.outputs]
-            shared = [x for x in shared if id(x) not in random_tensors]
+            shared = shared if augmented else []
             self._prefix = graph.needed(self._cut, given=shared)
             produced = {id(x) for step in self._prefix for x in step.outputs}
             read = _unique([x for step in self._prefix for x in step.inputs] + self._cut)

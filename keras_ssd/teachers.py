@@ -88,6 +88,7 @@ class Roles:
             layers,
             wanted,
             shares_prefix=settings.kind == "self",
+            augmented=settings.augmented_teachers,
             dropout_rate=settings.dropout_rate,
         )
         if layers and len(wanted) > self.n_outputs and not self.passes.is_random[-1]:

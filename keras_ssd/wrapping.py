@@ -21,6 +21,8 @@ def wrap(
     seed=None,
     momentum=0.99,
     average=None,
+    augmented_teachers=True,
+    confidence_weighted=False,
     name=None,
 ):
     """Wrap a Keras model so that `fit` trains it by stochastic self-distillation.
@@ -54,15 +56,25 @@ def wrap(
         representation: name of the layer whose output, flattened, is the representation. Defaults to `None`: what feeds
             the last Dense layer.
         stochastic_layers: names of the layers that are random in the teachers, or a predicate on layers. Defaults to
-            `None`: every noise layer except augmentation, whose sample teacher and student share. An empty tuple makes
-            one deterministic teacher, the control of stochasticity.
+            `None`: every noise layer except augmentation, see `augmented_teachers`. An empty tuple makes one
+            deterministic teacher, the control of stochasticity.
         dropout_rate: dropout rate in (0, 1) of those layers in the teachers only. Defaults to `None`: their own.
         teacher_chunk: how many teachers are evaluated in one batch; less memory, same result in distribution. Defaults
             to `None`: all.
         seed: integer that fixes the teachers' noise. Defaults to `None`: follows `keras.utils.set_random_seed`.
         momentum: of the moving average, in [0, 1). Defaults to `0.99`.
         average: whether a moving average of the student's weights is what is evaluated and deployed, as described for
-            `"ema"`, whatever the teachers are. Defaults to `None`: with `"ema"` only.
+            `"ema"`, whatever the teachers are. Defaults to `None`: with `"ema"`, and with `"self"`
+            unless `kd_weight` is 0.
+        augmented_teachers: whether teachers see the sample that augmentation layers in the model (Keras' own and those
+            of `keras_ssd.augmentation`) made for the student, or the clean one, so that the student learns to give the
+            same answer for both (consistency, as in mean teacher and FixMatch). The clean sample is run through what
+            the teachers otherwise share with the student: with `"self"` one pass more, without gradient, by
+            BatchNormalization's moving statistics. Another model always sees the clean sample. Defaults to `True`.
+        confidence_weighted: whether outputs are distilled the less the less sure their target is: each sample's term
+            (each position's, each unit's) is multiplied by `1 - entropy / log(classes)` of the teachers' weighted mean
+            of probabilities at T = 1, through which no gradient flows. Representations are not weighted, nor are the
+            values of a regression, which have no entropy. Defaults to `False`.
         name: name of the wrapper. Defaults to `"ssd_"` and the model's.
 
     | | `"self"`, `"ema"` | a model | `"snapshot"` (the paper) |
@@ -108,6 +120,8 @@ def wrap(
         seed=seed,
         momentum=momentum,
         average=average,
+        augmented_teachers=augmented_teachers,
+        confidence_weighted=confidence_weighted,
         name=name,
     )
     if model.compiled:

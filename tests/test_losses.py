@@ -266,3 +266,71 @@ def test_several_outputs(loss, loss_weights, expected):
 
 def test_repr():
     assert repr(OutputDistance("binary", True, 3.0)) == "OutputDistance('binary', from_logits=True, weight=1.0)"
+
+
+def probabilities_at_1(kind, teachers):
+    """The weighted mean of the teachers' untempered probabilities, binary ones over two classes."""
+    softmax, sigmoid = reference.softmax, reference.sigmoid
+    one_by_one = softmax(teachers) if kind == "categorical" else np.stack([sigmoid(teachers), sigmoid(-teachers)], -1)
+    return np.einsum("bn,bn...->b...", WEIGHTS, one_by_one)
+
+
+@pytest.mark.parametrize("kind, shape", [one[:2] for name, one in OUTPUTS.items() if one[0] != "regression"])
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_confidence(kind, shape, temperature):
+    student, teachers = outputs(shape)
+    p = probabilities_at_1(kind, 3 * teachers)
+    expected = 1 + np.sum(p * np.log(p), axis=-1) / np.log(p.shape[-1])
+    distance = OutputDistance(kind, from_logits=True, temperature=temperature)
+    found = ops.convert_to_numpy(distance.confidence(ops.convert_to_tensor(WEIGHTS), 3 * teachers))
+    assert_close(found, expected)
+    assert found.shape == (B, *(shape[:-1] if kind == "categorical" else shape))
+
+    def loss(s, confidence):
+        return distance.loss(distance.target(WEIGHTS, s, 3 * teachers), s, None, confidence)
+
+    # It multiplies the divergence of each sample and position, and is a constant for the gradient.
+    target = ops.convert_to_numpy(distance.target(WEIGHTS, student, 3 * teachers))
+
+    def expected_loss(s):
+        s = np.asarray(s) / temperature
+        q = (
+            reference.softmax(s)
+            if kind == "categorical"
+            else np.stack([reference.sigmoid(s), reference.sigmoid(-s)], -1)
+        )
+        return temperature**2 * np.mean(expected * reference.kl(target, q))
+
+    value, gradient = value_and_gradient(lambda s: loss(s, ops.convert_to_tensor(found)), student, compiled=True)
+    assert_close(value, expected_loss(student))
+    assert_close(gradient, reference.gradient(expected_loss, student))
+
+
+def test_confidence_by_hand():
+    """One class for certain: 1. All alike: 0. Two of four alike: 1/2, also where they are two teachers' opinions."""
+    certain, alike, half = [1.0, 0, 0, 0], [0.25] * 4, [0.5, 0.5, 0, 0]
+    distance = OutputDistance("categorical", from_logits=False, temperature=5.0)
+    teachers = np.float32([[certain, certain], [alike, alike], [half, half], [certain, [0.0, 1, 0, 0]]])
+    weights = ops.convert_to_tensor(np.full((4, 2), 0.5, "float32"))
+    assert_close(distance.confidence(weights, teachers), [1, 0, 0.5, 0.5], 1e-5)
+    only_one = ops.convert_to_tensor(np.float32([[1, 0]] * 4))
+    assert_close(distance.confidence(only_one, teachers), [1, 0, 0.5, 1], 1e-5)
+
+
+def test_confidence_of_targets_that_are_not_finite_is_0_and_values_have_none():
+    teachers = np.float32([[[np.nan, 0]], [[90.0, 0]]])
+    distance = OutputDistance("categorical", from_logits=True, temperature=1.0)
+    assert_close(distance.confidence(ops.ones((2, 1)), teachers), [0, 1], 1e-5)
+    assert OutputDistance("regression", False, 1.0).confidence(ops.ones((2, 1)), teachers) is None
+
+
+def test_no_gradient_flows_through_the_confidence():
+    student, teachers = outputs((4,))
+    distance = OutputDistance("categorical", from_logits=True, temperature=1.0)
+
+    def confidence(scale):
+        teaching = ops.convert_to_tensor(teachers) * scale[0]
+        weights = ops.softmax(ops.convert_to_tensor(WEIGHTS) * scale[0], axis=1)
+        return ops.sum(distance.confidence(weights, teaching)) + 0 * ops.sum(scale)
+
+    assert_close(value_and_gradient(confidence, np.float32([2.0]))[1], [0.0])

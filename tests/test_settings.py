@@ -136,3 +136,10 @@ def test_runaway_warns(distill):
 def test_what_is_needed(distill, similarity, representation, outputs):
     settings = Settings("ema", distill=distill, similarity=similarity)
     assert (settings.needs_representation, settings.needs_outputs) == (representation, outputs)
+
+
+def test_confidence_is_that_of_outputs():
+    for distill in ("outputs", "both"):
+        assert Settings("self", distill=distill, confidence_weighted=True).confidence_weighted
+    with pytest.raises(ValueError, match='`confidence_weighted` weighs .* distill="outputs" or "both"'):
+        Settings("snapshot", confidence_weighted=True)

@@ -11,6 +11,7 @@ import pytest
 from keras import layers
 
 import keras_ssd
+from keras_ssd.augmentation import Jitter
 
 BATCH, N = 4, 6
 
@@ -75,6 +76,21 @@ def test_another_model_is_run_once_before_its_dropout_and_the_student_never_agai
     assert [counter.rows for counter in student] == [[BATCH], [BATCH]]
     assert before.rows == [BATCH]
     assert after.rows == [N * BATCH]
+
+
+@pytest.mark.parametrize("teacher", ["self", "snapshot", "ema"])
+@pytest.mark.parametrize("has_augmentation", [True, False])
+def test_a_clean_sample_for_the_teachers_costs_one_pass_of_what_lies_before_the_dropout(teacher, has_augmentation):
+    before, augmented, after = Counting(), Counting(), Counting()
+    augmenting = [layers.Reshape((8, 1)), Jitter(), layers.Reshape((8,))] if has_augmentation else []
+    dropout = layers.Dropout(0.5, seed=1)
+    model = keras.Sequential([keras.Input((8,)), before, *augmenting, augmented, dropout, after, layers.Dense(3)])
+    options = dict(n_teachers=N, distill="outputs", similarity="kl", augmented_teachers=False)
+    one_step(keras_ssd.wrap(model, teacher, **options), before, augmented, after)
+    shares = teacher == "self" and not has_augmentation
+    assert before.rows == augmented.rows == ([BATCH] if shares else [BATCH, BATCH])
+    assert before.training == augmented.training == ([True] if shares else [True, False])
+    assert after.rows == [BATCH, N * BATCH]
 
 
 @pytest.mark.parametrize("distill", ["outputs", "representation", "both"])

@@ -1,0 +1,185 @@
+"""Random augmentation of windows `(batch, steps, channels)`, such as those of wearable sensors, as Keras layers.
+
+The names are those of the field (Um et al. 2017, arXiv 1706.00527; the mask is that of SpecAugment, arXiv 1904.08779).
+The layers work in training only, draw from a `keras.random.SeedGenerator`, and have no weights. They belong into the
+model, behind the normalisation of its inputs if their strength is given in standard deviations. Teachers do not take
+them for noise: they see the student's augmented sample, or the clean one (`augmented_teachers=False`).
+
+For images Keras has such layers itself. Its `GaussianNoise` computes what `Jitter` does, but is noise of the teachers.
+"""
+
+import math
+
+import keras
+from keras import ops
+
+from keras_ssd.settings import is_number
+
+
+class Augmentation(keras.layers.Layer):
+    """What the layers of this module share; derive your own from it to have it recognised as augmentation.
+
+    A subclass defines `augment(x)`, which is called in training only, and draws from `self.seed_generator`.
+
+    Args:
+        seed: integer or `None`.
+    """
+
+    def __init__(self, seed=None, **kwargs):
+        super().__init__(**kwargs)
+        self.seed = seed
+        self.seed_generator = keras.random.SeedGenerator(seed)
+        self.supports_masking = True
+        self.built = True
+
+    def augment(self, x):
+        """Windows `(batch, steps, channels)` to windows of the same shape."""
+        raise NotImplementedError(f"{type(self).__name__} should define `augment(x)`.")
+
+    def call(self, x, training=False):
+        """Augment in training, else pass on."""
+        return self.augment(x) if training else x
+
+    def compute_output_shape(self, input_shape):
+        """That of the input."""
+        return input_shape
+
+    def get_config(self):
+        """The arguments."""
+        return {**super().get_config(), "seed": self.seed}
+
+
+@keras.saving.register_keras_serializable(package="keras_ssd")
+class Jitter(Augmentation):
+    """Adds Gaussian noise, another number to every value: the sensor's own noise.
+
+    Args:
+        stddev: standard deviation of the noise, > 0, in the unit of the input: behind a `Normalization` layer, in
+            standard deviations of the channel. Defaults to `0.05`.
+        seed: integer or `None`.
+    """
+
+    def __init__(self, stddev=0.05, seed=None, **kwargs):
+        super().__init__(seed, **kwargs)
+        self.stddev = _positive("stddev", stddev)
+
+    def augment(self, x):
+        """`x + noise`."""
+        return x + keras.random.normal(ops.shape(x), 0.0, self.stddev, self.compute_dtype, self.seed_generator)
+
+    def get_config(self):
+        """The arguments."""
+        return {**super().get_config(), "stddev": self.stddev}
+
+
+@keras.saving.register_keras_serializable(package="keras_ssd")
+class Scaling(Augmentation):
+    """Multiplies every channel of every window by a random factor of mean 1: how vigorously somebody moves.
+
+    Args:
+        stddev: standard deviation of the factor, which is normal, > 0. Defaults to `0.1`.
+        seed: integer or `None`.
+    """
+
+    def __init__(self, stddev=0.1, seed=None, **kwargs):
+        super().__init__(seed, **kwargs)
+        self.stddev = _positive("stddev", stddev)
+
+    def augment(self, x):
+        """`factor * x`, the factor `(batch, 1, channels)`."""
+        batch, _, channels = ops.shape(x)
+        return x * keras.random.normal((batch, 1, channels), 1.0, self.stddev, self.compute_dtype, self.seed_generator)
+
+    def get_config(self):
+        """The arguments."""
+        return {**super().get_config(), "stddev": self.stddev}
+
+
+@keras.saving.register_keras_serializable(package="keras_ssd")
+class TimeMask(Augmentation):
+    """Sets a random span of every window to 0, in all channels: what the sensor missed.
+
+    Args:
+        max_fraction: the longest span, as a fraction of the window, in (0, 1]. The length is uniform between 0 and it,
+            the place uniform among those where the span fits. Defaults to `0.25`.
+        seed: integer or `None`.
+    """
+
+    def __init__(self, max_fraction=0.25, seed=None, **kwargs):
+        super().__init__(seed, **kwargs)
+        self.max_fraction = _positive("max_fraction", max_fraction, most=1)
+
+    def augment(self, x):
+        """`x`, but 0 in a span."""
+        batch, steps, _ = ops.shape(x)
+        drawn = keras.random.uniform((2, batch, 1, 1), dtype="float32", seed=self.seed_generator)
+        longest = ops.floor(self.max_fraction * ops.cast(steps, "float32"))
+        length = ops.floor(drawn[0] * (longest + 1))
+        start = ops.floor(drawn[1] * (ops.cast(steps, "float32") - length + 1))
+        step = ops.reshape(ops.arange(steps, dtype="float32"), (1, -1, 1))
+        masked = ops.logical_and(step >= start, step < start + length)
+        return ops.where(masked, ops.zeros_like(x), x)
+
+    def get_config(self):
+        """The arguments."""
+        return {**super().get_config(), "max_fraction": self.max_fraction}
+
+
+@keras.saving.register_keras_serializable(package="keras_ssd")
+class Rotation(Augmentation):
+    """Turns the axes of the sensor, in every window about another random axis: how somebody wears the device.
+
+    The channels are triples (x, y, z), one behind the other, all of one device: every triple is turned alike. They must
+    not have been scaled one by one: put this layer before a `Normalization`.
+
+    Args:
+        max_angle: the largest angle in degrees, in (0, 180]. Angles are uniform between 0 and this, axes uniform on the
+            sphere. Defaults to `30.0`.
+        seed: integer or `None`.
+    """
+
+    def __init__(self, max_angle=30.0, seed=None, **kwargs):
+        super().__init__(seed, **kwargs)
+        self.max_angle = _positive("max_angle", max_angle, most=180)
+
+    def augment(self, x):
+        """Every triple of channels times one matrix for each window."""
+        batch, steps, channels = ops.shape(x)
+        if channels % 3:
+            raise ValueError(
+                f"`Rotation` turns triples of channels (x, y, z). Received: windows of {channels} channels."
+            )
+        axis = keras.random.normal((batch, 3), dtype="float32", seed=self.seed_generator)
+        angle = keras.random.uniform((batch,), 0.0, math.radians(self.max_angle), "float32", seed=self.seed_generator)
+        rotation = ops.cast(rotation_matrices(axis, angle), self.compute_dtype)
+        turned = ops.matmul(ops.reshape(x, (batch, -1, 3)), ops.swapaxes(rotation, 1, 2))
+        # On PyTorch a product of float64 is float32.
+        return ops.cast(ops.reshape(turned, (batch, steps, channels)), self.compute_dtype)
+
+    def get_config(self):
+        """The arguments."""
+        return {**super().get_config(), "max_angle": self.max_angle}
+
+
+def rotation_matrices(axis, angle):
+    """Matrices that turn column vectors about an axis (Rodrigues' formula).
+
+    Args:
+        axis: `(batch, 3)`, of any length above 0.
+        angle: `(batch,)` in radians, anticlockwise seen from the tip of the axis.
+
+    Returns:
+        `(batch, 3, 3)`.
+    """
+    x, y, z = ops.unstack(axis / ops.sqrt(ops.sum(ops.square(axis), axis=1, keepdims=True) + 1e-12), axis=1)
+    zero = ops.zeros_like(x)
+    cross = ops.reshape(ops.stack([zero, -z, y, z, zero, -x, -y, x, zero], axis=1), (-1, 3, 3))
+    sine, cosine = ops.reshape(ops.sin(angle), (-1, 1, 1)), ops.reshape(ops.cos(angle), (-1, 1, 1))
+    return ops.eye(3) + sine * cross + (1 - cosine) * ops.matmul(cross, cross)
+
+
+def _positive(name, value, most=math.inf):
+    if not is_number(value) or not 0 < value <= most:
+        limit = "" if most == math.inf else f" of at most {most}"
+        raise ValueError(f"`{name}` should be a float above 0{limit}. Received: {name}={value!r}")
+    return float(value)

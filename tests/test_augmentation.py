@@ -1,0 +1,317 @@
+"""Augmentation of windows: what each layer does to known windows, and that teachers see what they are said to see."""
+
+import math
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+
+import keras_ssd
+from keras_ssd import augmentation
+from keras_ssd.augmentation import Augmentation, Jitter, Rotation, Scaling, TimeMask, rotation_matrices
+from keras_ssd.stochastic import is_augmentation, is_noise
+from structures import Doubling
+
+LAYERS = {
+    "jitter": lambda **options: Jitter(0.5, **options),
+    "scaling": lambda **options: Scaling(0.5, **options),
+    "time mask": lambda **options: TimeMask(0.5, **options),
+    "rotation": lambda **options: Rotation(90, **options),
+}
+every_layer = pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
+# No value is 0, and none is like another.
+WINDOWS = 1 + np.arange(4 * 10 * 3, dtype="float32").reshape(4, 10, 3)
+
+
+def applied(layer, x, training=True):
+    return ops.convert_to_numpy(layer(x, training=training))
+
+
+@every_layer
+def test_active_in_training_only(make):
+    layer = make(seed=1)
+    np.testing.assert_array_equal(applied(layer, WINDOWS, training=False), WINDOWS)
+    np.testing.assert_array_equal(ops.convert_to_numpy(layer(WINDOWS)), WINDOWS)
+    assert np.abs(applied(layer, WINDOWS) - WINDOWS).max() > 0.01
+    assert applied(layer, WINDOWS).shape == WINDOWS.shape
+
+
+@every_layer
+def test_every_window_and_every_call_is_another_draw_and_the_seed_fixes_them(make):
+    same = np.ones((64, 10, 3), "float32")
+    layer, again, other = make(seed=1), make(seed=1), make(seed=2)
+    first, second = applied(layer, same), applied(layer, same)
+    assert len(np.unique(first.reshape(64, -1), axis=0)) > 30
+    assert np.abs(first - second).max() > 0.01
+    np.testing.assert_array_equal(first, applied(again, same))
+    assert np.abs(first - applied(other, same)).max() > 0.01
+
+
+@every_layer
+def test_it_is_augmentation_and_no_noise(make):
+    assert is_augmentation(make()) and not is_noise(make())
+    assert is_augmentation(keras.Sequential([keras.Input((10, 3)), make()]))
+
+
+@every_layer
+def test_saving_keeps_the_arguments(make):
+    layer = make(seed=3, name="one")
+    config = keras.saving.serialize_keras_object(layer)
+    copy = keras.saving.deserialize_keras_object(config)
+    assert type(copy) is type(layer) and copy.get_config() == layer.get_config()
+    np.testing.assert_array_equal(applied(copy, WINDOWS), applied(layer, WINDOWS))
+
+
+@every_layer
+@pytest.mark.parametrize("dtype", ["float64", "mixed_float16", "bfloat16"][keras.backend.backend() == "jax" :])
+def test_types(make, dtype):
+    layer = make(dtype=dtype)
+    result = layer(ops.cast(WINDOWS, layer.compute_dtype), training=True)
+    assert keras.backend.standardize_dtype(result.dtype) == layer.compute_dtype
+
+
+def test_jitter_is_normal_of_the_given_deviation():
+    noise = applied(Jitter(0.3, seed=0), np.full((100, 100, 9), 5.0, "float32")) - 5
+    assert noise.mean() == pytest.approx(0, abs=0.005)
+    assert noise.std() == pytest.approx(0.3, rel=0.01)
+    # Neither steps nor channels share a draw.
+    assert abs(np.corrcoef(noise[:, 0, 0], noise[:, 1, 0])[0, 1]) < 0.4
+    assert abs(np.corrcoef(noise[:, 0, 0], noise[:, 0, 1])[0, 1]) < 0.4
+
+
+def test_scaling_has_one_factor_for_each_window_and_channel():
+    windows = np.tile(WINDOWS[:1], (2000, 1, 1))
+    factors = applied(Scaling(0.2, seed=0), windows) / windows
+    np.testing.assert_allclose(factors, np.broadcast_to(factors[:, :1], factors.shape), rtol=1e-5)
+    assert factors.mean() == pytest.approx(1, abs=0.01)
+    assert factors[:, 0].std() == pytest.approx(0.2, rel=0.05)
+    assert abs(np.corrcoef(factors[:, 0, 0], factors[:, 0, 1])[0, 1]) < 0.1
+
+
+def test_time_mask_sets_one_span_to_0_in_all_channels():
+    windows = np.ones((4000, 10, 3), "float32")
+    masked = applied(TimeMask(0.4, seed=0), windows) == 0
+    np.testing.assert_array_equal(masked.all(axis=2), masked.any(axis=2))
+    masked = masked[:, :, 0]
+    # One span: it begins at most once.
+    begins = np.diff(np.pad(masked.astype(int), ((0, 0), (1, 0))), axis=1) == 1
+    assert begins.sum(axis=1).max() == 1
+    lengths = masked.sum(axis=1)
+    np.testing.assert_allclose(np.bincount(lengths) / 4000, [0.2] * 5, atol=0.03)
+    # Of spans of 4 steps all 7 places are equally frequent.
+    places = begins[lengths == 4].argmax(axis=1)
+    np.testing.assert_allclose(np.bincount(places) / len(places), [1 / 7] * 7, atol=0.05)
+
+
+def test_the_longest_mask_can_cover_the_window():
+    masked = applied(TimeMask(1.0, seed=0), np.ones((300, 4, 1), "float32"))[:, :, 0] == 0
+    assert set(masked.sum(axis=1).tolist()) == {0, 1, 2, 3, 4}
+
+
+def test_rotation_by_hand():
+    """A quarter turn about z carries x to y and y to -x, a third of a turn about (1, 1, 1) x to y, y to z, z to x."""
+    axes, angles = np.float32([[0, 0, 2], [1, 1, 1], [1, 0, 0]]), np.float32([math.pi / 2, 2 * math.pi / 3, 0])
+    matrices = rotation_matrices(ops.convert_to_tensor(axes), ops.convert_to_tensor(angles))
+    expected = [[[0, -1, 0], [1, 0, 0], [0, 0, 1]], [[0, 0, 1], [1, 0, 0], [0, 1, 0]], np.eye(3)]
+    np.testing.assert_allclose(ops.convert_to_numpy(matrices), expected, atol=1e-6)
+
+
+def test_rotation_turns_all_triples_of_a_window_alike():
+    windows = np.random.default_rng(0).normal(size=(500, 4, 6)).astype("float32")
+    windows[:, :, 3:] = windows[:, :, :3]
+    turned = applied(Rotation(40, seed=0), windows)
+    np.testing.assert_allclose(turned[:, :, :3], turned[:, :, 3:], atol=1e-5)
+    before, after = windows[:, :, :3], turned[:, :, :3]
+    # Lengths and angles between the steps stay.
+    np.testing.assert_allclose(after @ after.transpose(0, 2, 1), before @ before.transpose(0, 2, 1), atol=1e-4)
+    cosines = (before * after).sum(axis=2) / (before**2).sum(axis=2)
+    assert cosines.min() > math.cos(math.radians(40)) - 1e-4
+    # The turn of a window is one: from three of its steps its matrix follows, and it carries the fourth.
+    for i in range(5):
+        matrix = np.linalg.solve(before[i, :3], after[i, :3])
+        np.testing.assert_allclose(before[i, 3] @ matrix, after[i, 3], atol=1e-3)
+        angle = np.degrees(np.arccos(np.clip((np.trace(matrix) - 1) / 2, -1, 1)))
+        assert 0 <= angle < 40.1
+
+
+def test_rotation_needs_triples():
+    with pytest.raises(ValueError, match="triples .* windows of 4 channels"):
+        Rotation()(np.zeros((2, 5, 4), "float32"), training=True)
+
+
+@pytest.mark.parametrize(
+    "make, name",
+    [(Jitter, "stddev"), (Scaling, "stddev"), (TimeMask, "max_fraction"), (Rotation, "max_angle")],
+    ids=["jitter", "scaling", "time mask", "rotation"],
+)
+@pytest.mark.parametrize("value", [0, -1, math.nan, math.inf, "1", None, True])
+def test_bad_strength(make, name, value):
+    with pytest.raises(ValueError, match=f"`{name}` should be a float above 0"):
+        make(value)
+
+
+@pytest.mark.parametrize("make, most", [(TimeMask, 1), (Rotation, 180)], ids=["time mask", "rotation"])
+def test_strength_has_a_limit(make, most):
+    make(most)
+    with pytest.raises(ValueError, match=f"of at most {most}"):
+        make(most * 1.01)
+
+
+class Halving(Augmentation):
+    """Augmentation that can be computed by hand."""
+
+    def augment(self, x):
+        return x / 2
+
+
+def test_a_base_class_for_other_augmentation():
+    assert is_augmentation(Halving())
+    np.testing.assert_array_equal(applied(Halving(), WINDOWS), WINDOWS / 2)
+    np.testing.assert_array_equal(applied(Halving(), WINDOWS, training=False), WINDOWS)
+    with pytest.raises(NotImplementedError, match="should define `augment"):
+        Augmentation()(WINDOWS, training=True)
+
+
+# What the teachers see.
+
+
+def network(augmenting=Halving, noise=Doubling):
+    """With a momentum of 1, so that the student's pass leaves the statistics that teachers read as they are."""
+    inputs = keras.Input((6, 3))
+    x = layers.BatchNormalization(momentum=1.0)(augmenting()(layers.Rescaling(1.0)(inputs)))
+    x = layers.Flatten()(layers.Dense(5, activation="relu")(x))
+    return keras.Model(inputs, layers.Dense(3, activation="softmax")(noise()(x)))
+
+
+X = np.random.default_rng(0).normal(size=(8, 6, 3)).astype("float32")
+Y = np.arange(8) % 3
+
+
+def wrapped(model, **options):
+    ssd = keras_ssd.wrap(model, **{"n_teachers": 3, "distill": "outputs", "similarity": "uniform", **options})
+    ssd.compile("sgd", "sparse_categorical_crossentropy")
+    return ssd
+
+
+def teachers_of(ssd, x):
+    with keras.StatelessScope([(v, v.value) for v in ssd.variables]):
+        _, _, given = ssd._roles.student_pass(x)
+        outputs, _ = ssd._teacher_pass(given)
+    return ops.convert_to_numpy(outputs[0])
+
+
+def frozen_with_noise(model, x):
+    """What a teacher puts out for `x` if nothing augments it: inference, but what the noise gets is doubled."""
+    features = keras.Model(model.input, model.layers[-2].input)(x, training=False)
+    return ops.convert_to_numpy(model.layers[-1](features * 2))
+
+
+@pytest.mark.parametrize("teacher", ["self", "snapshot", "ema"])
+def test_teachers_see_the_clean_sample(teacher):
+    model = network()
+    clean = teachers_of(wrapped(model, teacher=teacher, augmented_teachers=False), X)
+    for i in range(3):
+        np.testing.assert_allclose(clean[:, i], frozen_with_noise(model, X), atol=1e-6)
+
+
+@pytest.mark.parametrize("teacher", ["snapshot", "ema"])
+def test_by_default_teachers_see_the_augmented_sample(teacher):
+    model = network()
+    shared = teachers_of(wrapped(model, teacher=teacher), X)
+    np.testing.assert_allclose(shared[:, 0], frozen_with_noise(model, X / 2), atol=1e-6)
+    assert np.abs(shared[:, 0] - frozen_with_noise(model, X)).max() > 1e-3
+
+
+def test_augmentation_behind_the_noise_is_off_in_the_teachers():
+    inputs = keras.Input((6, 3))
+    model = keras.Model(inputs, layers.Dense(3, activation="softmax")(layers.Flatten()(Halving()(Doubling()(inputs)))))
+    for augmented in (True, False):
+        teachers = teachers_of(wrapped(model, augmented_teachers=augmented), X)
+        expected = ops.convert_to_numpy(model.layers[-1](X.reshape(8, -1) * 2))
+        np.testing.assert_allclose(teachers[:, 0], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("teacher", ["self", "snapshot", "ema"])
+def test_one_step_follows_the_gradient_of_the_student_alone(teacher):
+    """Plain SGD, one step, the task left out: the gradient of KL(fixed targets, student on the augmented sample)."""
+    model = network(noise=lambda: Doubling(name="noise"))
+    options = dict(teacher=teacher, augmented_teachers=False, kd_weight=1.0, task_weight=0.0, temperature=1.0)
+    targets = frozen_with_noise(model, X)
+    copy = keras.models.clone_model(model)
+    copy.set_weights(model.get_weights())
+    copy.compile(keras.optimizers.SGD(0.5), keras.losses.KLDivergence())
+    copy.train_on_batch(X, targets)
+    ssd = wrapped(model, average=False, **options)
+    ssd.compile(keras.optimizers.SGD(0.5), "sparse_categorical_crossentropy")
+    ssd.train_on_batch(X, Y)
+    for one, other in zip(model.get_weights(), copy.get_weights(), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_weight_0_is_the_plain_model():
+    def trained(wrap):
+        keras.utils.set_random_seed(1)
+        model = network(lambda: Jitter(0.5), lambda: layers.Dropout(0.5))
+        model.compile("sgd", "sparse_categorical_crossentropy")
+        (wrap(model) if wrap else model).fit(X, Y, epochs=2, batch_size=4, verbose=0)
+        return model.get_weights()
+
+    plain = trained(None)
+    for teacher in ("self", "snapshot", "ema"):
+        options = dict(teacher=teacher, kd_weight=0, augmented_teachers=False, average=False, confidence_weighted=True)
+        options["distill"] = "outputs"
+        other = trained(lambda model, options=options: keras_ssd.wrap(model, **options))
+        for one, two in zip(plain, other, strict=True):
+            np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.parametrize("teacher", ["self", "snapshot", "ema"])
+def test_training_saving_and_training_on(teacher, tmp_path):
+    chain = [lambda: Rotation(20), lambda: Scaling(0.1), lambda: Jitter(0.1), lambda: TimeMask(0.5)]
+    model = network(lambda: keras.Sequential([make() for make in chain]), lambda: layers.Dropout(0.5))
+    ssd = wrapped(model, teacher=teacher, augmented_teachers=False, confidence_weighted=True)
+    assert np.isfinite(ssd.fit(X, Y, epochs=2, verbose=0).history["kd_loss"]).all()
+    ssd.save(tmp_path / "ssd.keras")
+    loaded = keras.models.load_model(tmp_path / "ssd.keras")
+    assert loaded.get_config()["augmented_teachers"] is False and loaded.get_config()["confidence_weighted"] is True
+    np.testing.assert_allclose(loaded.predict(X, verbose=0), ssd.predict(X, verbose=0), atol=1e-6)
+    assert np.isfinite(loaded.fit(X, Y, verbose=0).history["kd_loss"]).all()
+
+
+def test_compiled_by_xla():
+    if keras.backend.backend() == "torch":
+        pytest.skip("Keras compiles nothing on PyTorch unless asked to")
+    chain = [Rotation(20), Scaling(0.1), Jitter(0.1), TimeMask(0.5)]
+    model = keras.Sequential([keras.Input((None, 3)), *chain])
+    model.add(layers.GlobalAveragePooling1D())
+    model.add(layers.Dense(3))
+    model.compile("sgd", "mse", jit_compile=True)
+    assert np.isfinite(model.fit(X, X.mean(axis=1), verbose=0).history["loss"]).all()
+
+
+def test_a_subclassed_model_cannot_separate_noise_from_augmentation():
+    class Both(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.augmentation, self.noise, self.head = Jitter(), layers.Dropout(0.5), layers.Dense(3)
+
+        def call(self, x, training=False):
+            return self.head(self.noise(self.augmentation(x, training=training), training=training))
+
+    model = Both()
+    model(X)
+    keras_ssd.wrap(model)
+    with pytest.raises(ValueError, match="`augmented_teachers` is False, but the subclassed model"):
+        keras_ssd.wrap(model, augmented_teachers=False)
+
+
+def test_augmentation_that_the_user_takes_for_noise_cannot_be_off():
+    model = network(lambda: Jitter(name="jitter"))
+    with pytest.raises(ValueError, match="`augmented_teachers` is False, but 'jitter' is or holds"):
+        wrapped(model, stochastic_layers="jitter", augmented_teachers=False)
+
+
+def test_every_layer_of_the_module_is_tested():
+    layers_there = {name for name, one in vars(augmentation).items() if isinstance(one, type)} - {"Augmentation"}
+    assert layers_there == {type(make()).__name__ for make in LAYERS.values()}
