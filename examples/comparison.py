@@ -2,7 +2,8 @@
 
 With the teachers `snapshot` and `paper` the paper's pipeline applies: the plain model, stopped early, is the teacher,
 and the student goes on from its weights. The fair control is then `plain, continued`: the same weights, trained for as
-many more epochs without teachers. The averaged weights of `ema` are compared with those of `plain, averaged`.
+many more epochs without teachers. The averaged weights of `self` and `ema` are compared with those of `plain,
+averaged`.
 
 Example:
     task = comparison.Task("digits", build, training=(x, y), validation=(x_val, y_val), batch_size=16)
@@ -26,7 +27,12 @@ import keras_ssd
 
 LEARNING_RATE = 1e-3
 PATIENCE = 20  # epochs that the paper's teacher waits for a lower validation loss
-CONTROLS = {"snapshot": "plain, continued", "paper": "plain, continued", "ema": "plain, averaged"}
+CONTROLS = {
+    "self": "plain, averaged",
+    "ema": "plain, averaged",
+    "snapshot": "plain, continued",
+    "paper": "plain, continued",
+}
 REPEATS = ("dataset", "seed", "subject")  # columns that tell the repetitions of one comparison apart
 
 
@@ -126,8 +132,8 @@ def compare(task, setting, n_teachers, seed, epochs):
     first_epoch = len(runs["plain"].history["loss"]) if warm_start else 0
     if control := CONTROLS.get(setting):
         model = new_model(task.build, seed, weights)
-        if setting == "ema":
-            model = keras_ssd.wrap(model, teacher="ema", kd_weight=0)  # averages, but evaluates no teachers
+        if control == "plain, averaged":
+            model = keras_ssd.wrap(model, kd_weight=0, average=True)  # evaluates no teachers
         runs[control] = fit(control, model, task, seed, epochs, first_epoch)
     ssd = distiller(new_model(task.build, seed, weights), setting, n_teachers, seed)
     runs["distilled"] = fit(f"distilled ({setting})", ssd, task, seed, epochs, first_epoch)

@@ -8,8 +8,8 @@ Plain and distilled start from the same weights and train for as many epochs wit
 that falls to 0 (with a constant one the last epoch is a lottery on sets this small). With `--teacher snapshot` and
 `--paper` the paper's pipeline applies: the plain model, stopped early, is the teacher, and the student goes on from its
 weights. As such a student trains for longer than the plain model, the fair control is `plain, continued`: the same
-weights, trained for as many more epochs without teachers. The averaged weights of `--teacher ema` are compared with
-those of `plain, averaged`, which had no teachers, for the same reason.
+weights, trained for as many more epochs without teachers. The weights of `--teacher self` (the default) and `ema` are
+averaged, so these are compared with `plain, averaged`, too, which had no teachers.
 
 Part of the training split is held out for early stopping and for the curves; nothing is chosen on the test split.
 The results of every run go to a CSV file; runs that it holds already are not repeated. The exit status is 1 if a run

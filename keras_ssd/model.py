@@ -136,7 +136,7 @@ class SSDModel(keras.Model):
             raise ValueError(f"`seed` should be an integer or None. Received: seed={seed!r}")
         roles = Roles(model, teacher_model, settings, representation, stochastic_layers)
 
-        # Averaging is most of what a constant learning rate leaves to gain; without teachers all stays as in plain Keras.
+        # Averaging is most of what a constant learning rate leaves to gain. Without teachers all is as in plain Keras.
         by_default = kind == "ema" or (kind == "self" and settings.kd_weight > 0)
         self._average = average = by_default if average is None else bool(average)
         kwargs["name"] = kwargs.get("name") or f"ssd_{model.name}"
@@ -377,7 +377,7 @@ class SSDModel(keras.Model):
             return self.compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True)
 
     def update_average(self):
-        """Let the moving average take one step towards the student's weights (`teacher="ema"`).
+        """Let the moving average, if there is one, take one step towards the student's weights.
 
         `fit` and `train_on_batch` do so by themselves. In a loop of your own, call it after every optimizer step.
         """

@@ -37,8 +37,7 @@ def wrap(
         teacher: where the teachers' weights come from.
             `"self"`: the student's own of this step; they branch off its forward pass at the first noise layer.
             `"snapshot"`: a frozen copy of what the model has when it is wrapped (`take_snapshot` renews it).
-            `"ema"`: an exponential moving average of the student's; validation, `evaluate` and `predict` use it, too,
-            and the student carries it after `fit`.
+            `"ema"`: an exponential moving average of the student's.
             A `keras.Model`, or the path of a `.keras` file: another network, frozen. It is not changed.
         n_teachers: N, stochastic passes per step, at least 1 (2 with guidance).
         distill: `"outputs"` (KL divergence of tempered softmaxes, binary likewise; mean squared error for regression),
@@ -63,9 +62,9 @@ def wrap(
             to `None`: all.
         seed: integer that fixes the teachers' noise. Defaults to `None`: follows `keras.utils.set_random_seed`.
         momentum: of the moving average, in [0, 1). Defaults to `0.99`.
-        average: whether a moving average of the student's weights is what is evaluated and deployed, as described for
-            `"ema"`, whatever the teachers are. Defaults to `None`: with `"ema"`, and with `"self"`
-            unless `kd_weight` is 0.
+        average: whether an exponential moving average of the student's weights is held, which validation, `evaluate`
+            and `predict` use and which the student carries after `fit`. Defaults to `None`: with `"ema"`, and with
+            `"self"` unless `kd_weight` is 0. What is trained is the same with and without.
         augmented_teachers: whether teachers see the sample that augmentation layers in the model (Keras' own and those
             of `keras_ssd.augmentation`) made for the student, or the clean one, so that the student learns to give the
             same answer for both (consistency, as in mean teacher and FixMatch). The clean sample is run through what

@@ -114,7 +114,7 @@ def test_script_trains_the_network(biovid, tmp_path, capsys):
     assert affective.main(call) == 0
     assert "BL1 against PA4, self, 1 subjects left out" in capsys.readouterr().out
     rows = pd.read_csv(tmp_path / "results.csv")
-    assert rows.method.tolist() == ["plain", "distilled"] and rows.parameters.nunique() == 1
+    assert rows.method.tolist() == ["plain", "plain, averaged", "distilled"] and rows.parameters.nunique() == 1
     assert np.isfinite(rows.nll).all()
 
 
@@ -132,14 +132,15 @@ def test_script_is_resumed_by_fold(biovid, tmp_path, capsys, monkeypatch):
     call = ["--data-dir", str(biovid), "--epochs", "1", "--n-teachers", "2", "--out", str(path.parent)]
     assert affective.main([*call, "--folds", "1"]) == 0
     first = pd.read_csv(path)
-    assert first.subject.tolist() == [SUBJECTS[0]] * 2 and first.method.tolist() == ["plain", "distilled"]
+    assert first.subject.tolist() == [SUBJECTS[0]] * 3
+    assert first.method.tolist() == ["plain", "plain, averaged", "distilled"]
     assert first.accuracy.between(0, 1).all() and np.isfinite(first.nll).all()
-    assert trained_on == [8, 8], "plain and distilled, each trained on one of the other subjects"
+    assert trained_on == [8, 8, 8], "each method trained on one of the other subjects"
 
     first.loc[0, "accuracy"] = 0.875  # a row of its own, which a repetition of the fold would not give
     first.to_csv(path, index=False)
     assert affective.main(call) == 0
-    assert len(trained_on) == 6, "the recorded fold is not repeated"
+    assert len(trained_on) == 9, "the recorded fold is not repeated"
     rows = pd.read_csv(path)
     assert rows.subject.unique().tolist() == SUBJECTS and rows.accuracy[0] == 0.875
     printed = capsys.readouterr().out

@@ -379,6 +379,6 @@ def test_training_loss_needs_a_compiled_model():
 
 
 def test_only_an_average_is_updated():
-    own, _ = pair()
-    with pytest.raises(ValueError, match=r'update_average\(\) is for models wrapped with teacher="ema"'):
+    own = keras_ssd.wrap(structures.sequential(lambda: layers.Dropout(0.5)), average=False)
+    with pytest.raises(ValueError, match=r"update_average\(\) is for models wrapped with average=True"):
         own.update_average()

@@ -128,7 +128,7 @@ def test_script(basic_motions, tmp_path, capsys, monkeypatch):
     printed = capsys.readouterr().out
     assert "basic_motions, 50% of the labels, self, 1 seed" in printed
     rows = pd.read_csv(tmp_path / "results.csv")
-    assert rows.method.tolist() == ["plain", "distilled"]
+    assert rows.method.tolist() == ["plain", "plain, averaged", "distilled"]
     assert rows.accuracy.between(0, 1).all() and np.isfinite(rows.nll).all()
     assert (tmp_path / "basic_motions-0.5-self.png").read_bytes().startswith(b"\x89PNG")
 

@@ -96,6 +96,6 @@ def test_script(digits, tmp_path, capsys, monkeypatch):
     printed = capsys.readouterr().out
     assert "digits, self, 1 seeds" in printed and "distilled minus plain: accuracy" in printed
     results = pd.read_csv(tmp_path / "results.csv")
-    assert results.method.tolist() == ["plain", "distilled"]
+    assert results.method.tolist() == ["plain", "plain, averaged", "distilled"]
     assert results.accuracy.between(0, 1).all() and np.isfinite(results.nll).all()
     assert (tmp_path / "digits-self.png").read_bytes().startswith(b"\x89PNG")

@@ -127,7 +127,7 @@ def test_hold_out_of_single_rows_validates_on_training_rows():
 @pytest.mark.parametrize(
     ("options", "setting", "methods"),
     [
-        pytest.param([], "self", ["plain", "distilled"], id="self"),
+        pytest.param([], "self", ["plain", "plain, averaged", "distilled"], id="self"),
         pytest.param(["--teacher", "ema"], "ema", ["plain", "plain, averaged", "distilled"], id="ema"),
         pytest.param(["--paper"], "paper", ["plain", "plain, continued", "distilled"], id="paper"),
     ],
