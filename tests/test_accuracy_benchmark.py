@@ -1,0 +1,180 @@
+"""The accuracy benchmark: its data, its scores, its methods, its statistics, and that it resumes."""
+
+import pathlib
+import sys
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import log_loss
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "benchmarks" / "accuracy"))
+
+import analysis
+import data
+import methods
+import run
+
+
+def test_few_labels_leave_the_others_as_unlabelled_rows():
+    task = data.load("digits", None, "labels 0.1", seed=0)
+    everything = data.load("digits", None, "all labels", seed=0)
+    n_labelled = len(task.training[1]) + len(task.validation[1])
+    assert everything.unlabelled is None
+    assert n_labelled + len(task.unlabelled) == len(everything.training[1]) + len(everything.validation[1]) == 898
+    assert 80 <= n_labelled <= 100 and set(task.training[1]) == set(range(10))
+    rows = {row.tobytes() for row in task.unlabelled}
+    assert not rows & {row.tobytes() for row in (*task.training[0], *task.validation[0])}
+    np.testing.assert_array_equal(task.test[1], everything.test[1])
+
+
+def test_noise_makes_labels_wrong_but_not_those_of_the_test_split():
+    clean, noisy = (data.load("digits", None, regime, seed=0) for regime in ("all labels", "noise 0.4"))
+    right = {}
+    for x, y in (clean.training, clean.validation):
+        right |= {row.tobytes(): label for row, label in zip(x, y, strict=True)}
+    for x, y in (noisy.training, noisy.validation):
+        wrong = np.mean([right[row.tobytes()] != label for row, label in zip(x, y, strict=True)])
+        assert 0.3 < wrong < 0.5
+    np.testing.assert_array_equal(noisy.test[1], clean.test[1])
+
+
+def test_an_unknown_regime_is_refused():
+    with pytest.raises(ValueError, match="`regime` should be.*'half'"):
+        data.load("digits", None, "half", seed=0)
+
+
+PREDICTIONS = np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.55, 0.45]])
+LABELS = np.array([0, 1, 1, 0])
+
+
+def test_scores():
+    outcome = methods.Outcome("plain", PREDICTIONS, PREDICTIONS, seconds=2.0, steps=10)
+    row = run.scores(outcome, LABELS, LABELS)
+    assert row["accuracy"] == row["validation_accuracy"] == 0.75
+    assert row["nll"] == pytest.approx(log_loss(LABELS, PREDICTIONS))
+    # (.1^2 + .6^2 + .2^2 + .45^2) * 2 / 4
+    assert row["brier"] == pytest.approx(0.30625)
+    # Bins of a fifteenth: .9, .8 and .55 are right and .6 is not, each alone in its bin.
+    assert row["ece"] == pytest.approx((0.1 + 0.2 + 0.45 + 0.6) / 4)
+    assert row["nll_calibrated"] <= row["nll"] + 1e-6
+    assert row["status"] == "finished"
+
+
+def test_best_temperature_softens_what_is_too_sure():
+    """Right in 3 of 4 with one confidence: the best is 3/4, so the logit log(p / (1 - p)) is divided to log(3)."""
+    p = np.tile([0.99, 0.01], (4, 1))
+    temperature = run.best_temperature(p, np.array([0, 0, 0, 1]))
+    assert temperature == pytest.approx(np.log(99) / np.log(3), rel=1e-3)
+    np.testing.assert_allclose(run.tempered(p, temperature)[0], [0.75, 0.25], rtol=1e-3)
+
+
+def test_a_diverged_run_counts_as_wrong():
+    broken = np.full_like(PREDICTIONS, np.nan)
+    row = run.scores(methods.Outcome("plain", broken, broken, 1.0, 1), LABELS, LABELS)
+    assert (row["status"], row["accuracy"]) == ("diverged", 0.0)
+
+
+def test_holm():
+    np.testing.assert_allclose(analysis.holm([0.01, 0.04, 0.03, 0.5]), [0.04, 0.09, 0.09, 0.5])
+
+
+def test_comparison_of_paired_means():
+    rows = pd.DataFrame(
+        [
+            (dataset, seed, method, accuracy)
+            for dataset, plain, ours in (("a", 0.5, 0.6), ("b", 0.7, 0.7), ("c", 0.8, 0.9))
+            for seed in (0, 1)
+            for method, accuracy in (("plain", plain + seed / 100), ("ours", ours + seed / 100))
+        ],
+        columns=["dataset", "seed", "method", "accuracy"],
+    )
+    table = analysis.means_by_unit(rows, "accuracy")
+    np.testing.assert_allclose(table.loc["a", ["plain", "ours"]], [0.505, 0.605])
+    found = analysis.compare(table, "ours", "plain")
+    assert found["difference"] == pytest.approx(0.2 / 3)
+    # The standard error is that of (.1, 0, .1): sqrt(1/300) / sqrt(3) = 1/30; t(0.975, 2) = 4.3027.
+    assert found["+-"] == pytest.approx(4.3027 / 30, rel=1e-4)
+    assert (found["better"], found["equal"], found["worse"]) == (2, 1, 0)
+
+
+def test_what_only_some_sets_have_is_not_averaged():
+    rows = pd.DataFrame(
+        [("a", 0, "plain", 0.5), ("b", 0, "plain", 0.7), ("a", 0, "ours", 0.9)],
+        columns=["dataset", "seed", "method", "accuracy"],
+    )
+    assert list(analysis.means_by_unit(rows, "accuracy").columns) == ["plain"]
+
+
+def experiment(n_epochs=2):
+    return methods.Experiment(data.load("digits", None, "labels 0.2", 0), "conv", "constant", seed=0, n_epochs=n_epochs)
+
+
+def test_plain_is_what_keras_fit_makes(monkeypatch):
+    monkeypatch.setattr(methods, "STEPS_PER_EPOCH", 2)
+    one = experiment()
+    outcomes = {outcome.method: outcome for outcome in methods.plain(one)}
+    model = one.model()
+    watch = one.fit(model, 2)
+    np.testing.assert_array_equal(outcomes["plain"].test, model.predict(one.task.test[0], batch_size=256, verbose=0))
+    assert len(watch.seconds) == 2 and outcomes["plain"].steps == 4
+    assert list(outcomes) == list(methods.TRAININGS["plain"][1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in methods.TRAININGS if name != "ensemble of 25"])
+def test_every_training_gives_its_methods(name, monkeypatch):
+    monkeypatch.setattr(methods, "STEPS_PER_EPOCH", 2)
+    one = experiment()
+    function, names = methods.training(name)
+    outcomes = list(function(one))
+    assert [outcome.method for outcome in outcomes] == list(names)
+    for outcome in outcomes:
+        assert outcome.test.shape == (len(one.task.test[1]), 10)
+        np.testing.assert_allclose(outcome.test.sum(axis=1), 1, atol=1e-3)
+        assert outcome.steps >= 2 and outcome.seconds > 0
+    keras.backend.clear_session()
+
+
+def test_a_variant_is_named_by_its_options():
+    _, names = methods.training('hot {"temperature": 8.0}')
+    assert names == ('hot {"temperature": 8.0}', 'hot {"temperature": 8.0}, averaged')
+    with pytest.raises(ValueError, match="no training 'hot'"):
+        methods.training("hot")
+
+
+def test_only_what_the_table_lacks_is_run(tmp_path):
+    options = ["--datasets", "digits", "--trainings", "self", "paper", "--seeds", "2", "--epochs", "4"]
+    arguments = run.parse(options)
+    table = pd.DataFrame(
+        {
+            **dict.fromkeys(["network", "schedule", "regime"], None),
+            "method": ["self", "self, averaged", "paper"],
+            "n_epochs": 4,
+            "backend": keras.backend.backend(),
+            "dataset": "digits",
+            "seed": 0,
+        }
+    ).assign(network="conv", schedule="constant", regime="all labels")
+    path = tmp_path / "table.csv"
+    run.write(table, path)
+    found = list(run.pending(pd.read_csv(path), arguments))
+    assert found == [("digits", 0, ["paper"]), ("digits", 1, ["self", "paper"])]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.slow
+def test_script_and_analysis(tmp_path, capsys):
+    path = tmp_path / "accuracy.csv"
+    call = ["--datasets", "digits", "GunPoint", "--trainings", "plain", "self", "--epochs", "2", "--out", str(path)]
+    assert run.main([*call, "--seeds", "0,"]) == 0
+    assert run.main([*call, "--seeds", "2"]) == 0
+    assert "1/2 " in capsys.readouterr().out, "the first seed is not run again"
+    rows = pd.read_csv(path)
+    assert len(rows) == 2 * 2 * 6 and rows.accuracy.between(0, 1).all()
+    analysis.main([str(path), "--out", str(tmp_path / "plots")])
+    printed = capsys.readouterr().out
+    assert "### conv, constant learning rate, all labels" in printed
+    assert "| self, averaged | plain, averaged | " in printed
+    assert (tmp_path / "plots" / "conv-constant-all-labels.png").read_bytes().startswith(b"\x89PNG")
