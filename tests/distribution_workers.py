@@ -396,7 +396,7 @@ def in_process(name, n_processes, process):
         losses.append(loss.item())
     seen = []
     if name == "noisy":
-        ssd.observe(Recorder(seen))
+        ssd.observe(Recorder(seen.append))
         ssd.training_loss(np.ones((4, 5), "float32"), np.zeros(4))
     held = ssd.held_weights
     return {
@@ -409,16 +409,16 @@ def in_process(name, n_processes, process):
 
 
 class Recorder(keras.metrics.Metric):
-    """Keeps what a training step shows it of the teachers."""
+    """Hands on what a training step shows it of the teachers."""
 
     names = ()
 
-    def __init__(self, seen):
+    def __init__(self, receive):
         super().__init__(name="recorder")
-        self.seen = seen
+        self.receive = receive
 
     def update_state(self, weights, student, teachers, predictions=()):
-        self.seen.append(ops.convert_to_numpy(teachers).tolist())
+        self.receive(ops.convert_to_numpy(teachers).tolist())
 
     def result(self):
         return {}
