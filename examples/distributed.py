@@ -32,14 +32,18 @@ import keras_ssd
 import ucr_data
 
 BATCH_SIZE = 16
+LEARNING_RATE = 5e-3
 
 
 def conv_net(dataset):
-    """Without BatchNormalization: on several devices each has statistics of its own, unless it is `synchronized`."""
+    """Without BatchNormalization, which has statistics of its own on every device unless it is `synchronized`."""
     keras.utils.set_random_seed(0)
     inputs = keras.Input(dataset.x_train.shape[1:])
-    x = keras.layers.Conv1D(32, 8, strides=2, activation="relu")(inputs)
-    x = keras.layers.Conv1D(64, 5, strides=2, activation="relu")(x)
+    x = inputs
+    for filters, kernel_size in [(32, 8), (64, 5)]:
+        x = keras.layers.Conv1D(filters, kernel_size, strides=2, use_bias=False)(x)
+        x = keras.layers.GroupNormalization(8)(x)
+        x = keras.layers.Activation("relu")(x)
     x = keras.layers.GlobalAveragePooling1D()(x)
     x = keras.layers.Dropout(0.3)(x)
     return keras.Model(inputs, keras.layers.Dense(dataset.n_classes, activation="softmax")(x))
@@ -47,7 +51,7 @@ def conv_net(dataset):
 
 def new_model(dataset, arguments):
     model = conv_net(dataset)
-    model.compile(keras.optimizers.Adam(2e-3), "sparse_categorical_crossentropy", metrics=["accuracy"])
+    model.compile(keras.optimizers.Adam(LEARNING_RATE), "sparse_categorical_crossentropy", metrics=["accuracy"])
     return keras_ssd.wrap(model, teacher=arguments.teacher, n_teachers=8)
 
 
@@ -149,7 +153,7 @@ def processes(dataset, arguments):
     ssd = new_model(dataset, arguments)
     torch.manual_seed(arguments.process)  # the student's dropout; the teachers' differs by itself
     module = torch.nn.parallel.DistributedDataParallel(TrainingLoss(ssd))
-    optimizer = torch.optim.Adam([v.value for v in ssd.trainable_variables], lr=2e-3)
+    optimizer = torch.optim.Adam([v.value for v in ssd.trainable_variables], lr=LEARNING_RATE)
     x, y = rows_of(arguments.process, arguments.devices, batches(dataset))
     size, steps = BATCH_SIZE // arguments.devices, len(x) * arguments.devices // BATCH_SIZE
     progress = Progress()
@@ -223,7 +227,7 @@ def parse(argv):
     parser.add_argument("--dataset", default="GunPoint", metavar="NAME")
     parser.add_argument("--data-dir", type=pathlib.Path, help=f"folder {ucr_data.ARCHIVE}, or the one that holds it")
     parser.add_argument("--teacher", choices=["self", "ema", "snapshot"], default="self")
-    parser.add_argument("--epochs", type=int, default=60, help="at least 2: the first one is not timed")
+    parser.add_argument("--epochs", type=int, default=30, help="at least 2: the first one is not timed")
     parser.add_argument("--devices", type=int, default=2, help="of this machine, for each host")
     parser.add_argument("--hosts", type=int, default=1, help="JAX: processes that train together")
     for name in ("--process", "--address", "--out"):  # what this script tells the processes that it starts

@@ -94,8 +94,8 @@ def seeds_of_this_replica(seeds):
     replica = _replica()
     if replica is None:
         return seeds
-    # A step of about a third of the range, so that neighbours do not come close to each other.
-    moved = ops.cast(seeds, "int64") + ops.cast(replica, "int64") * 715_827_881
+    # The golden section of the range: however many replicas there are, they lie far from each other.
+    moved = ops.cast(seeds, "int64") + ops.cast(replica, "int64") * 1_327_217_885
     return ops.cast(moved % (2**31 - 1), seeds.dtype)
 
 

@@ -353,6 +353,7 @@ class SSDModel(keras.Model):
         For loops of your own, under `torch.nn.parallel.DistributedDataParallel` for example; nothing is updated but
         what a forward pass updates (seeds, BatchNormalization, the metric `kd_loss`). The model must be compiled with a
         loss; it needs no optimizer. Under `tf.distribute` it is divided by the number of replicas, as `compute_loss`.
+        On JAX, call it within `keras.StatelessScope(..., collect_losses=True)`, whose variables have what was updated.
 
         Args:
             x: one batch of inputs.

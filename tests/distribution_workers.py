@@ -249,6 +249,7 @@ NOISY = {
 }
 
 
+ON_TWO_DEVICES = ("self", "ema", "chunks")
 CACHE = stochastic._CACHED_BYTES
 
 
@@ -264,7 +265,7 @@ def data_parallel():
     for n_devices in (2, 4):
         devices = keras.distribution.list_devices()[:n_devices]
         with keras.distribution.DataParallel(devices=devices).scope():
-            for name in NOISY:
+            for name in NOISY if n_devices == 4 else ON_TWO_DEVICES:
                 results[name]["several"][n_devices] = fitted(noisy(name))
             if n_devices == 4:
                 for name in NOISY:
@@ -313,27 +314,34 @@ def model_parallel():
     return results
 
 
-def hosts(kind, port, n_processes, process):
+ON_HOSTS = ("plain", "self", "ema", "paper")
+
+
+def hosts(port, n_processes, process):
     """One of several processes, each with its half of every batch."""
     import jax
 
-    if int(n_processes) > 1:
+    n_processes, process = int(n_processes), int(process)
+    if n_processes > 1:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
-        keras.distribution.initialize(f"127.0.0.1:{port}", int(n_processes), int(process))
+        keras.distribution.initialize(f"127.0.0.1:{port}", n_processes, process)
         keras.distribution.set_distribution(keras.distribution.DataParallel(auto_shard_dataset=False))
-    ssd = plain() if kind == "plain" else noisy(kind)
+    return {name: {"devices": jax.device_count(), **on_host(name, n_processes, process)} for name in ON_HOSTS}
+
+
+def on_host(name, n_processes, process):
+    ssd = plain() if name == "plain" else noisy(name)
     x, y, sample_weight = data()
-    size = BATCH // int(n_processes)
+    size = BATCH // n_processes
     # The rows of every batch that this process holds.
-    mine = np.arange(ROWS).reshape(-1, BATCH)[:, int(process) * size : (int(process) + 1) * size].ravel()
+    mine = np.arange(ROWS).reshape(-1, BATCH)[:, process * size : (process + 1) * size].ravel()
     history = ssd.fit(
         x[mine], y[mine], sample_weight=sample_weight[mine], batch_size=size, epochs=2, shuffle=False, verbose=0
     )
     evaluated = ssd.evaluate(x[mine], y[mine], batch_size=size, verbose=0, return_dict=True)
-    model = ssd if kind == "plain" else ssd.student
+    model = ssd if name == "plain" else ssd.student
     held = getattr(ssd, "held_weights", None)
     return {
-        "devices": jax.device_count(),
         "history": history.history,
         "evaluate": evaluated,
         "weights": numbers(model.weights),
@@ -344,7 +352,10 @@ def hosts(kind, port, n_processes, process):
 # PyTorch.
 
 
-def ddp(name, port, n_processes, process):
+IN_PROCESSES = ("self guided", "ema guided", "snapshot paper", "model one", "noisy")
+
+
+def ddp(port, n_processes, process):
     """One of several processes of Keras' recipe for DistributedDataParallel, each with its part of every batch."""
     import torch
 
@@ -352,6 +363,11 @@ def ddp(name, port, n_processes, process):
     if n_processes > 1:
         address = f"tcp://127.0.0.1:{port}"
         torch.distributed.init_process_group("gloo", init_method=address, world_size=n_processes, rank=process)
+    return {name: in_process(name, n_processes, process) for name in IN_PROCESSES}
+
+
+def in_process(name, n_processes, process):
+    import torch
 
     class Loss(torch.nn.Module):
         def __init__(self, ssd):
@@ -361,7 +377,7 @@ def ddp(name, port, n_processes, process):
         def forward(self, x, y, sample_weight):
             return self.ssd.training_loss(x, y, sample_weight)
 
-    ssd = noisy(name.removesuffix(" noisy")) if name.endswith("noisy") else wrapped(**DETERMINISTIC[name])
+    ssd = noisy("self") if name == "noisy" else wrapped(**DETERMINISTIC[name])
     module = Loss(ssd)
     if n_processes > 1:
         module = torch.nn.parallel.DistributedDataParallel(module)
@@ -379,8 +395,8 @@ def ddp(name, port, n_processes, process):
             ssd.update_average()
         losses.append(loss.item())
     seen = []
-    if name.endswith("noisy"):
-        ssd.observe(Recorder(seen))
+    if name == "noisy":
+        ssd.observe(Recorder(seen.append))
         ssd.training_loss(np.ones((4, 5), "float32"), np.zeros(4))
     held = ssd.held_weights
     return {
@@ -393,16 +409,16 @@ def ddp(name, port, n_processes, process):
 
 
 class Recorder(keras.metrics.Metric):
-    """Keeps what a training step shows it of the teachers."""
+    """Hands on what a training step shows it of the teachers."""
 
     names = ()
 
-    def __init__(self, seen):
+    def __init__(self, receive):
         super().__init__(name="recorder")
-        self.seen = seen
+        self.receive = receive
 
     def update_state(self, weights, student, teachers, predictions=()):
-        self.seen.append(ops.convert_to_numpy(teachers).tolist())
+        self.receive(ops.convert_to_numpy(teachers).tolist())
 
     def result(self):
         return {}
