@@ -9,6 +9,8 @@ import numpy as np
 from keras import ops, tree
 
 from keras_ssd import _backend
+from keras_ssd._version import __version__
+from keras_ssd.files import can_be_written_beside, written_beside
 from keras_ssd.graph import is_functional
 from keras_ssd.guidance import guidance_weights, guided_target, similarity_scores
 from keras_ssd.joining import JoinedDataset
@@ -57,7 +59,7 @@ class _Steering:
     Attributes:
         teaching: whether training steps run the teachers.
         figures: a metric that is shown the teachers of every training step, or `None`.
-        raw_weights: the student's own weights (arrays) while it carries the average, or `None`.
+        raw_weights: while the student carries the average: its own weights and what it was given (arrays), or `None`.
         has_begun: whether the average is known to have been fed.
         labels_may_miss: whether the data might hold samples without a target, as far as is known.
     """
@@ -292,8 +294,9 @@ class SSDModel(keras.Model):
             self.teaching = teaching
             self.observe(None)
         if self.averages:
-            self._steering.raw_weights = [ops.convert_to_numpy(v.value) for v in self.student.weights]
+            raw = [np.array(ops.convert_to_numpy(v.value)) for v in self.student.weights]
             self.write_average()
+            self._steering.raw_weights = raw, [np.array(ops.convert_to_numpy(v.value)) for v in self.student.weights]
         if self.student.compiled and not self.student.optimizer.built:
             # A file of a compiled model whose optimizer has no variables yet cannot be loaded without a warning.
             with _backend.variable_scope(self):
@@ -449,10 +452,13 @@ class SSDModel(keras.Model):
         raw, self._steering.raw_weights = self._steering.raw_weights, None
         if raw is None:
             return
-        pairs = zip(self.student.weights, self.averaged_weights.held, strict=True)
-        if all(np.array_equal(*map(ops.convert_to_numpy, pair)) for pair in pairs):
-            for variable, value in zip(self.student.weights, raw, strict=True):
-                variable.assign(value)
+        raw, given = raw
+        # The average is looked at, too: both may have been loaded from a file.
+        for weights in (self.student.weights, self.averaged_weights.held):
+            if not all(np.array_equal(ops.convert_to_numpy(v), w) for v, w in zip(weights, given, strict=True)):
+                return
+        for variable, value in zip(self.student.weights, raw, strict=True):
+            variable.assign(value)
 
     # The distillation term.
 
@@ -678,6 +684,20 @@ class SSDModel(keras.Model):
             self.add_loss(loss + 0)
         return outputs
 
+    def save(self, filepath, overwrite=True, zipped=None, **kwargs):
+        # `ModelCheckpoint` comes here, too: a process that is killed must not leave half a file where a whole one was.
+        if zipped is False or not overwrite or not can_be_written_beside(filepath, ".keras"):
+            return super().save(filepath, overwrite=overwrite, zipped=zipped, **kwargs)
+        with written_beside(filepath) as written:
+            super().save(written, zipped=zipped, **kwargs)
+
+    def save_weights(self, filepath, overwrite=True, **kwargs):
+        is_one_file = kwargs.get("max_shard_size") is None
+        if not is_one_file or not overwrite or not can_be_written_beside(filepath, ".weights.h5"):
+            return super().save_weights(filepath, overwrite=overwrite, **kwargs)
+        with written_beside(filepath) as written:
+            super().save_weights(written, **kwargs)
+
     def get_config(self):
         names = "n_teachers distill kd_weight task_weight guidance_temperature percentile temperature dropout_rate"
         names += " teacher_chunk momentum augmented_teachers confidence_weighted"
@@ -704,9 +724,46 @@ class SSDModel(keras.Model):
     @classmethod
     def from_config(cls, config, custom_objects=None):
         config = dict(config)
+        _check_config(cls, config)
         for name in ("model", "teacher", "similarity"):
-            config[name] = keras.saving.deserialize_keras_object(config[name], custom_objects=custom_objects)
+            config[name] = _restored(name, config[name], custom_objects)
         return cls(**config)
+
+
+def _check_config(cls, config):
+    known = set(inspect.signature(cls.__init__).parameters) | {"name", "trainable"}
+    unknown, missing = sorted(set(config) - known), sorted({"model", "teacher", "similarity"} - set(config))
+    if unknown or missing:
+        what = f"holds options unknown to keras-ssd {__version__}: {unknown}" if unknown else f"lacks {missing}"
+        raise ValueError(
+            f"The configuration of the {cls.__name__} {what}. It was probably written by another version or "
+            "package: `pip install --upgrade keras-ssd`, or save the plain model, `ssd.student`, where it was trained; "
+            "that is read by every version."
+        )
+
+
+def _restored(name, config, custom_objects):
+    """A part of the model from its configuration. A function comes from nowhere but the user's own registry.
+
+    Keras 3.6 would import whatever a file names.
+    """
+    remedy = (
+        "Decorate it with @keras.saving.register_keras_serializable() and import it before, or pass "
+        "custom_objects to keras.models.load_model."
+    )
+    if isinstance(config, dict) and config.get("class_name") == "function":
+        function = config.get("registered_name") or config.get("config")
+        if keras.saving.get_registered_object(function, custom_objects=custom_objects) is None:
+            raise ValueError(
+                f"`{name}` of the saved SSDModel is a function that is not registered: {function}. {remedy}"
+            )
+    try:
+        return keras.saving.deserialize_keras_object(config, custom_objects=custom_objects)
+    except TypeError as error:
+        raise ValueError(
+            f"`{name}` of the saved SSDModel cannot be restored, probably for a class or function of yours. {remedy} "
+            f"Keras says: {error}"
+        ) from error
 
 
 def _yields_batches(data):
