@@ -31,8 +31,11 @@ import har_data
 SAVED = ("plain", "distilled")
 
 
-def conv_net(x, n_classes):
-    """A small Conv1D net with dropout that takes the sensors' own units: it standardises every channel as in `x`."""
+def conv_net(x, n_classes, augmentation=(), standardised_augmentation=()):
+    """A small Conv1D net with dropout that takes the sensors' own units: it standardises every channel as in `x`.
+
+    Layers of augmentation can be put before that and behind it.
+    """
     blocks = []
     for filters, kernel_size in [(64, 8), (128, 5), (64, 3)]:
         blocks.append(keras.layers.Conv1D(filters, kernel_size, padding="same", use_bias=False))
@@ -41,7 +44,9 @@ def conv_net(x, n_classes):
     return keras.Sequential(
         [
             keras.Input(x.shape[1:]),
+            *augmentation,
             keras.layers.Normalization(mean=x.mean(axis=(0, 1)), variance=x.var(axis=(0, 1))),
+            *standardised_augmentation,
             *blocks,
             keras.layers.GlobalAveragePooling1D(),
             keras.layers.Dropout(0.5),

@@ -3,6 +3,7 @@
     python examples/unlabelled.py                                                    # BasicMotions, no download
     python examples/unlabelled.py --dataset uci_har --data-dir path                    # path/UCI HAR Dataset
     python examples/unlabelled.py --dataset uci_har --label-fraction 0.02 0.05 0.1 1    # the learning curve
+    python examples/unlabelled.py --augment               # the same with windows that are turned and scaled at random
 
 For every label fraction and seed, with the same number of steps and as many labelled windows in each:
 
@@ -11,6 +12,10 @@ For every label fraction and seed, with the same number of steps and as many lab
 - distilled, labelled: half of the steps plain, then distilled (`SSDModel.semi_supervised`) on the labelled windows;
 - distilled, all windows: the same, with three windows without a label beside each that has one;
 - all labels: plain, with every label of the training split, the upper bound.
+
+With `--augment` the network of every method holds augmentation, and the teachers of the distilled ones see the clean
+windows: the student learns to say of an augmented window what they say of the clean one (consistency). Its gain over
+the same method without is that of the augmentation, its gain over `plain, averaged` with it that of the distillation.
 
 Nothing is chosen on the test split, which is used once for every model; nothing is chosen on other labels either, which
 are too few. The results go to a CSV file; runs that it holds already are not repeated. KERAS_BACKEND chooses the
@@ -34,6 +39,7 @@ import comparison
 import har
 import har_data
 import keras_ssd
+from keras_ssd.augmentation import Jitter, Rotation, Scaling
 
 BATCH_SIZE = 16  # labelled windows
 METHODS = ("plain", "plain, averaged", "distilled, labelled", "distilled, all windows", "all labels")
@@ -45,7 +51,14 @@ def repeated(x, y, rows, n_steps):
     return x[rows], y[rows]
 
 
-def run(dataset, fraction, ratio, seed, epochs, n_steps):
+def network(x, n_classes, augment):
+    """The net of `har.py`, with augmentation as chosen by `benchmarks/unlabelled_search.py`."""
+    if not augment:
+        return har.conv_net(x, n_classes)
+    return har.conv_net(x, n_classes, [Rotation(15)], [Scaling(0.1), Jitter(0.05)])
+
+
+def run(dataset, fraction, ratio, augment, seed, epochs, n_steps):
     """Trains by every method. Returns their runs by name."""
     everything = np.arange(len(dataset.y_train))
     labelled = har_data.label_subset(dataset.y_train, everything, fraction, seed)
@@ -57,7 +70,7 @@ def run(dataset, fraction, ratio, seed, epochs, n_steps):
 
     def new_model(weights=None):
         # Every channel is standardised as in all windows: that takes no labels.
-        return comparison.new_model(lambda: har.conv_net(x, dataset.n_classes), seed, weights)
+        return comparison.new_model(lambda: network(x, dataset.n_classes, augment), seed, weights)
 
     few = repeated(x, y, labelled, n_steps)
     runs = {"plain": train("plain", new_model(), epochs, few)}
@@ -74,7 +87,7 @@ def run(dataset, fraction, ratio, seed, epochs, n_steps):
         steps_per_epoch=n_steps,
     )
     for method, data in (("distilled, labelled", few), ("distilled, all windows", (mixed,))):
-        ssd = keras_ssd.SSDModel.semi_supervised(new_model(teacher), seed=seed)
+        ssd = keras_ssd.SSDModel.semi_supervised(new_model(teacher), seed=seed, augmented_teachers=not augment)
         runs[method] = train(method, ssd, epochs - epochs // 2, data)
     runs["all labels"] = train("all labels", new_model(), epochs, repeated(x, y, everything, n_steps))
     return runs
@@ -121,6 +134,7 @@ def parse(argv):
     parser.add_argument("--data-dir", type=pathlib.Path, help="folder of UCI HAR; default: download it")
     parser.add_argument("--label-fraction", type=float, nargs="+", help="default 0.02, of BasicMotions 0.2")
     parser.add_argument("--ratio", type=float, default=3, help="windows without a label for each with one; default 3")
+    parser.add_argument("--augment", action="store_true", help="turn and scale the student's windows, add noise")
     parser.add_argument("--seeds", type=comparison.seeds, default=[0, 1, 2], help="how many, or which (0,5,7)")
     parser.add_argument("--epochs", type=int, default=20, help="of each training; default 20")
     parser.add_argument("--steps", type=int, help="in an epoch; default 50, of BasicMotions 15")
@@ -133,7 +147,7 @@ def parse(argv):
         parser.error(f"--label-fraction should lie in (0, 1]. Received: {arguments.label_fraction}")
     if arguments.epochs < 2:
         parser.error("--epochs should be at least 2: one for the teacher, one for the student")
-    arguments.setting_name = f"ratio {arguments.ratio:g}, {arguments.steps} steps"
+    arguments.setting_name = f"ratio {arguments.ratio:g}, {arguments.steps} steps" + ", augmented" * arguments.augment
     return arguments
 
 
@@ -146,7 +160,8 @@ def main(argv=None):
     for fraction in arguments.label_fraction:
 
         def train(seed, fraction=fraction):
-            runs = run(dataset, fraction, arguments.ratio, seed, arguments.epochs, arguments.steps)
+            options = arguments.ratio, arguments.augment, seed, arguments.epochs, arguments.steps
+            runs = run(dataset, fraction, *options)
             keras.backend.clear_session()
             test = dataset.x_test, dataset.y_test, dataset.n_classes
             return {method: comparison.scores(one, *test) for method, one in runs.items()}
@@ -154,8 +169,9 @@ def main(argv=None):
         frames.append(comparison.repeat(arguments, train, dataset=dataset.name, label_fraction=fraction))
         print("\n" + table(frames[-1]), flush=True)
     rows = pd.concat(frames)
-    print(f"\n{dataset.name}, {len(arguments.seeds)} seeds\n{table(rows)}")
-    plot(rows, dataset.name, arguments.out / f"{dataset.name}.png")
+    title = dataset.name + ", augmented" * arguments.augment
+    print(f"\n{title}, {len(arguments.seeds)} seeds\n{table(rows)}")
+    plot(rows, title, arguments.out / f"{title.replace(', ', '-')}.png")
     return int((rows.status == "diverged").any())
 
 

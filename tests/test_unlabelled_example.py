@@ -1,10 +1,13 @@
 """The example of few labels: what every method is trained on, and the whole script."""
 
+import keras
 import numpy as np
 import pandas as pd
 import pytest
 
+import comparison
 import har_data
+import keras_ssd
 import unlabelled
 
 
@@ -42,6 +45,30 @@ def test_bad_fraction(capsys):
     assert "--label-fraction should lie in (0, 1]" in capsys.readouterr().err
 
 
+def test_augmentation_changes_training_and_nothing_else():
+    x = har_data.load().x_train[:4]
+    plain, augmented = (unlabelled.network(x, 3, augment) for augment in (False, True))
+    augmented.set_weights(plain.get_weights())
+    np.testing.assert_array_equal(plain.predict(x, verbose=0), augmented.predict(x, verbose=0))
+    front = keras.Sequential(augmented.layers[:4])
+    once, twice = (keras.ops.convert_to_numpy(front(x, training=True)) for _ in range(2))
+    assert np.abs(once - twice).max() > 0.01
+
+
+def test_with_augmentation_the_teachers_see_clean_windows(monkeypatch):
+    seen = []
+
+    def fit(method, model, *others):
+        if isinstance(model, keras_ssd.SSDModel) and model.distills:
+            seen.append(model.settings.augmented_teachers)
+        return comparison.Run(model, {"loss": [0.0]}, 0, 0.0)
+
+    monkeypatch.setattr(comparison, "fit", fit)
+    for augment in (False, True):
+        unlabelled.run(har_data.load(), 0.2, 3, augment, seed=0, epochs=2, n_steps=2)
+    assert seen == [True, True, False, False]
+
+
 @pytest.mark.slow
 def test_the_whole_script(tmp_path, capsys):
     assert unlabelled.main(["--seeds", "0,", "--epochs", "2", "--steps", "2", "--out", str(tmp_path)]) == 0
@@ -53,6 +80,11 @@ def test_the_whole_script(tmp_path, capsys):
     # Called again it repeats nothing.
     unlabelled.main(["--seeds", "0,", "--epochs", "2", "--steps", "2", "--out", str(tmp_path)])
     assert len(pd.read_csv(tmp_path / "results.csv")) == len(rows)
+    # With augmentation it is another experiment.
+    unlabelled.main(["--augment", "--seeds", "0,", "--epochs", "2", "--steps", "2", "--out", str(tmp_path)])
+    rows = pd.read_csv(tmp_path / "results.csv")
+    assert rows.setting.unique().tolist() == ["ratio 3, 2 steps", "ratio 3, 2 steps, augmented"]
+    assert (tmp_path / "basic_motions-augmented.png").exists()
 
 
 def test_labels_are_kept_of_every_class():
