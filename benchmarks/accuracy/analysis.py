@@ -39,6 +39,7 @@ COMPARISONS = [
     ("unlabelled, averaged", "labelled only, averaged"),
     ("unlabelled, averaged", "unlabelled, uniform, averaged"),
     ("unlabelled, averaged", "unlabelled, deterministic, averaged"),
+    ("ema, unlabelled, averaged", "plain, averaged"),
     ("noise, averaged", "plain, averaged"),
     ("noise, averaged", "noise, uniform, averaged"),
     ("noise, averaged", "noise, deterministic, averaged"),
@@ -175,7 +176,7 @@ def plot(rows, path):
 SHOWN = [
     "plain", "plain, averaged", "SWA", "stopped early", "continued", "paper", "self", "self, averaged", "ema, averaged",
     "deterministic features", "deterministic logits", "R-Drop", "uniform soup", "greedy soup", "ensemble of 5",
-    "unlabelled, averaged", "labelled only, averaged", "noise, averaged",
+    "unlabelled, averaged", "labelled only, averaged", "ema, unlabelled, averaged", "noise, averaged",
 ]  # fmt: skip
 RELIABILITY = ["plain", "plain, averaged", "self, averaged", "paper"]
 
