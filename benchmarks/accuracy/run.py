@@ -17,6 +17,7 @@ import multiprocessing
 import os
 import pathlib
 import sys
+import threading
 import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -124,13 +125,25 @@ def pending(table, arguments):
                 yield dataset, seed, lacking
 
 
+def end_with_parent():
+    """Lets a process of the pool end when the script is killed; it would train on, for nobody."""
+
+    def wait():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def results(todo, options, n_jobs):
     """Yields what was to do and its rows, or the exception, as each is through.
 
     Now and then the processes are replaced: the backends never give back what they compiled.
     """
     for start in range(0, len(todo), 8 * n_jobs):
-        with concurrent.futures.ProcessPoolExecutor(n_jobs, multiprocessing.get_context("spawn")) as pool:
+        with concurrent.futures.ProcessPoolExecutor(
+            n_jobs, multiprocessing.get_context("spawn"), end_with_parent
+        ) as pool:
             jobs = {pool.submit(work, *one, options): one for one in todo[start : start + 8 * n_jobs]}
             for job in concurrent.futures.as_completed(jobs):
                 yield jobs[job], job.exception() or job.result()
