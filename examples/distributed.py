@@ -112,6 +112,8 @@ def mirrored(dataset, arguments):
 def data_parallel(dataset, arguments):
     """JAX: the distribution is set before the model is made; all else stays as it is."""
     devices = keras.distribution.list_devices()[: arguments.devices]
+    if len(devices) < arguments.devices:
+        raise SystemExit(f"JAX has {len(devices)} devices, {arguments.devices} were asked for. Received: {devices}")
     keras.distribution.set_distribution(keras.distribution.DataParallel(devices=devices))
     return fit(new_model(dataset, arguments), batches(dataset), arguments)
 
@@ -195,7 +197,7 @@ def run(arguments, devices, hosts):
         address = f"127.0.0.1:{free.getsockname()[1]}"
     environment = dict(os.environ)
     flags = environment.get("XLA_FLAGS", "")
-    environment["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={devices}"
+    environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices} {flags}"
     n_processes = devices if keras.config.backend() == "torch" else hosts
     if keras.config.backend() == "torch" and devices > 1:
         import torch

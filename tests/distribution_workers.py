@@ -264,6 +264,7 @@ def data_parallel():
     results = {name: {"one": fitted(noisy(name)), "several": {}} for name in NOISY}
     for n_devices in (2, 4):
         devices = keras.distribution.list_devices()[:n_devices]
+        assert len(devices) == n_devices
         with keras.distribution.DataParallel(devices=devices).scope():
             for name in NOISY if n_devices == 4 else ON_TWO_DEVICES:
                 results[name]["several"][n_devices] = fitted(noisy(name))
