@@ -39,7 +39,7 @@ import comparison
 import har
 import har_data
 import keras_ssd
-from keras_ssd.augmentation import Jitter, Rotation, Scaling
+from keras_ssd.augmentation import Jitter, Rotation, Scaling, TimeMask
 
 BATCH_SIZE = 16  # labelled windows
 METHODS = ("plain", "plain, averaged", "distilled, labelled", "distilled, all windows", "all labels")
@@ -55,7 +55,7 @@ def network(x, n_classes, augment):
     """The net of `har.py`, with augmentation as chosen by `benchmarks/unlabelled_search.py`."""
     if not augment:
         return har.conv_net(x, n_classes)
-    return har.conv_net(x, n_classes, [Rotation(15)], [Scaling(0.1), Jitter(0.05)])
+    return har.conv_net(x, n_classes, [Rotation(30)], [Scaling(0.2), Jitter(0.1), TimeMask(0.5)])
 
 
 def run(dataset, fraction, ratio, augment, seed, epochs, n_steps):

@@ -205,6 +205,10 @@ class SSDModel(keras.Model):
         continues from the same weights with a fresh optimizer. Outputs are distilled, of labelled and unlabelled
         samples alike, with weight 1: N = 8, guided by "kl", all teachers kept, T = 3.
 
+        Measured on UCI HAR with 2 % of the labels, this lowers the negative log-likelihood; no variant that was tried
+        (other weights and temperatures, moving averages, `augmented_teachers=False`, `confidence_weighted=True`) makes
+        unlabelled samples raise the accuracy. Augmentation in the model does: see "Few labels" in the README.
+
         Args:
             model: a built model, trained on what is labelled.
             **options: further arguments of `keras_ssd.wrap`, which take precedence.

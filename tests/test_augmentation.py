@@ -266,12 +266,12 @@ def test_weight_0_is_the_plain_model():
             np.testing.assert_array_equal(one, two)
 
 
-@pytest.mark.parametrize("teacher", ["self", "snapshot", "ema"])
+@pytest.mark.parametrize("teacher", ["self", "ema"])
 def test_training_saving_and_training_on(teacher, tmp_path):
     chain = [lambda: Rotation(20), lambda: Scaling(0.1), lambda: Jitter(0.1), lambda: TimeMask(0.5)]
     model = network(lambda: keras.Sequential([make() for make in chain]), lambda: layers.Dropout(0.5))
     ssd = wrapped(model, teacher=teacher, augmented_teachers=False, confidence_weighted=True)
-    assert np.isfinite(ssd.fit(X, Y, epochs=2, verbose=0).history["kd_loss"]).all()
+    assert np.isfinite(ssd.fit(X, Y, verbose=0).history["kd_loss"]).all()
     ssd.save(tmp_path / "ssd.keras")
     loaded = keras.models.load_model(tmp_path / "ssd.keras")
     assert loaded.get_config()["augmented_teachers"] is False and loaded.get_config()["confidence_weighted"] is True
