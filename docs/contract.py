@@ -2,8 +2,8 @@
 
     KERAS_BACKEND=jax python docs/contract.py
 
-replaces the rows of that backend in docs/results/contract.csv and writes the table docs/contract.md. Further arguments
-are pytest's: `-k clip` replaces a few.
+replaces the rows of that backend in docs/results/contract.csv and writes the table docs/contract.md, and in short into
+README.md. Further arguments are pytest's: `-k clip` replaces a few.
 """
 
 import csv
@@ -13,6 +13,8 @@ import sys
 DOCS = pathlib.Path(__file__).parent
 RESULTS = DOCS / "results" / "contract.csv"
 TABLE = DOCS / "contract.md"
+README = DOCS.parent / "README.md"
+MARKS = ("<!-- docs/contract.py writes from here -->\n", "<!-- to here -->\n")
 KEY = ("feature", "backend", "teacher")
 BACKENDS = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}
 HEAD = """# What works as with a plain Keras model
@@ -50,30 +52,58 @@ def read():
         return list(csv.DictReader(file))
 
 
-def render(rows):
-    """The table in Markdown; a cell on which the kinds of teacher disagree lists them."""
+def cells_of(rows):
+    """The backends, and feature -> a text for each; where the kinds of teacher disagree, it lists them."""
     backends = [name for name in BACKENDS if any(row["backend"] == name for row in rows)]
     kinds = list(dict.fromkeys(row["teacher"] for row in rows))
     cells = {}
     for row in rows:
         by_backend = cells.setdefault(row["feature"], {})
         by_backend.setdefault(row["backend"], {}).setdefault(row["outcome"], []).append(row["teacher"])
-    versions = ", ".join(f"{BACKENDS[b]} {next(r['versions'] for r in rows if r['backend'] == b)}" for b in backends)
-    lines = ["| feature | " + " | ".join(BACKENDS[name] for name in backends) + " |"]
-    lines.append("|---" * (len(backends) + 1) + "|")
+    texts = {}
     for feature, of_feature in cells.items():
-        texts = []
+        texts[feature] = []
         for name in backends:
             outcomes = dict(of_feature.get(name, {}))
             missing = [kind for kind in kinds if not any(kind in run for run in outcomes.values())]
             if missing:
                 outcomes["not run"] = missing
             if len(outcomes) == 1:
-                texts.append(next(iter(outcomes)))
+                texts[feature].append(next(iter(outcomes)))
             else:
-                texts.append("; ".join(f"{outcome} ({', '.join(kinds)})" for outcome, kinds in outcomes.items()))
-        lines.append("| " + " | ".join(text.replace("|", "\\|") for text in (feature, *texts)) + " |")
-    return HEAD.format(versions=versions) + "\n".join(lines) + "\n"
+                parts = (f"{outcome} ({', '.join(kinds)})" for outcome, kinds in outcomes.items())
+                texts[feature].append("; ".join(parts))
+    return backends, texts
+
+
+def _table(head, backends, lines):
+    head, *rows = (
+        "| " + " | ".join(text.replace("|", "\\|") for text in line) + " |\n"
+        for line in [(head, *(BACKENDS[name] for name in backends)), *lines]
+    )
+    return head + "|---" * (len(backends) + 1) + "|\n" + "".join(rows)
+
+
+def render(rows):
+    """The table in Markdown."""
+    backends, texts = cells_of(rows)
+    versions = ", ".join(f"{BACKENDS[b]} {next(r['versions'] for r in rows if r['backend'] == b)}" for b in backends)
+    return HEAD.format(versions=versions) + _table("feature", backends, [(f, *cells) for f, cells in texts.items()])
+
+
+def render_short(rows):
+    """The same in few lines: features of equal outcome share one."""
+    backends, texts = cells_of(rows)
+    alike = {}
+    for feature, cells in texts.items():
+        alike.setdefault(tuple(cells), []).append(feature)
+    return _table("features", backends, [("; ".join(features), *cells) for cells, features in alike.items()])
+
+
+def with_table(text, rows):
+    """README.md with the short table between its marks."""
+    before, rest = text.split(MARKS[0])
+    return before + MARKS[0] + "\n" + render_short(rows) + "\n" + MARKS[1] + rest.split(MARKS[1])[1]
 
 
 def _versions(backend):
@@ -107,6 +137,7 @@ def main():
         writer.writeheader()
         writer.writerows(rows)
     TABLE.write_text(render(rows))
+    README.write_text(with_table(README.read_text(), rows))
     return int(status)
 
 

@@ -735,7 +735,10 @@ class SSDModel(keras.Model):
 
 
 def _check_config(cls, config):
-    known = set(inspect.signature(cls.__init__).parameters) | {"name", "trainable"}
+    # Of subclasses, too, which pass on what they do not name.
+    known = {"name", "trainable"}.union(
+        *(inspect.signature(one.__init__).parameters for one in cls.__mro__ if issubclass(one, SSDModel))
+    )
     unknown, missing = sorted(set(config) - known), sorted({"model", "teacher", "similarity"} - set(config))
     if unknown or missing:
         what = f"holds options unknown to keras-ssd {__version__}: {unknown}" if unknown else f"lacks {missing}"
@@ -756,8 +759,10 @@ def _restored(name, config, custom_objects):
         "custom_objects to keras.models.load_model."
     )
     if isinstance(config, dict) and config.get("class_name") == "function":
-        function = config.get("registered_name") or config.get("config")
-        if keras.saving.get_registered_object(function, custom_objects=custom_objects) is None:
+        function = config["config"]
+        known = keras.saving.get_registered_object(function, custom_objects=custom_objects) is not None
+        # Keras 3.6 wrote the name without the package.
+        if not known and not any(one.endswith(f">{function}") for one in keras.saving.get_custom_objects()):
             raise ValueError(
                 f"`{name}` of the saved SSDModel is a function that is not registered: {function}. {remedy}"
             )

@@ -2,6 +2,7 @@
 
 import math
 import os
+import zipfile
 
 import keras
 from keras import ops
@@ -30,11 +31,29 @@ def resolve_kind(teacher):
             )
         if not os.path.isfile(path):
             raise ValueError(f"`teacher` names a .keras file that does not exist: {path!r}")
-        return "model", keras.models.load_model(path, compile=False)
+        return "model", _load(path)
     raise ValueError(
         f"`teacher` should be one of {KINDS}, a keras.Model or the path of a .keras file. Received: "
         f"teacher={teacher!r} of type {type(teacher).__name__}"
     )
+
+
+def _load(path):
+    try:
+        return keras.models.load_model(path, compile=False)
+    except Exception as error:  # Keras raises nearly every kind, depending on what is wrong with the file
+        if zipfile.is_zipfile(path):
+            remedy = (
+                "If it needs classes of yours, register them with @keras.saving.register_keras_serializable() and "
+                "import them first. Otherwise load it with keras.models.load_model(path, custom_objects=..., and "
+                "safe_mode=False if you trust it to run code), and pass the model."
+            )
+        else:
+            remedy = "It is not a .keras archive, or only a part of one: save it again with `model.save(path)`."
+        raise ValueError(
+            f"`teacher` names a file that cannot be loaded: {path!r}. {remedy} Keras says: "
+            f"{type(error).__name__}: {error}"
+        ) from error
 
 
 class Roles:

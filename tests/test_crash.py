@@ -217,12 +217,25 @@ def test_a_backup_of_a_finished_run_is_kept_if_asked_for(tmp_path):
     assert os.listdir(tmp_path) == ["kept"] and os.listdir(tmp_path / "kept") == ["backup-2"]
     keep = AtomicBackup(tmp_path / "kept", delete_checkpoint=False)
     assert again.fit(Shuffled(), epochs=2, verbose=0, callbacks=[keep]).epoch == []
-    assert int(keras.ops.convert_to_numpy(again.optimizer.iterations)) == 2 * BATCHES
+    assert int(keras.ops.convert_to_numpy(again.optimizer.iterations)) == 4 * BATCHES
     assert again.fit(Shuffled(), epochs=4, verbose=0, callbacks=[keep]).epoch == [2, 3]
 
     (tmp_path / "kept" / "backup-4" / "latest.weights.h5").write_bytes(b"")
     with pytest.raises(ValueError, match="`backup_dir` holds a backup that cannot be loaded .*backup-4.* remove it"):
         plain().fit(Shuffled(), epochs=5, verbose=0, callbacks=[AtomicBackup(tmp_path / "kept")])
+
+
+@pytest.mark.parametrize("teacher", ["self", "ema", "snapshot"])
+def test_a_finished_run_comes_back_with_its_weights(tmp_path, teacher):
+    ended = []
+    for _ in range(2):
+        model = make_model(teacher)
+        first = [TeacherSnapshot(at_epoch=1, restore_best_weights=False)] if teacher == "snapshot" else []
+        backup = AtomicBackup(tmp_path, delete_checkpoint=False)
+        history = model.fit(Shuffled(), epochs=2, verbose=0, callbacks=[*first, SeedEachEpoch(1), backup])
+        ended.append((history.epoch, state(model)))
+    assert [epochs for epochs, _ in ended] == [[0, 1], []]
+    assert are_equal(ended[0][1], ended[1][1])
 
 
 def test_a_file_is_left_as_it_was_when_saving_fails(tmp_path):

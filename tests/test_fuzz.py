@@ -1,5 +1,8 @@
 """Drawn at random: the equations on numbers of every kind, and small models of every make against plain Keras."""
 
+import pathlib
+import tempfile
+
 import keras
 import numpy as np
 import pytest
@@ -8,7 +11,9 @@ from hypothesis import strategies as st
 from keras import layers, ops
 
 import keras_ssd
+from keras_ssd.callbacks import SeedEachEpoch
 from keras_ssd.guidance import SIMILARITIES, guidance_weights, guided_target, similarity_scores
+from structures import Doubling
 
 NAN, INF = float("nan"), float("inf")
 # As many as can be told apart; the larger run has more of each.
@@ -150,12 +155,15 @@ LAYERS = {
     "alpha dropout": lambda: layers.AlphaDropout(0.2),
 }
 NOISE = [name for name in LAYERS if "drop" in name or "noise" in name]
+DRAWN = list(LAYERS)
+# Noise that is no noise: all teachers are equal, and differ from the student's evaluation.
+LAYERS["doubling"] = Doubling
 
 
 @st.composite
 def makes(draw):
     """Hidden layers with at least one noise layer, a skip or none, dtype, batch size (one sample; a short last one)."""
-    names = draw(st.lists(st.sampled_from(list(LAYERS)), min_size=1, max_size=4))
+    names = draw(st.lists(st.sampled_from(DRAWN), min_size=1, max_size=4))
     names.insert(draw(st.integers(0, len(names))), draw(st.sampled_from(NOISE)))
     return dict(
         names=names,
@@ -250,3 +258,97 @@ def test_evaluation_is_repeatable_and_changes_nothing(make):
 @given(makes())
 def test_evaluation_is_repeatable_and_changes_nothing_of_many(make):
     check_evaluation(make)
+
+
+class SaveAfterFirstEpoch(keras.callbacks.Callback):
+    def __init__(self, path):
+        super().__init__()
+        self.path = path
+
+    def on_epoch_end(self, epoch, logs=None):
+        if epoch == 0:
+            self.model.save(self.path)
+
+
+def check_continuation(make):
+    """From a file of the middle of a run, with seeds, training ends as the run itself did."""
+    keras.utils.set_random_seed(make["seed"])
+    ssd = keras_ssd.wrap(build(make), teacher=make["teacher"], n_teachers=2, distill="outputs", similarity="kl")
+    options = dict(x=X, y=Y, batch_size=make["batch_size"], epochs=2, shuffle=False, verbose=0)
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder, "ssd.keras")
+        expected = ssd.fit(**options, callbacks=[SeedEachEpoch(1), SaveAfterFirstEpoch(path)]).history
+        loaded = keras.models.load_model(path)
+    history = loaded.fit(**options, initial_epoch=1, callbacks=[SeedEachEpoch(1)]).history
+    np.testing.assert_equal(history, {name: values[1:] for name, values in expected.items()})
+    assert_equal(numpy(ssd.weights), numpy(loaded.weights))
+    assert_equal(numpy(ssd.optimizer.variables), numpy(loaded.optimizer.variables))
+
+
+@FEW_MODELS
+@given(makes())
+def test_a_run_goes_on_from_a_file(make):
+    check_continuation(make)
+
+
+@pytest.mark.slow
+@MANY_MODELS
+@given(makes())
+def test_a_run_goes_on_from_a_file_of_many(make):
+    check_continuation(make)
+
+
+def distilled(make, teacher_chunk, **options):
+    """A model whose steps change the weights by the negative gradient of the distillation term."""
+    keras.utils.set_random_seed(make["seed"])
+    options = dict(options, n_teachers=4, distill="outputs", kd_weight=1.0, task_weight=0.0, seed=1)
+    ssd = keras_ssd.wrap(build(make), teacher=make["teacher"], teacher_chunk=teacher_chunk, **options)
+    ssd.compile(keras.optimizers.SGD(1.0), "sparse_categorical_crossentropy", jit_compile=JIT)
+    return ssd
+
+
+def draws(ssd, n):
+    """The term and its gradient in three random directions, of `n` steps from the same weights: `(n, 4)`."""
+    begin = [np.array(w) for w in ssd.get_weights()]
+    directions = np.random.default_rng(0).normal(size=(3, sum(w.size for w in begin)))
+    rows = []
+    for _ in range(n):
+        ssd.set_weights(begin)
+        ssd.reset_metrics()
+        kd_loss = ssd.train_on_batch(X, Y, return_dict=True)["kd_loss"]
+        change = np.concatenate([(a - b).ravel() for a, b in zip(ssd.get_weights(), begin, strict=True)])
+        rows.append([float(kd_loss), *(directions @ change)])
+    return np.array(rows)
+
+
+def check_chunks(make, n):
+    """Teachers one or three at a time are distributed as all at once: equal means, within five standard errors."""
+    make = dict(make, dtype="float32")
+    all_at_once = draws(distilled(make, None, similarity="uniform"), n)
+    for chunk in (1, 3):
+        in_chunks = draws(distilled(make, chunk, similarity="uniform"), n)
+        error = np.sqrt((all_at_once.var(axis=0) + in_chunks.var(axis=0)) / n)
+        assert (np.abs(all_at_once.mean(axis=0) - in_chunks.mean(axis=0)) <= 5 * error + 1e-6).all()
+
+
+@settings(FEW_MODELS, max_examples=1)
+@given(makes())
+def test_chunks_of_teachers_are_distributed_as_all_at_once(make):
+    check_chunks(make, 100)
+
+
+@pytest.mark.slow
+@settings(MANY_MODELS, max_examples=6)
+@given(makes())
+def test_chunks_of_teachers_are_distributed_as_all_at_once_of_many(make):
+    check_chunks(make, 400)
+
+
+@settings(FEW_MODELS, max_examples=2)
+@given(makes(), st.sampled_from(["kl", "uniform", "euclidean"]))
+def test_chunks_of_equal_teachers_give_what_all_at_once_give(make, similarity):
+    names = ["doubling" if name in NOISE else name for name in make["names"]]
+    make = dict(make, dtype="float32", names=names)
+    results = [draws(distilled(make, chunk, similarity=similarity), 1) for chunk in (None, 1, 3)]
+    for result in results[1:]:
+        np.testing.assert_allclose(result, results[0], rtol=1e-4, atol=1e-5)

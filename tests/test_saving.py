@@ -174,3 +174,176 @@ def test_weights_file(tmp_path):
     ssd.save_weights(tmp_path / "a.weights.h5")
     other.load_weights(tmp_path / "a.weights.h5")
     assert_equal(arrays(ssd.weights), arrays(other.weights))
+
+
+# Files that are damaged, foreign, or not to be trusted.
+
+
+def rewritten(path, change):
+    """A copy of a .keras file with another configuration."""
+    new = path.with_name("rewritten.keras")
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(new, "w") as target:
+        for name in source.namelist():
+            content = source.read(name)
+            if name == "config.json":
+                config = json.loads(content)
+                change(config)
+                content = json.dumps(config).encode()
+            target.writestr(name, content)
+    return new
+
+
+def flipped(content):
+    middle = len(content) // 2
+    return content[:middle] + bytes(255 - b for b in content[middle : middle + 64]) + content[middle + 64 :]
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (lambda content: content[: len(content) // 2], "only a part of one: save it again"),
+        (lambda content: content[:-10], "only a part of one: save it again"),
+        (lambda content: b"", "only a part of one: save it again"),
+        (lambda content: b"no archive", "only a part of one: save it again"),
+        (flipped, "CRC"),
+    ],
+    ids=["half", "without its end", "empty", "text", "flipped bits"],
+)
+@pytest.mark.parametrize("is_wrapped", [True, False], ids=["wrapped", "plain"])
+def test_a_damaged_file(tmp_path, damage, message, is_wrapped):
+    path = tmp_path / "teacher.keras"
+    (keras_ssd.wrap(network()) if is_wrapped else network()).save(path)
+    keras_ssd.wrap(network(), teacher=path)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match=rf"`teacher` names a file .*teacher\.keras.*{message}"):
+        keras_ssd.wrap(network(), teacher=path)
+    with pytest.raises((ValueError, OSError, zipfile.BadZipFile)):
+        keras.models.load_model(path)
+
+
+def test_an_archive_of_something_else(tmp_path):
+    with zipfile.ZipFile(tmp_path / "pictures.keras", "w") as archive:
+        archive.writestr("a.png", "")
+    with pytest.raises(ValueError, match=r"`teacher` names a file .*pictures\.keras.*config\.json"):
+        keras_ssd.wrap(network(), teacher=tmp_path / "pictures.keras")
+
+
+def test_a_teacher_of_a_class_that_is_not_there(tmp_path):
+    keras_ssd.wrap(network()).save(tmp_path / "ssd.keras")
+
+    def change(config):
+        layer = config["config"]["model"]["config"]["layers"][1]
+        layer.update(module="mine", class_name="Mine", registered_name="mine>Mine")
+
+    path = rewritten(tmp_path / "ssd.keras", change)
+    with pytest.raises(ValueError, match=r"(?s)`teacher` .* register them with @keras.*Mine"):
+        keras_ssd.wrap(network(), teacher=path)
+    with pytest.raises(ValueError, match=r"(?s)`model` of the saved SSDModel .*register_keras_serializable.*Mine"):
+        keras.models.load_model(path)
+
+
+def test_options_of_a_newer_version(tmp_path):
+    keras_ssd.wrap(network()).save(tmp_path / "ssd.keras")
+    path = rewritten(tmp_path / "ssd.keras", lambda config: config["config"].update(sharpness=2))
+    message = rf"options unknown to keras-ssd {keras_ssd.__version__}: \['sharpness'\].*pip install --upgrade keras-ssd"
+    with pytest.raises(ValueError, match=message):
+        keras.models.load_model(path)
+    with pytest.raises(ValueError, match="`teacher` names a file .*" + message):
+        keras_ssd.wrap(network(), teacher=path)
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Sharper(keras_ssd.SSDModel):
+    def __init__(self, *args, sharpness=1, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.sharpness = sharpness
+
+    def get_config(self):
+        return {**super().get_config(), "sharpness": self.sharpness}
+
+
+def test_options_of_a_subclass(tmp_path):
+    Sharper(network(), n_teachers=3, sharpness=2).save(tmp_path / "ssd.keras")
+    loaded = keras.models.load_model(tmp_path / "ssd.keras")
+    assert loaded.sharpness == 2 and loaded.settings.n_teachers == 3
+
+
+def test_a_configuration_without_a_model():
+    config = keras_ssd.wrap(network()).get_config()
+    del config["model"]
+    with pytest.raises(ValueError, match=r"lacks \['model'\]"):
+        keras_ssd.SSDModel.from_config(config)
+
+
+def calls_nothing(*arguments, **options):
+    """What a file could name; it must not be called, nor be what scores the teachers."""
+    raise AssertionError("a file ran code")
+
+
+@pytest.mark.parametrize(
+    "module, name", [("test_saving", "calls_nothing"), ("os", "system"), ("builtins", "eval"), ("numpy", "sum")]
+)
+def test_a_file_that_names_a_function_is_refused(tmp_path, module, name):
+    keras_ssd.wrap(network()).save(tmp_path / "ssd.keras")
+    function = {"module": module, "class_name": "function", "config": name, "registered_name": name}
+    path = rewritten(tmp_path / "ssd.keras", lambda config: config["config"].update(similarity=function))
+    message = rf"`similarity` .* not registered: {name}\. Decorate it with @keras\.saving\.register_keras_serializable"
+    with pytest.raises(ValueError, match=message):
+        keras.models.load_model(path)
+    with pytest.raises(ValueError, match="`teacher` names a file .*" + message):
+        keras_ssd.wrap(network(), teacher=path)
+
+
+@pytest.mark.parametrize("place", ["similarity", "student", "teacher", "stochastic_layers"])
+@pytest.mark.filterwarnings("ignore:(?s).*lambda")
+def test_a_lambda_is_refused_wherever_it_stands(tmp_path, place):
+    """And the remedy, for those who trust the file."""
+    inputs = keras.Input((4,))
+    x = layers.Dropout(0.5)(layers.Lambda(lambda x: 2 * x, output_shape=(4,))(inputs))
+    model = keras.Model(inputs, layers.Dense(3, activation="softmax")(x))
+    if place == "student":
+        ssd = keras_ssd.wrap(model)
+    elif place == "teacher":
+        ssd = keras_ssd.wrap(network(), teacher=model)
+    else:
+        similarity = lambda student, teachers: ops.sum(teachers, axis=-1)  # noqa: E731
+        ssd = keras_ssd.wrap(network(), distill="representation", similarity=similarity)
+    if ssd.compiled:
+        ssd.train_on_batch(X, Y)
+    path = tmp_path / "ssd.keras"
+    ssd.save(path)
+    if place == "stochastic_layers":
+
+        def change(config):
+            config["config"].update(similarity="cosine", stochastic_layers=config["config"]["similarity"])
+
+        with pytest.raises(ValueError, match="`stochastic_layers` should"):
+            keras.models.load_model(rewritten(path, change))
+        return
+    with pytest.raises(ValueError, match="safe_mode=False"):
+        keras.models.load_model(path)
+    with pytest.raises(ValueError, match="`teacher` names a file .* safe_mode=False if you trust it"):
+        keras_ssd.wrap(network(), teacher=path)
+    loaded = keras.models.load_model(path, safe_mode=False)
+    np.testing.assert_array_equal(loaded.predict(X, verbose=0), ssd.predict(X, verbose=0))
+
+
+def test_the_weights_before_an_average_are_not_those_of_another_run(tmp_path):
+    """After `fit` the student carries the average; the next `fit` goes on from the raw weights unless others came."""
+
+    def trained(epochs):
+        keras.utils.set_random_seed(0)
+        ssd = keras_ssd.wrap(network(), teacher="ema", seed=1)
+        ssd.fit(X, Y, batch_size=8, epochs=epochs, verbose=0)
+        return ssd
+
+    source, ssd = trained(1), trained(3)
+    source.save_weights(tmp_path / "average.weights.h5")
+    ssd.load_weights(tmp_path / "average.weights.h5")
+    loaded = [np.array(a) for a in arrays(ssd.student.weights)]
+    begin = []
+    note = keras.callbacks.LambdaCallback(
+        on_epoch_begin=lambda epoch, logs: begin.extend(np.array(a) for a in arrays(ssd.student.weights))
+    )
+    ssd.fit(X, Y, epochs=1, verbose=0, callbacks=[note])
+    assert_equal(begin, loaded)
