@@ -332,9 +332,8 @@ class HeldWeights(keras.layers.Layer):
 def _aggregation(variable):
     """How the replicas of `tf.distribute` agree on the average of a variable.
 
-    What is trained is the same on all of them. Statistics (BatchNormalization) are each replica's own in Keras; the
-    teacher should be one network, so it holds their mean.
+    What is trained is the same on all of them, so the first one tells. Statistics (BatchNormalization) are each
+    replica's own in Keras; the teacher should be one network, so it holds their mean.
     """
-    if variable.trainable:
-        return "none"
-    return "mean" if keras.backend.is_float_dtype(variable.dtype) else "only_first_replica"
+    is_statistic = not variable.trainable and keras.backend.is_float_dtype(variable.dtype)
+    return "mean" if is_statistic else "only_first_replica"
