@@ -167,14 +167,14 @@ def processes(dataset, arguments):
             loss = module(keras.ops.convert_to_tensor(x[rows]), keras.ops.convert_to_tensor(y[rows]))
             loss.backward()
             optimizer.step()
-            if arguments.teacher == "ema":
+            if ssd.averages:
                 ssd.update_average()
             losses.append(loss.item())
         if arguments.process == 0:
             progress.on_epoch_end(epoch, {"loss": np.mean(losses)})
     if arguments.process == 0:
         progress.on_train_end()
-    if arguments.teacher == "ema":
+    if ssd.averages:
         ssd.write_average()
     torch.distributed.destroy_process_group()
     return ssd, getattr(progress, "seconds", 0.0)

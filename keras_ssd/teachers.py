@@ -292,7 +292,7 @@ class HeldWeights(keras.layers.Layer):
                 autocast=False,
                 # A layout map of `keras.distribution.ModelParallel` finds the copy by what it says of the original.
                 name=v.path.replace("/", "_"),
-                aggregation=_aggregation(v),
+                **_aggregation(v),
             )
             for v in weights
         ]
@@ -332,8 +332,13 @@ class HeldWeights(keras.layers.Layer):
 def _aggregation(variable):
     """How the replicas of `tf.distribute` agree on the average of a variable.
 
-    What is trained is the same on all of them, so the first one tells. Statistics (BatchNormalization) are each
-    replica's own in Keras; the teacher should be one network, so it holds their mean.
+    What is trained is the same on all of them, so Keras' default does, which is not called the same in all versions.
+    Statistics (BatchNormalization) are each replica's own in Keras; the teacher should be one network, so it holds
+    their mean.
+
+    Returns:
+        Arguments of `add_weight`.
     """
-    is_statistic = not variable.trainable and keras.backend.is_float_dtype(variable.dtype)
-    return "mean" if is_statistic else "only_first_replica"
+    if variable.trainable:
+        return {}
+    return {"aggregation": "mean" if keras.backend.is_float_dtype(variable.dtype) else "only_first_replica"}

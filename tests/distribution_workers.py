@@ -44,7 +44,8 @@ class Marked(layers.Layer):
 def network(noise=Marked, normalisation=None):
     keras.utils.set_random_seed(1)
     inputs = keras.Input((5,))
-    x = noise()(layers.Dense(8, activation="relu", name="hidden_1")(inputs))
+    x = layers.Dense(8, activation="relu", kernel_regularizer="l2", name="hidden_1")(inputs)
+    x = noise()(x)
     x = noise()(layers.Dense(8, activation="tanh", name="hidden_2")(x))
     if normalisation is not None:
         x = normalisation()(x)
@@ -78,7 +79,7 @@ def numbers(variables):
 
 
 def fitted(ssd, rows=ROWS, callbacks=()):
-    """Everything that a run leaves: logs, weights, averages, evaluation, predictions."""
+    """Everything that a run leaves: logs, weights, averages and snapshots, evaluation, predictions."""
     x, y, sample_weight = data(rows)
     history = ssd.fit(
         x,
@@ -91,27 +92,20 @@ def fitted(ssd, rows=ROWS, callbacks=()):
         validation_data=(x[:BATCH], y[:BATCH]),
         callbacks=callbacks,
     )
-    held = getattr(ssd, "held_weights", None)
     return {
         "history": history.history,
-        "weights": numbers(ssd.weights if held is None else ssd.student.weights),
-        "held": [] if held is None else numbers(held.weights),
+        "weights": numbers(ssd.weights),
         "evaluate": ssd.evaluate(x[:16], y[:16], batch_size=BATCH, verbose=0, return_dict=True),
         "predict": ssd.predict(x[:16], batch_size=BATCH, verbose=0).tolist(),
     }
 
 
-KINDS = ("self", "ema", "snapshot", "model")
-
-# One teacher without noise; several guided ones, on outputs and, as in the paper, on representations.
+# Each kind of teacher once: guided on outputs, on both, as in the paper, and one teacher without noise.
 DETERMINISTIC = {
-    **{
-        f"{kind} one": dict(teacher=kind, stochastic_layers=(), n_teachers=1, similarity="uniform", distill="outputs")
-        for kind in KINDS
-    },
-    **{f"{kind} guided": dict(teacher=kind, n_teachers=4, distill="outputs", similarity="kl") for kind in KINDS},
-    "self both": dict(n_teachers=4, distill="both", similarity="cosine", task_weight=0.5),
-    "snapshot paper": dict(
+    "self": dict(n_teachers=4, distill="both", similarity="cosine", task_weight=0.5),
+    "ema": dict(teacher="ema", n_teachers=4, distill="outputs", similarity="kl"),
+    "model": dict(teacher="model", stochastic_layers=(), n_teachers=1, similarity="uniform", distill="outputs"),
+    "paper": dict(
         teacher="snapshot",
         n_teachers=4,
         distill="representation",
@@ -134,7 +128,7 @@ def mirrored():
     results = {}
     for name, options in DETERMINISTIC.items():
         # The callback's figures are means over samples, also of those that other replicas hold.
-        callbacks = [keras_ssd.callbacks.TeacherMonitor()] if "guided" in name else []
+        callbacks = [keras_ssd.callbacks.TeacherMonitor()] if name == "ema" else []
         results[name] = {"one": fitted(wrapped(**options), callbacks=callbacks)}
         with strategy.scope():
             ssd = wrapped(**options)
@@ -222,7 +216,7 @@ def noise(strategy):
         with scope:
             ssd = wrapped(dropout, n_teachers=4, distill="outputs")
             ssd.compile(keras.optimizers.SGD(0.0), "sparse_categorical_crossentropy")
-        history = ssd.fit(x, y, batch_size=64, epochs=60, verbose=0)
+        history = ssd.fit(x, y, batch_size=64, epochs=40, verbose=0)
         results[name] = history.history["kd_loss"]
     return results
 
@@ -230,26 +224,27 @@ def noise(strategy):
 def wrapped_outside(strategy):
     with strategy.scope():
         model = plain()
-    ssd = keras_ssd.wrap(model, teacher="ema", n_teachers=4)
-    results = {"replicas": ssd.distribute_strategy.num_replicas_in_sync, "one": fitted(ssd)}
-    with strategy.scope():
-        ssd = keras_ssd.wrap(plain(), teacher="ema", n_teachers=4)
-    return {**results, "several": fitted(ssd)}
+    ssd = keras_ssd.wrap(model, kd_weight=0.7, **DETERMINISTIC["ema"])
+    return {
+        "replicas": ssd.distribute_strategy.num_replicas_in_sync,
+        **fitted(ssd, callbacks=[keras_ssd.callbacks.TeacherMonitor()]),
+    }
 
 
 # JAX.
 
 NOISY = {
-    **{kind: dict(teacher=kind, n_teachers=6, distill="outputs") for kind in KINDS},
-    "both": dict(n_teachers=6, distill="both", similarity="kl"),
+    "self": dict(n_teachers=6, distill="outputs"),
+    "ema": dict(teacher="ema", n_teachers=6, distill="outputs"),
+    "model": dict(teacher="model", n_teachers=6, distill="both", similarity="kl"),
     "paper": dict(teacher="snapshot", n_teachers=6, distill="representation", similarity="dot", percentile=50),
-    "chunks": dict(n_teachers=6, distill="outputs", teacher_chunk=2),
-    "uneven chunks": dict(teacher="ema", n_teachers=5, distill="outputs", teacher_chunk=2),
+    "uneven chunks": dict(n_teachers=5, distill="outputs", teacher_chunk=2),
     "chunks for the cache": dict(n_teachers=6, distill="outputs"),
 }
 
 
-ON_TWO_DEVICES = ("self", "ema", "chunks")
+ON_TWO_DEVICES = ("ema", "uneven chunks")
+ON_MESHES = [("self", "2x2"), ("ema", "1x4"), ("ema", "2x2"), ("paper", "2x2")]
 CACHE = stochastic._CACHED_BYTES
 
 
@@ -259,15 +254,25 @@ def noisy(name):
     return wrapped(dropout, **NOISY[name])
 
 
+def four_devices():
+    one = {name: fitted(noisy(name)) for name in NOISY}
+    return {
+        "one": one,
+        "data parallel": data_parallel(),
+        "model parallel": model_parallel(),
+        "short batch": short_batch(),
+    }
+
+
 def data_parallel():
-    """Fits on one, two and four devices, and the compiled training step for four."""
-    results = {name: {"one": fitted(noisy(name)), "several": {}} for name in NOISY}
+    """Fits on two and four devices, and the compiled training step for four."""
+    results = {name: {} for name in NOISY}
     for n_devices in (2, 4):
         devices = keras.distribution.list_devices()[:n_devices]
         assert len(devices) == n_devices
         with keras.distribution.DataParallel(devices=devices).scope():
             for name in NOISY if n_devices == 4 else ON_TWO_DEVICES:
-                results[name]["several"][n_devices] = fitted(noisy(name))
+                results[name][n_devices] = fitted(noisy(name))
             if n_devices == 4:
                 for name in NOISY:
                     results[name]["program"] = compiled_step(noisy(name))
@@ -298,24 +303,24 @@ def short_batch():
 
 
 def model_parallel():
-    """Fits with the hidden layers shared among four devices, and how two variables lie on them."""
-    names = "self", "ema", "paper"
-    results = {name: {"one": fitted(noisy(name)), "several": {}} for name in names}
+    """Fits with the hidden layers shared among four devices, and how a variable and its copies lie on them."""
+    results = {}
     devices = keras.distribution.list_devices()
-    for shape in ((1, 4), (2, 2)):
+    for name, mesh in ON_MESHES:
+        shape = tuple(map(int, mesh.split("x")))
         layout_map = keras.distribution.LayoutMap(keras.distribution.DeviceMesh(shape, ("batch", "model"), devices))
         layout_map[".*hidden_.*kernel"] = (None, "model")
         layout_map[".*hidden_.*bias"] = ("model",)
         with keras.distribution.ModelParallel(layout_map=layout_map, batch_dim_name="batch").scope():
-            for name in names:
-                ssd = noisy(name)
-                results[name]["several"]["x".join(map(str, shape))] = fitted(ssd)
-                held = [] if ssd.held_weights is None else ssd.held_weights.held
-                results[name]["layouts"] = [str(v.value.sharding.spec) for v in (ssd.student.weights[0], *held[:1])]
+            ssd = noisy(name)
+            results[f"{name} {mesh}"] = fitted(ssd)
+            copies = {id(one): one for one in (ssd.held_weights, ssd.averaged_weights) if one is not None}
+            laid = [ssd.student.weights[0], *(one.held[0] for one in copies.values())]
+            results[f"{name} {mesh}"]["layouts"] = [str(v.value.sharding.spec) for v in laid]
     return results
 
 
-ON_HOSTS = ("plain", "self", "ema", "paper")
+ON_HOSTS = ("plain", "ema", "paper")
 
 
 def hosts(port, n_processes, process):
@@ -340,20 +345,13 @@ def on_host(name, n_processes, process):
         x[mine], y[mine], sample_weight=sample_weight[mine], batch_size=size, epochs=2, shuffle=False, verbose=0
     )
     evaluated = ssd.evaluate(x[mine], y[mine], batch_size=size, verbose=0, return_dict=True)
-    model = ssd if name == "plain" else ssd.student
-    held = getattr(ssd, "held_weights", None)
-    return {
-        "history": history.history,
-        "evaluate": evaluated,
-        "weights": numbers(model.weights),
-        "held": [] if held is None else numbers(held.weights),
-    }
+    return {"history": history.history, "evaluate": evaluated, "weights": numbers(ssd.weights)}
 
 
 # PyTorch.
 
 
-IN_PROCESSES = ("self guided", "ema guided", "snapshot paper", "model one", "noisy")
+IN_PROCESSES = (*DETERMINISTIC, "noisy")
 
 
 def ddp(port, n_processes, process):
@@ -392,21 +390,14 @@ def in_process(name, n_processes, process):
         loss.backward()
         gradients.append([v.value.grad.tolist() for v in ssd.trainable_variables])
         optimizer.step()
-        if ssd.settings.kind == "ema":
+        if ssd.averages:
             ssd.update_average()
         losses.append(loss.item())
     seen = []
     if name == "noisy":
         ssd.observe(Recorder(seen.append))
         ssd.training_loss(np.ones((4, 5), "float32"), np.zeros(4))
-    held = ssd.held_weights
-    return {
-        "losses": losses,
-        "gradients": gradients,
-        "weights": numbers(ssd.student.weights),
-        "held": [] if held is None else numbers(held.weights),
-        "seen": seen,
-    }
+    return {"losses": losses, "gradients": gradients, "weights": numbers(ssd.weights), "seen": seen}
 
 
 class Recorder(keras.metrics.Metric):

@@ -29,9 +29,14 @@ def test_compares_with_one_device(what):
     assert run.stdout.count("epoch   0: ") == 2
     table = [line.rsplit(maxsplit=4) for line in run.stdout.splitlines()[-2:]]
     assert [line[0].strip() for line in table] == ["1 device", what]
-    assert float(table[0][4]) == 0
-    # Noise is the same on JAX only; the weights move by some thousandths in three steps of an epoch.
-    assert float(table[1][4]) < (1e-5 if BACKEND == "jax" else 0.02)
+    (_, _, _, loss, difference), (*_, other_loss, other_difference) = table
+    assert float(difference) == 0
+    if BACKEND == "jax":
+        assert float(other_difference) < 1e-5
+    else:
+        # Noise differs. That what is trained does not is `test_distribution.py`'s to show.
+        assert float(other_loss) == pytest.approx(float(loss), rel=0.1)
+        assert 0 < float(other_difference) < 0.2
 
 
 @pytest.mark.parametrize(

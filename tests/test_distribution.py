@@ -147,7 +147,7 @@ def test_mirrored_replicas_draw_noise_of_their_own(mirrored):
 def test_a_model_of_a_strategy_can_be_wrapped_outside_of_its_scope(mirrored):
     results = mirrored["wrapped outside"]
     assert results["replicas"] == 2
-    assert_equal(results["one"], results["several"])
+    assert_equal({name: results[name] for name in mirrored["ema"]["one"]}, mirrored["ema"]["one"])
 
 
 @only_tensorflow
@@ -165,13 +165,8 @@ def test_several_workers_are_refused_by_keras(kind, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def data_parallel(tmp_path_factory):
-    return finish(start("data_parallel", tmp_path_factory.mktemp("parallel") / "out.json", devices=4))[0]
-
-
-@pytest.fixture(scope="module")
-def model_parallel(tmp_path_factory):
-    return finish(start("model_parallel", tmp_path_factory.mktemp("parallel") / "out.json", devices=4))[0]
+def four_devices(tmp_path_factory):
+    return finish(start("four_devices", tmp_path_factory.mktemp("parallel") / "out.json", devices=4))[0]
 
 
 only_jax = pytest.mark.skipif(not JAX, reason="keras.distribution is for JAX")
@@ -184,44 +179,44 @@ only_jax = pytest.mark.skipif(not JAX, reason="keras.distribution is for JAX")
     [(name, "2") for name in distribution_workers.ON_TWO_DEVICES]
     + [(name, "4") for name in distribution_workers.NOISY],
 )
-def test_data_parallel_equals_one_device(data_parallel, name, n_devices):
+def test_data_parallel_equals_one_device(four_devices, name, n_devices):
     """Noise and all: it is drawn for the whole batch."""
-    one = data_parallel[name]["one"]
+    one = four_devices["one"][name]
     assert min(one["history"]["kd_loss"]) > 1e-3
-    assert_equal(data_parallel[name]["several"][n_devices], one)
+    assert_equal(four_devices["data parallel"][name][n_devices], one)
 
 
 @only_jax
 @pytest.mark.slow
 @pytest.mark.parametrize("name", distribution_workers.NOISY)
-def test_data_parallel_exchanges_no_activations(data_parallel, name):
+def test_data_parallel_exchanges_no_activations(four_devices, name):
     """Only gradients and sums are exchanged: the teachers of a sample stay on the device that holds the sample."""
-    program = data_parallel[name]["program"]
+    programs = {one: four_devices["data parallel"][one]["program"] for one in (name, "self")}
+    program = programs[name]
     assert "num_partitions=4" in program
     assert " all-reduce(" in program
     for operation in ("all-gather", "all-to-all", "collective-permute"):
         assert operation not in program
-    n_loops = {one: data_parallel[one]["program"].count(" while(") for one in (name, "self")}
+    n_loops = {one: text.count(" while(") for one, text in programs.items()}
     assert (n_loops[name] > n_loops["self"]) == ("chunks" in name)
 
 
 @only_jax
 @pytest.mark.slow
-def test_a_batch_that_the_devices_cannot_share_is_refused_by_keras(tmp_path):
-    errors = finish(start("short_batch", tmp_path / "out.json", devices=4))[0]
+def test_a_batch_that_the_devices_cannot_share_is_refused_by_keras(four_devices):
+    errors = four_devices["short batch"]
     assert "evenly divide" in errors["plain"]
     assert errors["wrapped"] == errors["plain"]
 
 
 @only_jax
 @pytest.mark.slow
-@pytest.mark.parametrize("mesh", ["1x4", "2x2"])
-@pytest.mark.parametrize("name", ["self", "ema", "paper"])
-def test_model_parallel_equals_one_device(model_parallel, name, mesh):
-    results = model_parallel[name]
-    assert_equal(results["several"][mesh], results["one"], tolerance=1e-4)
-    # Copies of weights lie on the devices as the weights do.
-    assert results["layouts"] == ["P(None, 'model')"] * (1 if name == "self" else 2)
+@pytest.mark.parametrize("name, mesh", distribution_workers.ON_MESHES)
+def test_model_parallel_equals_one_device(four_devices, name, mesh):
+    results = four_devices["model parallel"][f"{name} {mesh}"]
+    # The average or the snapshot lies on the devices as the weights do.
+    assert results.pop("layouts") == ["P(None, 'model')"] * 2
+    assert_equal(results, four_devices["one"][name], tolerance=1e-4)
 
 
 def alone_and_together(job, folder):
@@ -262,7 +257,7 @@ only_torch = pytest.mark.skipif(not TORCH, reason="DistributedDataParallel is Py
 @pytest.mark.parametrize("name", [name for name in distribution_workers.IN_PROCESSES if name != "noisy"])
 def test_two_processes_equal_one(two_processes, name):
     one, (first, second) = two_processes
-    for result in ("gradients", "weights", "held"):
+    for result in ("gradients", "weights"):
         assert first[name][result] == second[name][result]
         assert_equal(first[name][result], one[name][result])
     assert first[name]["losses"] != second[name]["losses"]
