@@ -9,7 +9,6 @@ import numpy as np
 from keras import ops, tree
 
 from keras_ssd import _backend
-from keras_ssd._version import __version__
 from keras_ssd.files import can_be_written_beside, written_beside
 from keras_ssd.graph import is_functional
 from keras_ssd.guidance import guidance_weights, guided_target, similarity_scores
@@ -23,6 +22,7 @@ from keras_ssd.losses import (
     representation_loss,
     weights_per_output,
 )
+from keras_ssd.restoring import check_config, restored
 from keras_ssd.settings import PAPER, SEMI_SUPERVISED, Settings, check_weight
 from keras_ssd.teachers import HeldWeights, Roles, flatten_features, resolve_kind
 from keras_ssd.uncertainty import predict_stochastic
@@ -728,51 +728,13 @@ class SSDModel(keras.Model):
     @classmethod
     def from_config(cls, config, custom_objects=None):
         config = dict(config)
-        _check_config(cls, config)
+        # Of subclasses, too, which pass on what they do not name.
+        classes = [one for one in cls.__mro__ if issubclass(one, SSDModel)]
+        known = {"name", "trainable"}.union(*(inspect.signature(one.__init__).parameters for one in classes))
+        check_config(config, cls.__name__, known, needed={"model", "teacher", "similarity"})
         for name in ("model", "teacher", "similarity"):
-            config[name] = _restored(name, config[name], custom_objects)
+            config[name] = restored(name, config[name], custom_objects)
         return cls(**config)
-
-
-def _check_config(cls, config):
-    # Of subclasses, too, which pass on what they do not name.
-    known = {"name", "trainable"}.union(
-        *(inspect.signature(one.__init__).parameters for one in cls.__mro__ if issubclass(one, SSDModel))
-    )
-    unknown, missing = sorted(set(config) - known), sorted({"model", "teacher", "similarity"} - set(config))
-    if unknown or missing:
-        what = f"holds options unknown to keras-ssd {__version__}: {unknown}" if unknown else f"lacks {missing}"
-        raise ValueError(
-            f"The configuration of the {cls.__name__} {what}. It was probably written by another version or "
-            "package: `pip install --upgrade keras-ssd`, or save the plain model, `ssd.student`, where it was trained; "
-            "that is read by every version."
-        )
-
-
-def _restored(name, config, custom_objects):
-    """A part of the model from its configuration. A function comes from nowhere but the user's own registry.
-
-    Keras 3.6 would import whatever a file names.
-    """
-    remedy = (
-        "Decorate it with @keras.saving.register_keras_serializable() and import it before, or pass "
-        "custom_objects to keras.models.load_model."
-    )
-    if isinstance(config, dict) and config.get("class_name") == "function":
-        function = config["config"]
-        known = keras.saving.get_registered_object(function, custom_objects=custom_objects) is not None
-        # Keras 3.6 wrote the name without the package.
-        if not known and not any(one.endswith(f">{function}") for one in keras.saving.get_custom_objects()):
-            raise ValueError(
-                f"`{name}` of the saved SSDModel is a function that is not registered: {function}. {remedy}"
-            )
-    try:
-        return keras.saving.deserialize_keras_object(config, custom_objects=custom_objects)
-    except TypeError as error:
-        raise ValueError(
-            f"`{name}` of the saved SSDModel cannot be restored, probably for a class or function of yours. {remedy} "
-            f"Keras says: {error}"
-        ) from error
 
 
 def _yields_batches(data):

@@ -795,6 +795,7 @@ def test_the_table_in_the_documents_is_that_of_this_test():
     spec.loader.exec_module(contract)
     rows = contract.read()
     assert contract.TABLE.read_text() == contract.render(rows)
+    assert "not run" not in contract.render(rows)
     readme = contract.README.read_text()
     assert contract.with_table(readme, rows) == readme
     assert list(dict.fromkeys(row["feature"] for row in rows)) == list(FEATURES)
