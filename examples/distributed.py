@@ -176,7 +176,7 @@ def processes(dataset, arguments):
         progress.on_train_end()
     if ssd.averages:
         ssd.write_average()
-    torch.distributed.destroy_process_group()
+    # The group ends with the process: destroyed while `module` still holds it, it was seen to wait for ever.
     return ssd, getattr(progress, "seconds", 0.0)
 
 

@@ -328,7 +328,7 @@ def model_parallel():
     return results
 
 
-ON_HOSTS = ("plain", "ema", "paper")
+ON_HOSTS = ("ema", "paper")
 
 
 def hosts(port, n_processes, process):
@@ -344,7 +344,7 @@ def hosts(port, n_processes, process):
 
 
 def on_host(name, n_processes, process):
-    ssd = plain() if name == "plain" else noisy(name)
+    ssd = noisy(name)
     x, y, sample_weight = data()
     size = BATCH // n_processes
     # The rows of every batch that this process holds.

@@ -29,14 +29,14 @@ def test_compares_with_one_device(what):
     assert run.stdout.count("epoch   0: ") == 2
     table = [line.rsplit(maxsplit=4) for line in run.stdout.splitlines()[-2:]]
     assert [line[0].strip() for line in table] == ["1 device", what]
-    (_, _, _, loss, difference), (*_, other_loss, other_difference) = table
-    assert float(difference) == 0
+    difference, other_difference = (float(line[4]) for line in table)
+    assert difference == 0
     if BACKEND == "jax":
-        assert float(other_difference) < 1e-3  # Adam makes much of gradients that are all but 0
+        assert other_difference < 1e-3  # Adam makes much of gradients that are all but 0
     else:
-        # Noise differs. That what is trained does not is `test_distribution.py`'s to show.
-        assert float(other_loss) == pytest.approx(float(loss), rel=0.3)
-        assert 0 < float(other_difference) < 0.2
+        # Noise differs, and `test_distribution.py` shows that nothing else does. Here: from the same weights, six steps
+        # of Adam with 0.005, each of which moves a weight by little more than that.
+        assert 0 < other_difference < 0.1
 
 
 @pytest.mark.parametrize(
