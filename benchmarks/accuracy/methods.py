@@ -179,7 +179,7 @@ def born_again(experiment, features=False):
     yield experiment.outcome(name, student, watch, experiment.second_stage, warm=True)
 
 
-class _RDrop(keras.Model):
+class RDrop(keras.Model):
     """R-Drop (arXiv 2106.14448): two passes with dropout, each with the task's loss, drawn together."""
 
     def __init__(self, student, weight):
@@ -202,7 +202,7 @@ class _RDrop(keras.Model):
 
 def r_drop(experiment, weight=1.0):
     model = experiment.model()
-    student = _RDrop(model, weight)
+    student = RDrop(model, weight)
     student.compile(keras.optimizers.Adam(LEARNING_RATE), "sparse_categorical_crossentropy")
     watch = experiment.fit(student, experiment.n_epochs)
     yield experiment.outcome("R-Drop", model, watch, experiment.n_epochs)
