@@ -272,8 +272,8 @@ class SaveAfterFirstEpoch(keras.callbacks.Callback):
 
 def check_continuation(make):
     """From a file of the middle of a run, with seeds, training ends as the run itself did."""
-    if keras.backend.backend() == "torch" and make["dtype"] == "mixed_float16":
-        # Keras does not load the state of an optimizer with loss scaling on PyTorch, not that of a plain model either.
+    if make["dtype"] == "mixed_float16":
+        # Keras skips the state of an optimizer with loss scaling as it loads a model, plain or not.
         make = dict(make, dtype="mixed_bfloat16")
     keras.utils.set_random_seed(make["seed"])
     ssd = keras_ssd.wrap(build(make), teacher=make["teacher"], n_teachers=2, distill="outputs", similarity="kl")
