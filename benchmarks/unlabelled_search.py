@@ -25,20 +25,19 @@ import har
 import har_data
 import keras_ssd
 from keras_ssd import augmentation as aug
+from unlabelled import strong_augmentation
 
 EPOCHS, STEPS, BATCH_SIZE = 20, 50, 16
+# Layers before and behind the normalisation.
 AUGMENTATION = {
-    "none": ([], []),
-    "jitter": ([], [lambda: aug.Jitter(0.1)]),
-    "scaling": ([], [lambda: aug.Scaling(0.2)]),
-    "mask": ([], [lambda: aug.TimeMask(0.5)]),
-    "rotation": ([lambda: aug.Rotation(30)], []),
-    "weak": ([lambda: aug.Rotation(15)], [lambda: aug.Scaling(0.1), lambda: aug.Jitter(0.05)]),
-    "strong": (
-        [lambda: aug.Rotation(30)],
-        [lambda: aug.Scaling(0.2), lambda: aug.Jitter(0.1), lambda: aug.TimeMask(0.5)],
-    ),
-    "unturned": ([], [lambda: aug.Scaling(0.2), lambda: aug.Jitter(0.1), lambda: aug.TimeMask(0.5)]),
+    "none": lambda: ([], []),
+    "jitter": lambda: ([], [aug.Jitter(0.1)]),
+    "scaling": lambda: ([], [aug.Scaling(0.2)]),
+    "mask": lambda: ([], [aug.TimeMask(0.5)]),
+    "rotation": lambda: ([aug.Rotation(30)], []),
+    "weak": lambda: ([aug.Rotation(15)], [aug.Scaling(0.1), aug.Jitter(0.05)]),
+    "strong": strong_augmentation,
+    "unturned": lambda: ([], [aug.Scaling(0.2), aug.Jitter(0.1), aug.TimeMask(0.5)]),
 }
 # `kd_weight=None`: no wrapper at all; 0: averaged weights only.
 PLAIN = dict(augmentation="none", teacher=None)
@@ -87,8 +86,7 @@ VARIANTS = {
 
 def conv_net(x, n_classes, augmentation):
     """The net of `examples/har.py`, with augmentation before and behind its normalisation."""
-    before, behind = ([make() for make in part] for part in AUGMENTATION[augmentation])
-    return har.conv_net(x, n_classes, before, behind)
+    return har.conv_net(x, n_classes, *AUGMENTATION[augmentation]())
 
 
 def train(x, y, labelled, unlabelled, n_classes, seed, augmentation, teacher, ratio=0, warm=False, ramp=0, **options):

@@ -93,13 +93,14 @@ def hold_out(dataset, seed, fraction=0.2):
     return keras_ssd.datasets.hold_out_subjects(dataset.subjects_train, fraction=fraction, seed=seed)
 
 
-def label_subset(labels, rows, fraction, seed):
-    """The part of `rows` that keeps its labels: `fraction` of each class, rounded, and at least one row of each."""
+def label_subset(labels, rows, fraction, seed, least=1):
+    """The part of `rows` that keeps its labels: `fraction` of each class, rounded, but `least` of it, or all it has."""
     if not 0 < fraction <= 1:
         raise ValueError(f"`fraction` should lie in (0, 1]. Received: {fraction}")
     generator = np.random.default_rng(seed)
     kept = []
     for one in np.unique(labels[rows]):
         of_class = rows[labels[rows] == one]
-        kept.append(generator.choice(of_class, max(1, round(fraction * len(of_class))), replace=False))
+        n_kept = min(len(of_class), max(least, round(fraction * len(of_class))))
+        kept.append(generator.choice(of_class, n_kept, replace=False))
     return np.sort(np.concatenate(kept))

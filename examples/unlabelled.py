@@ -51,11 +51,14 @@ def repeated(x, y, rows, n_steps):
     return x[rows], y[rows]
 
 
+def strong_augmentation():
+    """Layers to put before and behind the normalisation, as chosen by `benchmarks/unlabelled_search.py`."""
+    return [Rotation(30)], [Scaling(0.2), Jitter(0.1), TimeMask(0.5)]
+
+
 def network(x, n_classes, augment):
-    """The net of `har.py`, with augmentation as chosen by `benchmarks/unlabelled_search.py`."""
-    if not augment:
-        return har.conv_net(x, n_classes)
-    return har.conv_net(x, n_classes, [Rotation(30)], [Scaling(0.2), Jitter(0.1), TimeMask(0.5)])
+    """The net of `har.py`, with augmentation if asked for."""
+    return har.conv_net(x, n_classes, *(strong_augmentation() if augment else ()))
 
 
 def run(dataset, fraction, ratio, augment, seed, epochs, n_steps):

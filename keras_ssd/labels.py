@@ -44,6 +44,22 @@ def missing_in(targets, kinds):
     )
 
 
+def may_miss(x, y, validation, kinds):
+    """Whether data for training might lack targets: arrays are looked at, other data cannot be looked at beforehand.
+
+    Args:
+        x: inputs, or what yields batches of inputs and targets.
+        y: targets or `None`.
+        validation: likewise `(x, y, ...)`, what yields batches, or `None`.
+        kinds: the kind of each output, see `has_target`.
+    """
+    if _yields_batches(x) if y is None else missing_in(y, kinds):
+        return True
+    if isinstance(validation, (tuple, list)):
+        return len(validation) > 1 and missing_in(validation[1], kinds)
+    return _yields_batches(validation)
+
+
 def has_target(y, output, kind):
     """Which samples (and positions) have a target.
 
@@ -121,6 +137,11 @@ def metric_weight(found, sample_weight):
         return weight
     rank = max(len(weight.shape), len(sample_weight.shape))
     return _expanded(weight, rank) * ops.cast(_expanded(sample_weight, rank), weight.dtype)
+
+
+def _yields_batches(data):
+    """Whether data is neither arrays nor nothing: a data set, a generator."""
+    return data is not None and not isinstance(data, (tuple, list, dict)) and not hasattr(data, "shape")
 
 
 def _expanded(x, rank):

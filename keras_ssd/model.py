@@ -13,7 +13,7 @@ from keras_ssd.files import can_be_written_beside, written_beside
 from keras_ssd.graph import is_functional
 from keras_ssd.guidance import guidance_weights, guided_target, similarity_scores
 from keras_ssd.joining import JoinedDataset
-from keras_ssd.labels import find_targets, for_metrics, for_task_loss, missing_in
+from keras_ssd.labels import find_targets, for_metrics, for_task_loss, may_miss, missing_in
 from keras_ssd.losses import (
     finite_or,
     mean_weight,
@@ -395,26 +395,21 @@ class SSDModel(keras.Model):
     # Samples without a target.
 
     def _look_at_data(self, method, *args, **kwargs):
-        """Find out whether targets might be missing: by looking at arrays; other data cannot be looked at beforehand.
+        """Find out whether targets might be missing.
 
         Once they might, it stays so, because training and test step are compiled anew for it.
         """
         arguments = inspect.signature(getattr(keras.Model, method)).bind(self, *args, **kwargs).arguments
         x, y, validation = (arguments.get(name) for name in ("x", "y", "validation_data"))
         kinds = [distance.kind for distance in self._distances(len(self._roles.activations))]
-        missing = y is not None and missing_in(y, kinds)
         if not self.distills:
-            if isinstance(x, JoinedDataset) or (missing and method == "fit"):
+            if isinstance(x, JoinedDataset) or (method == "fit" and y is not None and missing_in(y, kinds)):
                 raise ValueError(
                     "Samples without a target take part in the distillation term only, and this model was wrapped with "
                     "kd_weight=0: it has none. Wrap it with a kd_weight above 0, or leave these samples out."
                 )
             return
-        if isinstance(validation, (tuple, list)):
-            missing = missing or (len(validation) > 1 and missing_in(validation[1], kinds))
-            validation = None
-        unknown = (y is None and _yields_batches(x)) or _yields_batches(validation)
-        if missing or unknown:
+        if may_miss(x, y, validation, kinds):
             self._let_labels_miss()
 
     def _let_labels_miss(self):
@@ -735,11 +730,6 @@ class SSDModel(keras.Model):
         for name in ("model", "teacher", "similarity"):
             config[name] = restored(name, config[name], custom_objects)
         return cls(**config)
-
-
-def _yields_batches(data):
-    """Whether data is neither arrays nor nothing: a data set, a generator."""
-    return data is not None and not isinstance(data, (tuple, list, dict)) and not hasattr(data, "shape")
 
 
 def _check_model(argument, model):

@@ -127,6 +127,12 @@ def check_weight(name, value):
         raise ValueError(f"`{name}` should be a finite float that is not negative. Received: {name}={value}")
 
 
+def check_integer(name, value, least):
+    """Raise unless `value` is an integer of at least `least`."""
+    if not is_integer(value) or value < least:
+        raise ValueError(f"`{name}` should be an integer of at least {least}. Received: {name}={value!r}")
+
+
 def is_integer(value):
     """Whether a value is an integer; `True` is none."""
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)

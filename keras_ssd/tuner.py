@@ -571,7 +571,8 @@ def _register(hp, name, given, default):
 
 
 def _needs_teachers(callback):
-    return type(callback).__module__ == callbacks.__name__ and not isinstance(callback, callbacks.SeedEachEpoch)
+    # A backup that a distilled trial left behind cannot be loaded into a plain one.
+    return type(callback).__module__ == callbacks.__name__ or type(callback) is callbacks.AtomicBackup
 
 
 def _write_once(path, weights):

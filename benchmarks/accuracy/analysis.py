@@ -1,7 +1,7 @@
 """Makes the tables and plots of the accuracy benchmark, from the CSV files of run.py alone.
 
     python benchmarks/accuracy/analysis.py results/accuracy.csv
-    python benchmarks/accuracy/analysis.py benchmarks/results/accuracy/*.csv --out docs/accuracy
+    python benchmarks/accuracy/analysis.py benchmarks/results/accuracy/*.csv --out benchmarks/results/accuracy
 
 Prints one section for each network, schedule and regime: a table of all methods, then the comparisons that protocol.md
 declares. The unit is the data set (its mean over seeds); where there is one data set only, the seed. Intervals are
@@ -126,8 +126,9 @@ def report(rows, title):
     table = methods(rows)
     table.index.name = "method"
     if everything.dataset.nunique() > 1:
-        table = table.join(groups(everything))
-        formats |= dict.fromkeys(groups(everything).columns, "{:.4f}")
+        of_groups = groups(everything)
+        table = table.join(of_groups)
+        formats |= dict.fromkeys(of_groups.columns, "{:.4f}")
     lines += ["", markdown(table, formats)]
     declared = comparisons(rows)
     if len(declared):

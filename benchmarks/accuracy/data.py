@@ -78,7 +78,7 @@ def load(name, data_dir, regime, seed):
     (x, y), test, n_classes = read(name, data_dir)
     kept = np.arange(len(y))
     if regime.startswith("labels "):
-        kept = _few(y, float(regime.split()[1]), seed)
+        kept = har_data.label_subset(y, kept, float(regime.split()[1]), seed, least=2)
     elif regime.startswith("noise "):
         y = _noisy(y, float(regime.split()[1]), n_classes, seed)
     elif regime != "all labels":
@@ -87,16 +87,6 @@ def load(name, data_dir, regime, seed):
     rest = np.setdiff1d(np.arange(len(y)), kept)
     unlabelled = x[rest] if len(rest) else None
     return Task(name, (x[training], y[training]), (x[validation], y[validation]), test, unlabelled, n_classes)
-
-
-def _few(labels, fraction, seed):
-    generator = np.random.default_rng(seed)
-    rows = []
-    for one in np.unique(labels):
-        of_class = np.flatnonzero(labels == one)
-        n_kept = min(len(of_class), max(2, round(fraction * len(of_class))))
-        rows.append(generator.choice(of_class, n_kept, replace=False))
-    return np.sort(np.concatenate(rows))
 
 
 def _noisy(labels, rate, n_classes, seed):

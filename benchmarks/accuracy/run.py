@@ -83,7 +83,7 @@ def scores(outcome, validation, test):
 
 
 def work(dataset, seed, trainings, options):
-    """One data set and seed, by several trainings: yields the rows of each. Runs in a process of its own."""
+    """One data set and seed, by several trainings: the rows of all. Runs in a process of its own."""
     import keras
 
     import data
@@ -150,10 +150,11 @@ def results(todo, options, n_jobs):
 
 
 def write(table, path):
-    """Beside and renamed: a table is never half written."""
-    beside = path.with_suffix(".part")
-    table.to_csv(beside, index=False)
-    os.replace(beside, path)
+    """A table is never half written."""
+    from keras_ssd.files import written_beside
+
+    with written_beside(path) as written:
+        table.to_csv(written, index=False)
 
 
 def parse(argv):

@@ -1,0 +1,164 @@
+"""What makes a run that was killed end as one that was not: seeds for every epoch, and a backup that is always whole.
+
+The callbacks are public as `keras_ssd.callbacks.SeedEachEpoch` and `AtomicBackup`.
+"""
+
+import os
+import shutil
+
+import keras
+import numpy as np
+
+from keras_ssd.files import UNFINISHED, written_beside
+from keras_ssd.model import SSDModel
+from keras_ssd.settings import check_integer
+
+
+class SeedEachEpoch(keras.callbacks.Callback):
+    """Sets all random generators at the beginning of every epoch, from a seed and the number of the epoch.
+
+    Keras stores no generator states, so a run that is resumed draws other dropout masks than one that went through.
+    With this callback, and `AtomicBackup` or `BackupAndRestore` beside it, a run that was killed ends with the same
+    weights, bit for bit. It works with any Keras model, wrapped or not.
+
+    Set are: the generators of the model's layers and of its teachers, and by `keras.utils.set_random_seed` those of
+    Python, NumPy and the backend. What `fit` shuffles is repeated on
+
+    - JAX and PyTorch: in each epoch another order, drawn from the epoch's seed;
+    - TensorFlow, arrays: only if `keras.utils.set_random_seed` was called before `fit`, with the same seed in both
+      runs. Keras then takes one and the same order in all epochs. For another order in each epoch, on every backend,
+      draw it in the data set:
+
+          class Shuffled(keras.utils.PyDataset):
+              def on_epoch_begin(self):
+                  self.order = np.random.permutation(n_samples)
+
+    - a `tf.data.Dataset` with a `shuffle` of its own: not repeated, its state cannot be reached. Use a `PyDataset`.
+
+    It is made for `BackupAndRestore(save_freq="epoch")`, the default: an epoch begun anew draws the same again.
+
+    Args:
+        seed: integer, >= 0.
+
+    Raises:
+        ValueError: if `seed` is not such an integer.
+
+    Example:
+        >>> callbacks = [keras_ssd.callbacks.SeedEachEpoch(7), keras_ssd.callbacks.AtomicBackup("backup")]
+        >>> keras.utils.set_random_seed(7)
+        >>> ssd.fit(x, y, epochs=100, callbacks=callbacks)
+    """
+
+    def __init__(self, seed):
+        super().__init__()
+        check_integer("seed", seed, 0)
+        self.seed = int(seed)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Seed this epoch."""
+        states = _seed_states(self.model)
+        # Below 2**31: some backends hold seeds as int32.
+        drawn = np.random.SeedSequence([self.seed, epoch]).generate_state(len(states) + 1) >> 1
+        keras.utils.set_random_seed(int(drawn[0]))
+        for state, value in zip(states, drawn[1:], strict=True):
+            state.assign(np.array([value, 0], dtype=keras.backend.standardize_dtype(state.dtype)))
+
+
+class AtomicBackup(keras.callbacks.Callback):
+    """`keras.callbacks.BackupAndRestore` after every epoch, for runs that may be killed at any moment.
+
+    Keras' callback writes the weights and then, into another file, the number of the epoch. A process that is killed
+    in between leaves the weights of one epoch with the number of another, and the resumed run trains an epoch twice
+    without a word; one that is killed while the first backup or the second file is written cannot be resumed at all.
+    This callback lets Keras write each backup into a folder of its own, which is renamed when it is complete. The
+    one before is removed after that.
+
+    It works with any Keras model, wrapped or not. Put it behind callbacks that change the model at the end of an epoch
+    (`TeacherSnapshot`), and `SeedEachEpoch` beside it.
+
+    Args:
+        backup_dir: path of a local folder, used by nothing else.
+        delete_checkpoint: whether the backup is removed when `fit` ends. If a process may be killed between the end of
+            `fit` and whatever it does with the model, pass `False`: `fit` then comes back at once with the final
+            weights. Defaults to `True`.
+
+    Raises:
+        ValueError: if `backup_dir` is not a local path, or holds a backup that cannot be loaded into the model.
+
+    Example:
+        >>> callbacks = [keras_ssd.callbacks.SeedEachEpoch(7), keras_ssd.callbacks.AtomicBackup("backup")]
+        >>> ssd.fit(x, y, epochs=100, callbacks=callbacks)  # start the same script again after a kill
+    """
+
+    _PREFIX = "backup-"
+
+    def __init__(self, backup_dir, delete_checkpoint=True):
+        super().__init__()
+        is_path = isinstance(backup_dir, (str, os.PathLike)) and os.fspath(backup_dir)
+        if not is_path or "://" in os.fspath(backup_dir):
+            raise ValueError(
+                "`backup_dir` should be the path of a local folder; elsewhere use keras.callbacks.BackupAndRestore. "
+                f"Received: backup_dir={backup_dir!r}"
+            )
+        self.backup_dir = os.fspath(backup_dir)
+        self.delete_checkpoint = delete_checkpoint
+
+    def on_train_begin(self, logs=None):
+        """Go on from the newest backup, if there is one."""
+        os.makedirs(self.backup_dir, exist_ok=True)
+        for name in os.listdir(self.backup_dir):
+            if name.startswith(UNFINISHED):
+                shutil.rmtree(os.path.join(self.backup_dir, name))
+        numbers = self._numbers()
+        if not numbers:
+            return
+        folder = self._folder(numbers[-1])
+        try:
+            self._of_keras(folder).on_train_begin()
+        except (OSError, ValueError, KeyError) as error:
+            raise ValueError(
+                f"`backup_dir` holds a backup that cannot be loaded into the model {self.model.name!r}: {folder} "
+                f"({error}). If it is of another model, pass another folder; to begin anew remove it."
+            ) from error
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Write a backup, then remove the one before."""
+        older = self._numbers()
+        with written_beside(self._folder(older[-1] + 1 if older else 1)) as folder:
+            self._of_keras(folder).on_epoch_end(epoch)
+        self._remove(older)
+
+    def on_train_end(self, logs=None):
+        """Remove the backup."""
+        if self.delete_checkpoint:
+            self._remove(self._numbers())
+            if not os.listdir(self.backup_dir):
+                os.rmdir(self.backup_dir)
+
+    def _of_keras(self, folder):
+        callback = keras.callbacks.BackupAndRestore(folder)
+        callback.set_model(self.model)
+        return callback
+
+    def _folder(self, number):
+        return os.path.join(self.backup_dir, f"{self._PREFIX}{number}")
+
+    def _numbers(self):
+        names = [name.removeprefix(self._PREFIX) for name in os.listdir(self.backup_dir)]
+        return sorted(int(name) for name in names if name.isdecimal())
+
+    def _remove(self, numbers):
+        for number in numbers:
+            # Renamed first: one that is half removed must not be taken for a backup.
+            removed = os.path.join(self.backup_dir, f"{UNFINISHED}{number}")
+            os.replace(self._folder(number), removed)
+            shutil.rmtree(removed)
+
+
+def _seed_states(model):
+    """The states of all `SeedGenerator`s in a model: `variables` holds them, `weights` does not."""
+    weights = {id(variable) for variable in model.weights}
+    # The student's come first, so that they are drawn as those of the plain model are.
+    variables = (model.student.variables if isinstance(model, SSDModel) else []) + model.variables
+    states = {id(v): v for v in variables if id(v) not in weights and tuple(v.shape) == (2,)}
+    return list(states.values())
