@@ -571,8 +571,7 @@ def _register(hp, name, given, default):
 
 
 def _needs_teachers(callback):
-    # A backup that a distilled trial left behind cannot be loaded into a plain one.
-    return type(callback).__module__ == callbacks.__name__ or type(callback) is callbacks.AtomicBackup
+    return type(callback).__module__ == callbacks.__name__
 
 
 def _write_once(path, weights):
