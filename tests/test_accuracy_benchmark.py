@@ -16,6 +16,8 @@ import data
 import methods
 import run
 
+pytestmark = pytest.mark.once  # trains by every method of others, too
+
 
 def test_few_labels_leave_the_others_as_unlabelled_rows():
     task = data.load("digits", None, "labels 0.1", seed=0)

@@ -109,6 +109,7 @@ class TestNetwork:
 
 
 @pytest.mark.slow
+@pytest.mark.once
 def test_script_trains_the_network(biovid, tmp_path, capsys):
     call = ["--data-dir", str(biovid), "--folds", "1", "--epochs", "1", "--n-teachers", "2", "--out", str(tmp_path)]
     assert affective.main(call) == 0
@@ -118,6 +119,7 @@ def test_script_trains_the_network(biovid, tmp_path, capsys):
     assert np.isfinite(rows.nll).all()
 
 
+@pytest.mark.once
 def test_script_is_resumed_by_fold(biovid, tmp_path, capsys, monkeypatch):
     trained_on = []
 

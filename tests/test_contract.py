@@ -750,11 +750,13 @@ def summary(teacher):
 
 
 def cells():
-    """The usual teacher is tested always, the others in the slow run; PyTorch's compiler is slow by itself."""
+    """The usual teacher is tested always, the others in the slow run, once; PyTorch's compiler is slow by itself."""
     for name in FEATURES:
         for kind in KINDS:
-            is_slow = kind != "self" or (name == "jit_compile=True" and keras.backend.backend() == "torch")
-            yield pytest.param(name, kind, marks=[pytest.mark.slow] if is_slow else [], id=f"{name}-{kind}")
+            marks = [] if kind == "self" else [pytest.mark.slow, pytest.mark.once]
+            if name == "jit_compile=True" and keras.backend.backend() == "torch":
+                marks = [pytest.mark.slow]
+            yield pytest.param(name, kind, marks=marks, id=f"{name}-{kind}")
 
 
 @pytest.mark.parametrize("name, teacher", list(cells()))

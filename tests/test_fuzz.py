@@ -341,10 +341,10 @@ def test_chunks_of_teachers_are_distributed_as_all_at_once(make):
 
 
 @pytest.mark.slow
-@settings(MANY_MODELS, max_examples=6)
+@settings(MANY_MODELS, max_examples=4)
 @given(makes())
 def test_chunks_of_teachers_are_distributed_as_all_at_once_of_many(make):
-    check_chunks(make, 400)
+    check_chunks(make, 200)
 
 
 @settings(FEW_MODELS, max_examples=2)

@@ -87,6 +87,7 @@ def test_augmentation_is_for_training_only(digits):
 
 
 @pytest.mark.slow
+@pytest.mark.once
 def test_script(digits, tmp_path, capsys, monkeypatch):
     rows = np.concatenate([np.flatnonzero(digits.y_train == one)[:3] for one in range(10)])
     few = digits._replace(x_train=digits.x_train[rows], y_train=digits.y_train[rows])

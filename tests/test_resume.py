@@ -93,8 +93,9 @@ def run(*arguments):
     "teacher, kill",
     [
         ("self", "after-epoch"),
+        pytest.param("pipeline", "within-epoch", marks=pytest.mark.slow),
         *(
-            pytest.param(teacher, kill, marks=pytest.mark.slow)
+            pytest.param(teacher, kill, marks=[pytest.mark.slow, pytest.mark.once])
             for teacher, kill in [
                 ("self", "within-epoch"),
                 ("snapshot", "after-epoch"),
@@ -102,7 +103,6 @@ def run(*arguments):
                 ("ema", "after-epoch"),
                 ("ema", "within-epoch"),
                 ("pipeline", "after-epoch"),
-                ("pipeline", "within-epoch"),
                 ("plain", "within-epoch"),
             ]
         ),

@@ -42,6 +42,7 @@ def test_every_training_row_is_trained_on_or_validated_on(name, shape):
 
 
 @pytest.mark.slow
+@pytest.mark.once
 @pytest.mark.filterwarnings("ignore:This figure includes Axes")
 def test_the_whole_script(archive, tmp_path, capsys):
     argv = ["--dataset", "Tiny", "--data-dir", str(archive), "--trials", "2", "--epochs", "1", "--out", str(tmp_path)]
@@ -56,6 +57,7 @@ def test_the_whole_script(archive, tmp_path, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.once
 @pytest.mark.parametrize(
     "killed",
     [

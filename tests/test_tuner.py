@@ -164,7 +164,10 @@ class TestSpace:
 
 
 class TestSearch:
-    @pytest.mark.parametrize("kind", [pytest.param(k, marks=[] if k == "random" else pytest.mark.slow) for k in TUNERS])
+    @pytest.mark.parametrize(
+        "kind",
+        [pytest.param(k, marks=[] if k == "random" else [pytest.mark.slow, pytest.mark.once]) for k in TUNERS],
+    )
     def test_a_plain_trial_comes_first_and_the_best_student_scores_as_measured(self, kind, tmp_path):
         space = {"n_teachers": 2, "dropout_rate": None, "kd_weight": [0.1, 1.0]}
         search = TUNERS[kind](tuner.SSDHyperModel(build, space=space), tmp_path)
@@ -181,6 +184,7 @@ class TestSearch:
             assert loss_of(model.student) == pytest.approx(trial.score, abs=1e-6)
 
     @pytest.mark.slow
+    @pytest.mark.once
     @pytest.mark.parametrize("teacher", ["ema", "snapshot"])
     def test_the_best_student_of_other_teachers(self, teacher, tmp_path):
         hypermodel = tuner.SSDHyperModel(build, teacher, space={"n_teachers": 2, "similarity": "kl"}, seed=3)
@@ -191,6 +195,7 @@ class TestSearch:
             assert loss_of(model.student) == pytest.approx(trial.score, abs=1e-6)
 
     @pytest.mark.slow
+    @pytest.mark.once
     def test_hyperband_goes_on_from_the_raw_weights_of_an_average(self, tmp_path):
         hypermodel = tuner.SSDHyperModel(build, "ema", space={"n_teachers": 2})
         ssd = wrap(build(None), "ema", n_teachers=2)
@@ -211,6 +216,7 @@ class TestSearch:
             assert not np.allclose(resumed, averaged[1])
 
     @pytest.mark.slow
+    @pytest.mark.once
     @pytest.mark.parametrize("maker", [keras_tuner.RandomSearch, keras_tuner.GridSearch], ids=["random", "grid"])
     def test_an_interrupted_search_goes_on(self, maker, tmp_path):
         fixed = {"kd_weight": 0.1, "similarity": "uniform", "temperature": None, "dropout_rate": None}

@@ -70,6 +70,7 @@ def test_with_augmentation_the_teachers_see_clean_windows(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.once
 def test_the_whole_script(tmp_path, capsys):
     assert unlabelled.main(["--seeds", "0,", "--epochs", "2", "--steps", "2", "--out", str(tmp_path)]) == 0
     rows = pd.read_csv(tmp_path / "results.csv")
