@@ -113,6 +113,7 @@ def experiment(n_epochs=2):
     return methods.Experiment(data.load("digits", None, "labels 0.2", 0), "conv", "constant", seed=0, n_epochs=n_epochs)
 
 
+@pytest.mark.slow
 def test_plain_is_what_keras_fit_makes(monkeypatch):
     monkeypatch.setattr(methods, "STEPS_PER_EPOCH", 2)
     one = experiment()

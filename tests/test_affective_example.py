@@ -119,6 +119,7 @@ def test_script_trains_the_network(biovid, tmp_path, capsys):
     assert np.isfinite(rows.nll).all()
 
 
+@pytest.mark.slow
 @pytest.mark.once
 def test_script_is_resumed_by_fold(biovid, tmp_path, capsys, monkeypatch):
     trained_on = []

@@ -19,8 +19,8 @@ NAN, INF = float("nan"), float("inf")
 # As many as can be told apart; the larger run has more of each.
 FEW = settings(max_examples=40, derandomize=True, deadline=None)
 MANY = settings(max_examples=400, derandomize=True, deadline=None)
-FEW_MODELS = settings(max_examples=3, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-MANY_MODELS = settings(FEW_MODELS, max_examples=12)
+FEW_MODELS = settings(max_examples=2, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+MANY_MODELS = settings(FEW_MODELS, max_examples=10)
 
 
 # The equations.

@@ -92,7 +92,7 @@ def run(*arguments):
 @pytest.mark.parametrize(
     "teacher, kill",
     [
-        ("self", "after-epoch"),
+        pytest.param("self", "after-epoch", marks=pytest.mark.slow),
         pytest.param("pipeline", "within-epoch", marks=pytest.mark.slow),
         *(
             pytest.param(teacher, kill, marks=[pytest.mark.slow, pytest.mark.once])

@@ -1,5 +1,6 @@
 """One training step against the plain model: what must be equal, what must not move, and what the term adds."""
 
+import functools
 import random
 
 import keras
@@ -50,19 +51,23 @@ def assert_equal(left, right):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 
 
+@functools.cache
+def fitted_without_teachers(seeds, teacher=None):
+    """History and weights of a plain model, or of one that is wrapped with a weight of 0."""
+    keras.utils.set_random_seed(5)
+    model = compiled(network(seeds=seeds), optimizer=keras.optimizers.Adam(0.01))
+    trained = model if teacher is None else keras_ssd.wrap(model, teacher=teacher, kd_weight=0, average=False)
+    history = trained.fit(X, Y, epochs=2, batch_size=10, verbose=0, validation_data=(X, Y))
+    return history.history, model.get_weights()
+
+
 @pytest.mark.parametrize("seeds", [(1, 2), (None, None)], ids=["seeded", "unseeded"])
 @pytest.mark.parametrize("teacher", KINDS)
 def test_weight_0_is_the_plain_model_bit_for_bit(teacher, seeds):
-    histories, weights = [], []
-    for wrap in (False, True):
-        keras.utils.set_random_seed(5)
-        model = compiled(network(seeds=seeds), optimizer=keras.optimizers.Adam(0.01))
-        trained = keras_ssd.wrap(model, teacher=teacher, kd_weight=0, average=False) if wrap else model
-        history = trained.fit(X, Y, epochs=2, batch_size=10, verbose=0, validation_data=(X, Y))
-        histories.append(history.history)
-        weights.append(model.get_weights())
-    assert histories[0] == histories[1]
-    assert_equal(*weights)
+    plain_history, plain_weights = fitted_without_teachers(seeds)
+    history, weights = fitted_without_teachers(seeds, teacher)
+    assert history == plain_history
+    assert_equal(weights, plain_weights)
 
 
 @pytest.mark.parametrize("n_teachers", [2, 9])
@@ -75,19 +80,21 @@ def test_teachers_leave_statistics_and_seeds_alone(teacher, n_teachers):
     assert_equal(statistics(plain), statistics(ssd.student))
 
 
+@functools.cache
+def task_losses(teacher=None):
+    """Of three steps of a plain model with unseeded dropout, or of a wrapped one without its distillation term."""
+    keras.utils.set_random_seed(5)
+    model = compiled(network(seeds=(None, None)), optimizer=keras.optimizers.SGD(0.0))
+    trained = model if teacher is None else keras_ssd.wrap(model, teacher=teacher, kd_weight=0.5)
+    # train_on_batch logs means that include the steps before
+    logs = [trained.train_on_batch(X, Y, return_dict=True) for _ in range(3)]
+    return [float(log["loss"]) - 0.5 * float(log.get("kd_loss", 0)) for log in logs]
+
+
 @pytest.mark.parametrize("teacher", KINDS)
 def test_teachers_leave_unseeded_dropout_alone(teacher):
     """On PyTorch it draws from the global generator: the student's draws must be those of the plain model."""
-    losses = []
-    for wrap in (False, True):
-        keras.utils.set_random_seed(5)
-        model = compiled(network(seeds=(None, None)), optimizer=keras.optimizers.SGD(0.0))
-        trained = keras_ssd.wrap(model, teacher=teacher, kd_weight=0.5) if wrap else model
-        logs = [trained.train_on_batch(X, Y, return_dict=True) for _ in range(3)]
-        losses.append([float(log["loss"]) - 0.5 * float(log.get("kd_loss", 0)) for log in logs])
-        keras.backend.clear_session()
-    # train_on_batch logs means that include the steps before
-    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+    np.testing.assert_allclose(task_losses(teacher), task_losses(), rtol=1e-5)
 
 
 def test_no_gradient_reaches_the_teachers():
