@@ -211,6 +211,36 @@ def test_sample_weights_weigh_both_terms():
     np.testing.assert_allclose(heavy.history["kd_loss"], 3 * np.array(light.history["kd_loss"]), rtol=1e-5)
 
 
+def compiled():
+    keras.utils.set_random_seed(3)
+    model = network()
+    # Plain Keras leaves out -1 by this.
+    model.compile(keras.optimizers.SGD(0.5), keras.losses.SparseCategoricalCrossentropy(ignore_class=-1))
+    return model
+
+
+def test_what_has_no_label_has_a_class_weight_of_1():
+    results = []
+    for options in (
+        {"class_weight": {0: 0.5, 1: 2.0, 2: 3.0}},
+        {"sample_weight": np.array([0.5, 2.0, 3.0, 1.0], "float32")[PARTLY]},
+    ):
+        ssd = keras_ssd.wrap(compiled(), seed=7)
+        ssd.fit(X, PARTLY, batch_size=12, shuffle=False, verbose=0, **options)
+        results.append(weights_of(ssd))
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+def test_class_weights_of_a_tf_data_set_are_refused_by_keras():
+    """It looks them up by the label. If this fails for a plain model, Keras has learnt it: then tell the README."""
+    tf = pytest.importorskip("tensorflow")
+    data = tf.data.Dataset.from_tensor_slices((X, PARTLY)).batch(12)
+    for model in (compiled(), keras_ssd.wrap(compiled())):
+        with pytest.raises(tf.errors.InvalidArgumentError, match="= -1 is not in"):
+            model.fit(data, class_weight={0: 0.5, 1: 2.0, 2: 3.0}, shuffle=False, verbose=0)
+
+
 @pytest.mark.parametrize("as_dictionary", [False, True], ids=["list", "dict"])
 def test_each_output_may_lack_its_target(as_dictionary):
     keras.utils.set_random_seed(3)
