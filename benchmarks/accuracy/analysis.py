@@ -37,6 +37,7 @@ COMPARISONS = [
     ("plain, averaged", "plain"),
     ("unlabelled, averaged", "plain, averaged"),
     ("unlabelled, averaged", "labelled only, averaged"),
+    ("unlabelled, averaged", "continued, averaged"),
     ("unlabelled, averaged", "unlabelled, uniform, averaged"),
     ("unlabelled, averaged", "unlabelled, deterministic, averaged"),
     ("ema, unlabelled, averaged", "plain, averaged"),
