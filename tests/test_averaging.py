@@ -11,12 +11,11 @@ import keras_ssd
 averaging = pytest.mark.parametrize(
     "options",
     [
-        {"teacher": "ema"},
-        {"average": True},
-        {"teacher": "snapshot", "average": True},
-        {"average": True, "kd_weight": 0},
+        pytest.param({"teacher": "ema"}, id="ema"),
+        pytest.param({"average": True}, id="self"),
+        pytest.param({"teacher": "snapshot", "average": True}, id="snapshot", marks=pytest.mark.slow),
+        pytest.param({"average": True, "kd_weight": 0}, id="no teachers", marks=pytest.mark.slow),
     ],
-    ids=["ema", "self", "snapshot", "no teachers"],
 )
 X = np.random.default_rng(0).normal(size=(24, 6, 2)).astype("float32")
 Y = np.random.default_rng(1).integers(0, 3, 24)

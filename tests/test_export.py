@@ -71,6 +71,7 @@ def test_a_file_predicts_what_keras_predicts(student, tmp_path, key):
     np.testing.assert_allclose(outputs, expected, atol=TOLERANCE.get(key, 1e-5))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", [key for key in WRITES[BACKEND] if key in ("keras", "onnx", "litert")])
 def test_distilled_and_plain_are_the_same_network(student, tmp_path, key):
     skip_unless_installed(key)

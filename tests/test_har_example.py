@@ -121,6 +121,8 @@ def test_model_standardises_the_channels(basic_motions):
     np.testing.assert_allclose(standardised.std(axis=(0, 1)), np.ones(6), atol=1e-3)
 
 
+@pytest.mark.slow
+@pytest.mark.once
 def test_script(basic_motions, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(har_data, "load", lambda *_: short(basic_motions))
     call = ["--epochs", "2", "--seeds", "1", "--label-fraction", "0.5", "--out", str(tmp_path)]

@@ -128,8 +128,20 @@ def test_hold_out_of_single_rows_validates_on_training_rows():
     ("options", "setting", "methods"),
     [
         pytest.param([], "self", ["plain", "plain, averaged", "distilled"], id="self"),
-        pytest.param(["--teacher", "ema"], "ema", ["plain", "plain, averaged", "distilled"], id="ema"),
-        pytest.param(["--paper"], "paper", ["plain", "plain, continued", "distilled"], id="paper"),
+        pytest.param(
+            ["--teacher", "ema"],
+            "ema",
+            ["plain", "plain, averaged", "distilled"],
+            id="ema",
+            marks=(pytest.mark.slow, pytest.mark.once),
+        ),
+        pytest.param(
+            ["--paper"],
+            "paper",
+            ["plain", "plain, continued", "distilled"],
+            id="paper",
+            marks=(pytest.mark.slow, pytest.mark.once),
+        ),
     ],
 )
 def test_script(learnable, tmp_path, capsys, options, setting, methods):
