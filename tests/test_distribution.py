@@ -95,7 +95,6 @@ only_tensorflow = pytest.mark.skipif(not TENSORFLOW, reason="tf.distribute is Te
 
 
 @only_tensorflow
-@pytest.mark.xdist_group("mirrored")
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["plain", *distribution_workers.DETERMINISTIC])
 def test_mirrored_replicas_equal_one_device(mirrored, name):
@@ -106,7 +105,6 @@ def test_mirrored_replicas_equal_one_device(mirrored, name):
 
 
 @only_tensorflow
-@pytest.mark.xdist_group("mirrored")
 @pytest.mark.slow
 @pytest.mark.parametrize("rows", ["14", "9"])
 def test_mirrored_replicas_treat_the_term_as_keras_treats_the_task(mirrored, rows):
@@ -119,7 +117,6 @@ def test_mirrored_replicas_treat_the_term_as_keras_treats_the_task(mirrored, row
 
 
 @only_tensorflow
-@pytest.mark.xdist_group("mirrored")
 @pytest.mark.slow
 def test_mirrored_replicas_hold_one_average(mirrored):
     """What is trained is equal anyway; of BatchNormalization's statistics the average is the replicas' mean."""
@@ -131,7 +128,6 @@ def test_mirrored_replicas_hold_one_average(mirrored):
 
 
 @only_tensorflow
-@pytest.mark.xdist_group("mirrored")
 @pytest.mark.slow
 def test_mirrored_replicas_draw_noise_of_their_own(mirrored):
     results = mirrored["noise"]
@@ -147,7 +143,6 @@ def test_mirrored_replicas_draw_noise_of_their_own(mirrored):
 
 
 @only_tensorflow
-@pytest.mark.xdist_group("mirrored")
 @pytest.mark.slow
 def test_a_model_of_a_strategy_can_be_wrapped_outside_of_its_scope(mirrored):
     results = mirrored["wrapped outside"]
@@ -178,7 +173,6 @@ only_jax = pytest.mark.skipif(not JAX, reason="keras.distribution is for JAX")
 
 
 @only_jax
-@pytest.mark.xdist_group("four_devices")
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name, n_devices",
@@ -193,7 +187,6 @@ def test_data_parallel_equals_one_device(four_devices, name, n_devices):
 
 
 @only_jax
-@pytest.mark.xdist_group("four_devices")
 @pytest.mark.slow
 @pytest.mark.parametrize("name", distribution_workers.COMPILED)
 def test_data_parallel_exchanges_no_activations(four_devices, name):
@@ -209,7 +202,6 @@ def test_data_parallel_exchanges_no_activations(four_devices, name):
 
 
 @only_jax
-@pytest.mark.xdist_group("four_devices")
 @pytest.mark.slow
 def test_a_batch_that_the_devices_cannot_share_is_refused_by_keras(four_devices):
     errors = four_devices["short batch"]
@@ -218,7 +210,6 @@ def test_a_batch_that_the_devices_cannot_share_is_refused_by_keras(four_devices)
 
 
 @only_jax
-@pytest.mark.xdist_group("four_devices")
 @pytest.mark.slow
 @pytest.mark.parametrize("name, mesh", distribution_workers.ON_MESHES)
 def test_model_parallel_equals_one_device(four_devices, name, mesh):
@@ -241,7 +232,6 @@ def two_hosts(tmp_path_factory):
 
 
 @only_jax
-@pytest.mark.xdist_group("two_hosts")
 @pytest.mark.slow
 @pytest.mark.parametrize("name", distribution_workers.ON_HOSTS)
 def test_two_hosts_equal_one(two_hosts, name):
@@ -263,7 +253,6 @@ only_torch = pytest.mark.skipif(not TORCH, reason="DistributedDataParallel is Py
 
 
 @only_torch
-@pytest.mark.xdist_group("two_processes")
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in distribution_workers.IN_PROCESSES if name != "noisy"])
 def test_two_processes_equal_one(two_processes, name):
@@ -277,7 +266,6 @@ def test_two_processes_equal_one(two_processes, name):
 
 
 @only_torch
-@pytest.mark.xdist_group("two_processes")
 @pytest.mark.slow
 def test_two_processes_draw_noise_of_their_own(two_processes):
     _, both = two_processes
