@@ -98,9 +98,7 @@ def run(*arguments):
             pytest.param(teacher, kill, marks=[pytest.mark.slow, pytest.mark.once])
             for teacher, kill in [
                 ("self", "within-epoch"),
-                ("snapshot", "after-epoch"),
                 ("snapshot", "within-epoch"),
-                ("ema", "after-epoch"),
                 ("ema", "within-epoch"),
                 ("pipeline", "after-epoch"),
                 ("plain", "within-epoch"),

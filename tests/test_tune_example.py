@@ -58,16 +58,7 @@ def test_the_whole_script(archive, tmp_path, capsys):
 
 @pytest.mark.slow
 @pytest.mark.once
-@pytest.mark.parametrize(
-    "killed",
-    [
-        # Processes that compile take a minute each on two cores; where one is killed, the others end as planned.
-        pytest.param(False, marks=pytest.mark.skipif(keras.backend.backend() != "torch", reason="see PyTorch")),
-        True,
-    ],
-    ids=["as planned", "a worker is killed"],
-)
-def test_a_chief_and_two_workers(killed, archive, tmp_path):
+def test_a_search_goes_on_when_one_of_two_workers_is_killed(archive, tmp_path):
     out = tmp_path / "out"
     argv = ["--dataset", "Tiny", "--data-dir", str(archive), "--trials", "6", "--epochs", "5", "--workers", "2"]
     environment = {**os.environ, "PYTHONPATH": str(pathlib.Path(tune.__file__).parents[1])}
@@ -77,14 +68,14 @@ def test_a_chief_and_two_workers(killed, archive, tmp_path):
     with subprocess.Popen(command, env=environment, **streams) as process:
         for line in process.stdout:
             lines.append(line)
-            if killed and (found := re.match(r"tuner1: process (\d+)", line)):
+            if found := re.match(r"tuner1: process (\d+)", line):
                 # In the midst of the search, when it has a trial of its own.
                 while '"tuner1"' not in "".join(path.read_text() for path in out.glob("*/oracle.json")):
                     assert process.poll() is None
                     time.sleep(0.2)
                 os.kill(int(found[1]), signal.SIGKILL)
-                killed = False
     assert process.returncode == 0, "".join(lines)
     printed = "".join(lines)
+    assert "tuner1: process" in printed, "nothing was killed"
     assert "Tiny: 6 trials" in printed
     assert "test split, used once" in printed
