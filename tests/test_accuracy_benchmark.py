@@ -94,11 +94,22 @@ def test_comparison_of_paired_means():
     )
     table = analysis.means_by_unit(rows, "accuracy")
     np.testing.assert_allclose(table.loc["a", ["plain", "ours"]], [0.505, 0.605])
-    found = analysis.compare(table, "ours", "plain")
+    found = analysis.compare(rows, "ours", "plain")
     assert found["difference"] == pytest.approx(0.2 / 3)
     # The standard error is that of (.1, 0, .1): sqrt(1/300) / sqrt(3) = 1/30; t(0.975, 2) = 4.3027.
     assert found["+-"] == pytest.approx(4.3027 / 30, rel=1e-4)
-    assert (found["better"], found["equal"], found["worse"]) == (2, 1, 0)
+    assert (found["better"], found["equal"], found["worse"], found["seeds"]) == (2, 1, 0, 2)
+
+
+def test_comparison_is_over_common_seeds():
+    rows = pd.DataFrame(
+        [("a", 0, "plain", 0.5), ("a", 1, "plain", 0.9), ("a", 0, "ours", 0.6)]
+        + [("b", 0, "plain", 0.4), ("b", 1, "plain", 0.8), ("b", 0, "ours", 0.6)],
+        columns=["dataset", "seed", "method", "accuracy"],
+    )
+    found = analysis.compare(rows, "ours", "plain")
+    assert found["difference"] == pytest.approx(0.15)
+    assert (found["better"], found["worse"], found["seeds"]) == (2, 0, 1)
 
 
 def test_what_only_some_sets_have_is_not_averaged():

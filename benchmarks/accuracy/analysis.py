@@ -54,16 +54,21 @@ def means_by_unit(rows, score):
     return rows.pivot_table(index=index, columns="method", values=score, sort=False)
 
 
-def compare(table, method, control):
-    """Difference, half its 95 % interval, p, and on how many units it is above, equal, below."""
-    both = table[[method, control]].dropna()
+def compare(rows, method, control):
+    """Difference, half its 95 % interval, p, and on how many units it is above, equal, below.
+
+    Over the data sets and seeds that both were run with.
+    """
+    both = rows[rows.method.isin([method, control])]
+    both = both[both.groupby(["dataset", "seed"]).method.transform("nunique") == 2]
+    n_seeds = both.seed.nunique()
+    both = means_by_unit(both, "accuracy")
     gain = (both[method] - both[control]).round(9)
     spread = stats.sem(gain) * stats.t.ppf(0.975, len(gain) - 1) if len(gain) > 1 else np.nan
     p = stats.wilcoxon(gain, zero_method="zsplit").pvalue if (gain != 0).any() else 1.0
     counts = [int((gain > 0).sum()), int((gain == 0).sum()), int((gain < 0).sum())]
-    return {"method": method, "control": control, "difference": gain.mean(), "+-": spread, "p": p} | dict(
-        zip(("better", "equal", "worse"), counts, strict=True)
-    )
+    found = {"method": method, "control": control, "difference": gain.mean(), "+-": spread, "p": p}
+    return found | dict(zip(("better", "equal", "worse"), counts, strict=True)) | {"seeds": n_seeds}
 
 
 def holm(p):
@@ -77,8 +82,8 @@ def holm(p):
 
 def comparisons(rows):
     """All declared comparisons for which there are rows, with corrected p-values."""
-    table = means_by_unit(rows, "accuracy")
-    found = [compare(table, *pair) for pair in COMPARISONS if set(pair) <= set(table.columns)]
+    there = set(means_by_unit(rows, "accuracy").columns)
+    found = [compare(rows, *pair) for pair in COMPARISONS if set(pair) <= there]
     if not found:
         return pd.DataFrame()
     result = pd.DataFrame(found)
@@ -87,7 +92,10 @@ def comparisons(rows):
 
 
 def methods(rows):
-    """One row for each method: means over the units, mean rank, and cost of training over that of plain."""
+    """One row for each method: means over the units, mean rank, and cost of training over that of plain.
+
+    Means of methods with fewer seeds are not to be held against the others': `compare` does that on common seeds.
+    """
     accuracy = means_by_unit(rows, "accuracy")
     table = pd.DataFrame({"accuracy": accuracy.mean(), "rank": accuracy.rank(axis=1, ascending=False).mean()})
     for score in ("nll", "nll_calibrated", "ece", "brier"):
@@ -95,6 +103,7 @@ def methods(rows):
     seconds = rows.pivot_table(index=["dataset", "seed"], columns="method", values="seconds")
     if "plain" in seconds:
         table["cost"] = seconds.div(seconds["plain"], axis=0).median()
+    table["seeds"] = rows.groupby("method").seed.nunique()
     table["diverged"] = (rows.status != "finished").groupby(rows.method).sum()
     return table.sort_values("accuracy", ascending=False)
 
@@ -123,7 +132,7 @@ def report(rows, title):
     n_seeds = rows.seed.nunique()
     lines = [f"### {title}", "", f"{rows.dataset.nunique()} data sets, {n_seeds} seeds, {rows.n_epochs.max()} epochs."]
     formats = dict.fromkeys(["accuracy", "nll", "nll_calibrated", "ece", "brier"], "{:.4f}")
-    formats |= {"rank": "{:.2f}", "cost": "{:.2f}", "diverged": "{:.0f}"}
+    formats |= {"rank": "{:.2f}", "cost": "{:.2f}", "seeds": "{:.0f}", "diverged": "{:.0f}"}
     table = methods(rows)
     table.index.name = "method"
     if everything.dataset.nunique() > 1:
@@ -187,8 +196,11 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tables", nargs="+", type=pathlib.Path, help="CSV files of run.py")
     parser.add_argument("--out", type=pathlib.Path, help="folder for the plots; default: no plots")
+    parser.add_argument("--seeds", nargs="+", type=int, help="default: all that are there")
     arguments = parser.parse_args(argv)
     rows = pd.concat([pd.read_csv(path) for path in arguments.tables], ignore_index=True)
+    if arguments.seeds is not None:
+        rows = rows[rows.seed.isin(arguments.seeds)]
     rows = rows.drop_duplicates([*SECTION, "n_epochs", "backend", "dataset", "seed", "method"], keep="last")
     for key, section in rows.groupby(SECTION, sort=False):
         title = f"{key[0]}, {key[1]} learning rate, {key[2]}"
