@@ -84,6 +84,7 @@ def comparisons(rows):
     """All declared comparisons for which there are rows, with corrected p-values."""
     there = set(means_by_unit(rows, "accuracy").columns)
     found = [compare(rows, *pair) for pair in COMPARISONS if set(pair) <= there]
+    found = [one for one in found if one["seeds"]]
     if not found:
         return pd.DataFrame()
     result = pd.DataFrame(found)
