@@ -150,10 +150,11 @@ def report(rows, title):
 
 
 def plot(rows, path):
-    """Ranks, the default against its control, accuracy against cost, reliability."""
+    """Ranks, the default against its control, accuracy against cost, reliability; of methods with all seeds."""
     from aeon.visualisation import plot_critical_difference
 
-    shown = [name for name in SHOWN if name in set(rows.method)]
+    n_seeds = rows.groupby("method").seed.nunique()
+    shown = [name for name in SHOWN if n_seeds.get(name) == n_seeds.max()]
     rows = rows[rows.method.isin(shown) & ~rows.dataset.isin(APART)]
     table = means_by_unit(rows, "accuracy")
     if len(table) > 2 and len(table.columns) > 2:
