@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from keras_ssd import SSDModel, callbacks, tuner, wrap
+from keras_ssd.tuner.hypermodel import write_once
 
 x = np.random.default_rng(0).normal(size=(32, 4)).astype("float32")
 y = (x[:, 0] > 0).astype("int32")
@@ -316,8 +317,8 @@ class TestSnapshot:
 
     def test_another_process_uses_what_lies_in_the_project(self, tmp_path):
         trained = [w + 1 for w in build(None).get_weights()]
-        tuner._write_once(tmp_path / "stage.npz", trained)
-        tuner._write_once(tmp_path / "stage.npz", [w * 0 for w in trained])
+        write_once(tmp_path / "stage.npz", trained)
+        write_once(tmp_path / "stage.npz", [w * 0 for w in trained])
         with np.load(tmp_path / "stage.npz") as stored:
             np.testing.assert_array_equal(stored["arr_0"], trained[0])
         assert [path.name for path in tmp_path.iterdir()] == ["stage.npz"]

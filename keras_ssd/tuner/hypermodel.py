@@ -1,0 +1,276 @@
+"""The user's build function as a search over distillations of what it builds."""
+
+import copy
+import functools
+import hashlib
+import inspect
+import json
+import os
+import pathlib
+import uuid
+
+import keras
+import keras_tuner
+import numpy as np
+
+from keras_ssd import _backend, callbacks
+from keras_ssd.graph import is_functional
+from keras_ssd.model import SSDModel
+from keras_ssd.teachers import resolve_kind
+from keras_ssd.tuner.space import PARAMETERS, checked_space, sample
+from keras_ssd.wrapping import wrap
+
+
+class SSDHyperModel(keras_tuner.HyperModel):
+    """A search space: the user's own model, distilled or not, and how.
+
+    The hyper-parameters are those of the user's model and, before them the prefix `ssd_`:
+
+    | name | searched by default | exists |
+    |---|---|---|
+    | `ssd_distill` | no, yes | always; no is the plain model, bit for bit |
+    | `ssd_similarity` | all, or `"kl"` and `"uniform"` for a subclassed model | if distilled |
+    | `ssd_n_teachers` | 2 to 32, logarithmic | if distilled |
+    | `ssd_kd_weight` | a tenth to ten times the default of the teacher, logarithmic | if distilled |
+    | `ssd_temperature` | 1 to 10, logarithmic | if distilled, and outputs are distilled or compared |
+    | `ssd_dropout_rate` | 0.05 to 0.6 | if distilled |
+    | `ssd_guidance_temperature` | a tenth to ten times that of the similarities, logarithmic | if guided |
+    | `ssd_percentile` | 0 to 95 | if guided, i.e. the similarity is not `"uniform"` |
+
+    The default of each is that of `keras_ssd.wrap`, and of `ssd_distill` no. A fixed one appears, too.
+
+    With `teacher="snapshot"` the plain stage is trained once per search, not once per trial: the first trial trains the
+    user's model, stopped early, and keeps the weights in the project's directory; all trials, the undistilled ones as
+    well, go on from them with a fresh optimizer. So the undistilled trial is the fair control, trained for as many
+    epochs. Where the user's build function has hyper-parameters of its own, there is one plain stage for each of their
+    combinations. Workers that start at the same time may each train it; they then use the same one.
+
+    `get_best_models` of a tuner returns `SSDModel`s; what to deploy is their `student`.
+
+    Args:
+        hypermodel: a function `build(hp)`, or a `keras_tuner.HyperModel`, that returns a compiled, plain model with
+            dropout. A `fit` of the HyperModel is used.
+        teacher: as for `keras_ssd.wrap`. Defaults to `"self"`.
+        space: dict from a name (without the prefix) to what is searched: a tuple `(min, max)`, a list of choices, a
+            single value to fix, or `None` to leave it to the default of `keras_ssd.wrap`. Defaults to `None`, the
+            table above.
+        snapshot_epochs: epochs of the plain stage at most. Needed for `keras_tuner.Hyperband`, which trains its first
+            trials for a few epochs only. Defaults to `None`: as many as a trial has.
+        **options: further arguments of `keras_ssd.wrap`, the same for all distilled trials.
+
+    Raises:
+        ValueError: if an argument is wrong; when the tuner is made, if the model is not compiled, wrapped already, or
+            cannot be distilled.
+
+    Example:
+        >>> hypermodel = keras_ssd.tuner.SSDHyperModel(build, space={"n_teachers": [4, 8], "percentile": None})
+        >>> tuner = keras_tuner.RandomSearch(hypermodel, "val_accuracy", max_trials=20)
+        >>> keras_ssd.tuner.search(tuner, x, y, validation_data=(x_val, y_val), epochs=50)
+        >>> student = tuner.get_best_models()[0].student
+    """
+
+    def __init__(self, hypermodel, teacher="self", space=None, snapshot_epochs=None, **options):
+        super().__init__()
+        if isinstance(hypermodel, SSDHyperModel):
+            raise ValueError("`hypermodel` is an SSDHyperModel already. Pass the build function of the plain model.")
+        if not isinstance(hypermodel, keras_tuner.HyperModel) and not callable(hypermodel):
+            raise ValueError(
+                "`hypermodel` should be a function `build(hp)` that returns a compiled model, or a "
+                f"keras_tuner.HyperModel. Received: {hypermodel!r} of type {type(hypermodel).__name__}"
+            )
+        self.hypermodel = hypermodel
+        self.teacher = teacher
+        self.kind, _ = resolve_kind(teacher)
+        self.space = checked_space(self.kind, space)
+        self.snapshot_epochs = snapshot_epochs
+        self.options = _checked_options(options)
+        self._build_plain = hypermodel.build if isinstance(hypermodel, keras_tuner.HyperModel) else hypermodel
+        self.start_search()
+
+    def start_search(self, objectives=(), directory=None):
+        """Forget what an earlier search left here. `search` calls it.
+
+        Args:
+            objectives: names that every trial has to report.
+            directory: where plain stages are kept, or `None` for the memory of this process only.
+        """
+        self._objectives = tuple(objectives)
+        self._directory = None if directory is None else pathlib.Path(directory)
+        self._plain_weights = {}
+        self._loaded_weights = None
+
+    @property
+    def fits(self):
+        """Whether the user's HyperModel has a `fit` of its own."""
+        return isinstance(self.hypermodel, keras_tuner.HyperModel) and (
+            type(self.hypermodel).fit is not keras_tuner.HyperModel.fit
+        )
+
+    def declare_hyperparameters(self, hp):
+        if isinstance(self.hypermodel, keras_tuner.HyperModel):
+            self.hypermodel.declare_hyperparameters(hp)
+
+    def build(self, hp):
+        """Build the user's model and wrap it.
+
+        Args:
+            hp: a `keras_tuner.HyperParameters`.
+
+        Returns:
+            A compiled `SSDModel`.
+        """
+        model = self._build_plain(hp)
+        _check_built(model)
+        distill = hp.Boolean("ssd_distill", default=False)
+        with hp.conditional_scope("ssd_distill", [True]):
+            options = sample(hp, self.kind, self.space, self.options, is_functional(model))
+        try:
+            # Plain is plain for every teacher: no moving average, no frozen copy.
+            ssd = wrap(model, teacher=self.teacher, **options) if distill else wrap(model, kd_weight=0)
+        except ValueError as error:
+            # Fatal, because the same error would come again in other trials; their tracebacks are only printed.
+            raise keras_tuner.errors.FatalValueError(
+                f"{error} (The trial has {options}; fix or drop what does not fit by `space`, for example "
+                'space={"similarity": "kl"}.)'
+            ) from error
+        if ssd.averages:
+            # The score was measured with the averaged weights, so these are what a student has that is loaded.
+            ssd.load_weights = functools.partial(self._load_averaged, ssd)
+        # Weights are loaded into this model, and files of both are saved: without their variables Keras warns.
+        for one in (ssd, ssd.student):
+            one.optimizer.build(one.trainable_variables)
+        return ssd
+
+    def fit(self, hp, model, *args, **kwargs):
+        """Train one trial, with the user's `HyperModel.fit` if there is one.
+
+        Args:
+            hp: a `keras_tuner.HyperParameters`.
+            model: the `SSDModel` that was built for it.
+            *args: of `search`.
+            **kwargs: of `search`, and the callbacks of Keras Tuner.
+
+        Returns:
+            What the user's `fit` returns, by default a `History`.
+        """
+        # Hyperband goes on with an earlier trial, whose weights are loaded.
+        goes_on = "tuner/trial_id" in hp.values
+        if goes_on and model.averages:
+            model.student.set_weights(self._loaded_weights)
+        if self.kind == "snapshot" and not goes_on:
+            model.student.set_weights(self._plain_stage(hp, model, args, kwargs))
+            if model.distills:
+                model.take_snapshot()
+        if not model.distills:
+            kwargs["callbacks"] = [one for one in kwargs.get("callbacks") or [] if not _needs_teachers(one)]
+        results = self._fit(hp, model, *args, **kwargs)
+        self._check_reported(results)
+        return results
+
+    def _fit(self, hp, model, *args, **kwargs):
+        return self.hypermodel.fit(hp, model, *args, **kwargs) if self.fits else model.fit(*args, **kwargs)
+
+    def _plain_stage(self, hp, model, args, kwargs):
+        """The weights of the plain stage for the hyper-parameters of the user's model, trained if nobody has yet."""
+        own = keras_tuner.HyperParameters()
+        own.values = dict(hp.values)
+        plain = self._build_plain(own)
+        values = {one.name: own.values[one.name] for one in own.space if own.is_active(one)}
+        key = hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        if key in self._plain_weights:
+            return self._plain_weights[key]
+        path = None if self._directory is None else self._directory / f"ssd_plain_{key}.npz"
+        if path is None or not path.exists():
+            # What the tuner overrides (optimizer, loss, metrics) holds here, too.
+            plain.compile(**_backend.copied(_backend.compile_arguments(model)))
+            self._fit(hp, plain, *args, **self._plain_arguments(kwargs))
+            weights = plain.get_weights()
+            if path is not None:
+                write_once(path, weights)
+        if path is not None:
+            with np.load(path) as stored:
+                weights = [stored[f"arr_{i}"] for i in range(len(stored.files))]
+        self._plain_weights[key] = weights
+        return weights
+
+    def _plain_arguments(self, kwargs):
+        kwargs = {name: value for name, value in kwargs.items() if name != "initial_epoch"}
+        if self.snapshot_epochs is not None:
+            kwargs["epochs"] = self.snapshot_epochs
+        validated = "validation_data" in kwargs or "validation_split" in kwargs
+        early = keras.callbacks.EarlyStopping(
+            monitor="val_loss" if validated else "loss",
+            patience=max(1, min(20, kwargs.get("epochs", 1) // 4)),
+            restore_best_weights=True,
+        )
+        users = [
+            copy.deepcopy(one)
+            for one in kwargs.get("callbacks") or []
+            if type(one).__module__.partition(".")[0] not in ("keras_tuner", "tensorboard") and not _needs_teachers(one)
+        ]
+        return {**kwargs, "callbacks": [*users, early]}
+
+    def _load_averaged(self, ssd, *args, **kwargs):
+        SSDModel.load_weights(ssd, *args, **kwargs)
+        self._loaded_weights = ssd.student.get_weights()
+        ssd.write_average()
+
+    def _check_reported(self, results):
+        if isinstance(results, keras.callbacks.History):
+            results = results.history
+        if isinstance(results, dict):
+            check_objectives(self._objectives, list(results))
+
+
+def _checked_options(options):
+    allowed = set(inspect.signature(wrap).parameters) - {"model", "teacher", *PARAMETERS}
+    unknown = sorted(set(options) - allowed)
+    if unknown:
+        raise ValueError(
+            f"`options` should be among {sorted(allowed)}; what is searched or fixed belongs into `space`. Received: "
+            f"{unknown}"
+        )
+    return options
+
+
+def _check_built(model):
+    if isinstance(model, SSDModel):
+        raise keras_tuner.errors.FatalValueError(
+            "The build function returned a model that is wrapped already (an SSDModel). Return the plain, compiled "
+            "model: SSDHyperModel wraps it."
+        )
+    if not isinstance(model, keras.Model):
+        raise keras_tuner.errors.FatalValueError(
+            f"The build function should return a compiled keras.Model. Received: {model!r} of type "
+            f"{type(model).__name__}"
+        )
+    if not model.compiled:
+        raise keras_tuner.errors.FatalValueError(
+            f"The build function should return a compiled model. Received: {model.name!r}, which is not compiled. Call "
+            "`model.compile(...)` before you return it; `optimizer`, `loss` and `metrics` of the tuner override it."
+        )
+
+
+def check_objectives(names, reported):
+    """Raise if one of the names of an objective is not among those that a trial reports."""
+    missing = [name for name in names if name not in reported]
+    if missing:
+        raise keras_tuner.errors.FatalValueError(
+            f"`objective` should be something that every trial reports. Received: objective={missing[0]!r}; the trials "
+            f"report {sorted(reported)}. Name one of them, add it to the metrics of `compile`, or pass validation data."
+        )
+
+
+def _needs_teachers(callback):
+    return type(callback).__module__ == callbacks.__name__
+
+
+def write_once(path, weights):
+    """Written beside and renamed: another process sees all of it or nothing. The first that is there stays."""
+    temporary = path.with_name(f"{path.stem}.{uuid.uuid4().hex}.tmp")
+    with open(temporary, "wb") as file:
+        np.savez(file, *weights)
+    if path.exists():
+        temporary.unlink()
+    else:
+        os.replace(temporary, path)
