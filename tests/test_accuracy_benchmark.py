@@ -42,6 +42,13 @@ def test_noise_makes_labels_wrong_but_not_those_of_the_test_split():
     np.testing.assert_array_equal(noisy.test[1], clean.test[1])
 
 
+def test_a_search_does_not_get_to_see_the_test_rows():
+    declared, search = (data.load("digits", None, regime, seed=0) for regime in ("noise 0.4", "search noise 0.4"))
+    for one, other in ((declared.training, search.training), (declared.validation, search.test)):
+        np.testing.assert_array_equal(one[0], other[0])
+        np.testing.assert_array_equal(one[1], other[1])
+
+
 def test_an_unknown_regime_is_refused():
     with pytest.raises(ValueError, match="`regime` should be.*'half'"):
         data.load("digits", None, "half", seed=0)
@@ -120,7 +127,7 @@ def test_what_only_some_sets_have_is_not_averaged():
     assert list(analysis.means_by_unit(rows, "accuracy").columns) == ["plain"]
 
 
-def experiment(n_epochs=2):
+def experiment(n_epochs=4):
     return methods.Experiment(data.load("digits", None, "labels 0.2", 0), "conv", "constant", seed=0, n_epochs=n_epochs)
 
 
@@ -130,9 +137,9 @@ def test_plain_is_what_keras_fit_makes(monkeypatch):
     one = experiment()
     outcomes = {outcome.method: outcome for outcome in methods.plain(one)}
     model = one.model()
-    watch = one.fit(model, 2)
+    watch = one.fit(model, 4)
     np.testing.assert_array_equal(outcomes["plain"].test, model.predict(one.task.test[0], batch_size=256, verbose=0))
-    assert len(watch.seconds) == 2 and outcomes["plain"].steps == 4
+    assert len(watch.seconds) == 4 and outcomes["plain"].steps == 8
     assert list(outcomes) == list(methods.TRAININGS["plain"][1])
 
 
@@ -145,6 +152,10 @@ def test_plain_is_what_keras_fit_makes(monkeypatch):
         "deterministic features",
         "R-Drop",
         "soups",
+        "soups of distilled",
+        "several snapshots",
+        'twice {"warm": true, "teacher": "snapshot", "generations": 2}',
+        'rising {"ramp": 1}',
         "ensemble of 5",
         "unlabelled",
         "unlabelled, deterministic",

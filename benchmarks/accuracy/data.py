@@ -69,13 +69,15 @@ def load(name, data_dir, regime, seed):
         name: one of `names`.
         data_dir: the folder of the data, or `None`.
         regime: `"all labels"`; `"labels 0.1"`, of which a tenth of each class is used (at least two rows, one of them
-            to validate); `"noise 0.4"`, four of ten labels of training and validation are wrong.
+            to validate); `"noise 0.4"`, four of ten labels of training and validation are wrong. With `search ` before
+            it the validation rows stand in for the test rows, which nothing gets to see.
         seed: which rows validate, keep their label or get a wrong one.
 
     Returns:
         A `Task`.
     """
     (x, y), test, n_classes = read(name, data_dir)
+    is_search, regime = regime.startswith("search "), regime.removeprefix("search ")
     kept = np.arange(len(y))
     if regime.startswith("labels "):
         kept = har_data.label_subset(y, kept, float(regime.split()[1]), seed, least=2)
@@ -86,7 +88,8 @@ def load(name, data_dir, regime, seed):
     training, validation = (kept[rows] for rows in ucr_data.hold_out(y[kept], seed))
     rest = np.setdiff1d(np.arange(len(y)), kept)
     unlabelled = x[rest] if len(rest) else None
-    return Task(name, (x[training], y[training]), (x[validation], y[validation]), test, unlabelled, n_classes)
+    validation = x[validation], y[validation]
+    return Task(name, (x[training], y[training]), validation, validation if is_search else test, unlabelled, n_classes)
 
 
 def _noisy(labels, rate, n_classes, seed):

@@ -144,15 +144,39 @@ def plain(experiment):
     yield score("Monte Carlo dropout", weights=last, predict=with_dropout)
 
 
-def distilled(experiment, name, warm=False, unlabelled=False, **options):
-    """Teachers by `keras_ssd`, from scratch or from the early-stopped weights; last and averaged weights."""
+def distilled(experiment, name, warm=False, unlabelled=False, ramp=0, generations=1, **options):
+    """Teachers by `keras_ssd`, from scratch or from the early-stopped weights; last and averaged weights.
+
+    `ramp` is for how many epochs the weight of the term rises; `generations` share the second half of the budget.
+    """
     n_epochs = experiment.second_stage if warm else experiment.n_epochs
-    model = experiment.model(experiment.first_stage[1] if warm else None)
-    ssd = keras_ssd.wrap(model, seed=experiment.seed, average=True, **options)
-    watch = experiment.fit(ssd, n_epochs, data=experiment.joined() if unlabelled else None)
-    averaged = model.get_weights()
-    yield experiment.outcome(name, model, watch, n_epochs, weights=watch.weights[-1], warm=warm)
+    weights, seconds = experiment.first_stage[1] if warm else None, 0.0
+    for _ in range(generations):
+        model = experiment.model(weights)
+        ssd = keras_ssd.wrap(model, seed=experiment.seed, average=True, **options)
+        rising = functools.partial(_rising, full=float(ssd.kd_weight), epochs=ramp)
+        callbacks = [keras_ssd.callbacks.KDWeightSchedule(rising)] if ramp else []
+        data = experiment.joined() if unlabelled else None
+        watch = experiment.fit(ssd, n_epochs // generations, data=data, callbacks=callbacks)
+        weights, seconds = watch.weights[-1], seconds + watch.total()
+    averaged, watch.seconds = model.get_weights(), [seconds]
+    yield experiment.outcome(name, model, watch, n_epochs, weights=weights, warm=warm)
     yield experiment.outcome(f"{name}, averaged", model, watch, n_epochs, weights=averaged, warm=warm)
+
+
+def _rising(epoch, full, epochs):
+    return full * min(1.0, epoch / epochs)
+
+
+def several_snapshots(experiment, n=3):
+    """A frozen teacher that is the mean of the last `n` epochs of the first half, from the early-stopped weights."""
+    watch, weights = experiment.first_stage
+    inputs = keras.Input(experiment.task.training[0].shape[1:])
+    snapshots = [experiment.model(kept) for kept in watch.weights[-n:]]
+    for number, one in enumerate(snapshots):
+        one.name = f"snapshot_{number}"
+    teacher = keras.Model(inputs, keras.layers.average([one(inputs) for one in snapshots]))
+    yield from distilled(experiment, "several snapshots", warm=True, teacher=teacher)
 
 
 def continued(experiment):
@@ -208,18 +232,22 @@ def r_drop(experiment, weight=1.0):
     yield experiment.outcome("R-Drop", model, watch, experiment.n_epochs)
 
 
-def soups(experiment, n=5):
-    """Model soups (arXiv 2203.05482) of runs that go on from the same weights; several times the budget."""
+def soups(experiment, n=5, **options):
+    """Model soups (arXiv 2203.05482) of runs that go on from the same weights; several times the budget.
+
+    With `options` of `keras_ssd.wrap` the runs are distilled, and their averaged weights go into the soup.
+    """
     weights, seconds = [], 0.0
-    model = None
     for number in range(n):
         model = experiment.model(experiment.first_stage[1])
-        watch = experiment.fit(model, experiment.second_stage, seed=1000 * (number + 1) + experiment.seed)
+        student = keras_ssd.wrap(model, average=True, **options) if options else model
+        watch = experiment.fit(student, experiment.second_stage, seed=1000 * (number + 1) + experiment.seed)
         weights.append(model.get_weights())
         seconds += watch.total()
     watch.seconds = [seconds]
     n_epochs = n * experiment.second_stage
     x, y = experiment.task.validation
+    suffix = " of distilled" if options else ""
 
     def mean(of):
         return [np.mean(kept, axis=0) for kept in zip(*of, strict=True)]
@@ -228,13 +256,13 @@ def soups(experiment, n=5):
         model.set_weights(of)
         return model.evaluate(x, y, batch_size=256, verbose=0)
 
-    yield experiment.outcome("uniform soup", model, watch, n_epochs, weights=mean(weights), warm=True)
+    yield experiment.outcome(f"uniform soup{suffix}", model, watch, n_epochs, weights=mean(weights), warm=True)
     ranked = sorted(weights, key=loss)
     kept = ranked[:1]
     for one in ranked[1:]:
         if loss(mean([*kept, one])) <= loss(mean(kept)):
             kept.append(one)
-    yield experiment.outcome("greedy soup", model, watch, n_epochs, weights=mean(kept), warm=True)
+    yield experiment.outcome(f"greedy soup{suffix}", model, watch, n_epochs, weights=mean(kept), warm=True)
 
 
 def ensemble(experiment, n):
@@ -281,6 +309,11 @@ TRAININGS = {
     "deterministic features": (functools.partial(born_again, features=True), ("deterministic features",)),
     "R-Drop": (r_drop, ("R-Drop",)),
     "soups": (soups, ("uniform soup", "greedy soup")),
+    "soups of distilled": (
+        functools.partial(soups, teacher="snapshot", **_OUTPUTS),
+        ("uniform soup of distilled", "greedy soup of distilled"),
+    ),
+    "several snapshots": (several_snapshots, ("several snapshots", "several snapshots, averaged")),
     "ensemble of 5": (functools.partial(ensemble, n=5), ("ensemble of 5", "ensemble of 5, vote")),
     "ensemble of 25": (functools.partial(ensemble, n=25), ("ensemble of 25", "ensemble of 25, vote")),
     # Wrong labels: teachers that pull harder.
@@ -297,7 +330,7 @@ TRAININGS = {
 
 
 def training(text):
-    """A training by its name, or a variant of `keras_ssd.wrap` as `name {"option": value, ...}`.
+    """A training by its name, or a variant of `distilled` as `name {"option": value, ...}`.
 
     Returns:
         `(function, names of the methods)`.
@@ -307,7 +340,7 @@ def training(text):
     _, brace, options = text.partition("{")
     if not brace:
         raise ValueError(
-            f"There is no training {text!r}. There are {sorted(TRAININGS)}, and variants of `wrap` such as "
+            f"There is no training {text!r}. There are {sorted(TRAININGS)}, and variants of `distilled` such as "
             'ema {"teacher": "ema", "kd_weight": 1.0}'
         )
     options = {

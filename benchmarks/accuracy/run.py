@@ -4,6 +4,7 @@
     python benchmarks/accuracy/run.py --data-dir path --jobs 2            # path holds UCRArchive_2018, UCI HAR Dataset
     python benchmarks/accuracy/run.py --data-dir path --regime "labels 0.1" --trainings plain unlabelled --seeds 5
     python benchmarks/accuracy/run.py --data-dir path --trainings 'ema {"teacher": "ema", "kd_weight": 1.0}'
+    python benchmarks/accuracy/run.py --data-dir path --regime "search all labels" --seeds 100,101  # on validation rows
 
 What is compared and why stands in protocol.md, written before the runs. What the CSV file holds already is not run
 again, so that a run can be interrupted, extended or shared out at any time; analysis.py makes tables and plots of it.
@@ -174,7 +175,7 @@ def parse(argv):
     parser.add_argument("--seeds", type=comparison.seeds, default=[0, 1, 2], help="how many, or which (0,5,7)")
     parser.add_argument("--network", default="conv", choices=["conv", "resnet", "transformer"])
     parser.add_argument("--schedule", default="constant", choices=["constant", "cosine"])
-    parser.add_argument("--regime", default="all labels", help="`all labels`, `labels 0.1`, `noise 0.4`")
+    parser.add_argument("--regime", default="all labels", help="`all labels`, `labels 0.1`, `noise 0.4`; see data.load")
     parser.add_argument("--epochs", dest="n_epochs", type=int, default=20, help="of 50 steps; the budget; default 20")
     parser.add_argument("--jobs", type=int, default=1, help="processes; default 1")
     parser.add_argument("--quick", action="store_true", help="4 sets, 2 seeds, 4 epochs")
