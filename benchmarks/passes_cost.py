@@ -5,8 +5,8 @@
 The floor is the ratio of multiplications: (before the first dropout + N times the rest) / (all of it). The network is
 that of the examples, Conv1D 64-128-64 on windows of (128, 9), with its dropout after the pooling ("head") or after
 every block ("blocks"). Noise must be drawn, too, which the floor leaves out: so the same passes are also timed one by
-one, as `predict` of the network with dropout that is always on. All times are those of the functions that Keras compiles
-for `predict`, warm, on batches of 64, taken in turns; medians.
+one, as `predict` of the network with dropout that is always on. All times are those of the functions that Keras
+compiles for `predict`, warm, on batches of 64, taken in turns; medians.
 """
 
 import math

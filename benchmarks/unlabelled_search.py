@@ -97,16 +97,15 @@ def train(x, y, labelled, unlabelled, n_classes, seed, augmentation, teacher, ra
         return comparison.new_model(lambda: conv_net(x, n_classes, augmentation), seed, weights)
 
     def fit(model, epochs, data, callbacks=()):
-        task = comparison.Task("uci_har", None, data, None, None)
+        task = comparison.Task("uci_har", None, (data,), None, batch_size=None)
         comparison.fit(f"{augmentation} {teacher} {options}", model, task, seed, epochs, callbacks=callbacks)
         return model
 
-    rows = np.resize(labelled, STEPS * BATCH_SIZE)
-    few, data = (x[rows], y[rows]), (x[rows], y[rows])
+    known = x[labelled], y[labelled]
+    few = data = har_data.EvenEpochs(*known, STEPS, BATCH_SIZE, seed)
     if ratio:
-        known = x[labelled], y[labelled]
         sizes = dict(batch_size=BATCH_SIZE, seed=seed, steps_per_epoch=STEPS)
-        data = (keras_ssd.join_unlabelled(known, x[unlabelled], ratio=ratio, **sizes),)
+        data = keras_ssd.join_unlabelled(known, x[unlabelled], ratio=ratio, **sizes)
     if teacher is None:
         return fit(new_model(), EPOCHS, few)
     if not warm:

@@ -13,6 +13,7 @@ import tempfile
 from typing import NamedTuple
 
 import aeon.datasets
+import keras
 import numpy as np
 
 import ucr_data
@@ -91,6 +92,39 @@ def hold_out(dataset, seed, fraction=0.2):
     import keras_ssd.datasets
 
     return keras_ssd.datasets.hold_out_subjects(dataset.subjects_train, fraction=fraction, seed=seed)
+
+
+class EvenEpochs(keras.utils.PyDataset):
+    """Epochs of one length, however many rows there are: every row comes as often as any other, but for one.
+
+    Args:
+        x: windows.
+        y: labels.
+        n_steps: batches of an epoch.
+        batch_size: rows of a batch.
+        seed: of the order.
+    """
+
+    def __init__(self, x, y, n_steps, batch_size, seed):
+        super().__init__()
+        self.x, self.y, self.n_steps, self.batch_size = x, y, n_steps, batch_size
+        self.generator = np.random.default_rng(seed)
+        self.waiting = np.empty(0, int)
+        self.on_epoch_end()
+
+    def __len__(self):
+        return self.n_steps
+
+    def __getitem__(self, step):
+        rows = self.rows[step * self.batch_size : (step + 1) * self.batch_size]
+        return self.x[rows], self.y[rows]
+
+    def on_epoch_end(self):
+        """Draw the next epoch."""
+        n = self.n_steps * self.batch_size
+        while len(self.waiting) < n:
+            self.waiting = np.append(self.waiting, self.generator.permutation(len(self.y)))
+        self.rows, self.waiting = self.waiting[:n], self.waiting[n:]
 
 
 def label_subset(labels, rows, fraction, seed, least=1):

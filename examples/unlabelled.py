@@ -45,12 +45,6 @@ BATCH_SIZE = 16  # labelled windows
 METHODS = ("plain", "plain, averaged", "distilled, labelled", "distilled, all windows", "all labels")
 
 
-def repeated(x, y, rows, n_steps):
-    """Windows for an epoch of `n_steps`, each as often as any other, but for one."""
-    rows = np.resize(rows, n_steps * BATCH_SIZE)
-    return x[rows], y[rows]
-
-
 def strong_augmentation():
     """Layers to put before and behind the normalisation, as chosen by `benchmarks/unlabelled_search.py`."""
     return [Rotation(30)], [Scaling(0.2), Jitter(0.1), TimeMask(0.5)]
@@ -67,19 +61,22 @@ def run(dataset, fraction, ratio, augment, seed, epochs, n_steps):
     labelled = har_data.label_subset(dataset.y_train, everything, fraction, seed)
     x, y = dataset.x_train, dataset.y_train
 
+    def evenly(rows):
+        return har_data.EvenEpochs(x[rows], y[rows], n_steps, BATCH_SIZE, seed)
+
     def train(method, model, epochs, data):
-        task = comparison.Task(f"{dataset.name}, {len(labelled)} labels", None, data, None, None)
+        # The data comes in batches of its own.
+        task = comparison.Task(f"{dataset.name}, {len(labelled)} labels", None, (data,), None, batch_size=None)
         return comparison.fit(method, model, task, seed, epochs)
 
     def new_model(weights=None):
         # Every channel is standardised as in all windows: that takes no labels.
         return comparison.new_model(lambda: network(x, dataset.n_classes, augment), seed, weights)
 
-    few = repeated(x, y, labelled, n_steps)
-    runs = {"plain": train("plain", new_model(), epochs, few)}
+    runs = {"plain": train("plain", new_model(), epochs, evenly(labelled))}
     averaged = keras_ssd.wrap(new_model(), teacher="ema", kd_weight=0)
-    runs["plain, averaged"] = train("plain, averaged", averaged, epochs, few)
-    teacher = train("teacher of the distilled", new_model(), epochs // 2, few).model.get_weights()
+    runs["plain, averaged"] = train("plain, averaged", averaged, epochs, evenly(labelled))
+    teacher = train("teacher of the distilled", new_model(), epochs // 2, evenly(labelled)).model.get_weights()
     unlabelled = np.setdiff1d(everything, labelled)
     mixed = keras_ssd.join_unlabelled(
         (x[labelled], y[labelled]),
@@ -89,10 +86,10 @@ def run(dataset, fraction, ratio, augment, seed, epochs, n_steps):
         seed=seed,
         steps_per_epoch=n_steps,
     )
-    for method, data in (("distilled, labelled", few), ("distilled, all windows", (mixed,))):
+    for method, data in (("distilled, labelled", evenly(labelled)), ("distilled, all windows", mixed)):
         ssd = keras_ssd.SSDModel.semi_supervised(new_model(teacher), seed=seed, augmented_teachers=not augment)
         runs[method] = train(method, ssd, epochs - epochs // 2, data)
-    runs["all labels"] = train("all labels", new_model(), epochs, repeated(x, y, everything, n_steps))
+    runs["all labels"] = train("all labels", new_model(), epochs, evenly(everything))
     return runs
 
 

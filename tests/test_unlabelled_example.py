@@ -11,14 +11,47 @@ import keras_ssd
 import unlabelled
 
 
-def test_an_epoch_holds_every_row_equally_often():
-    x, y = np.arange(10.0), np.arange(10)
-    windows, labels = unlabelled.repeated(x, y, np.array([1, 4, 7]), n_steps=2)
-    assert len(windows) == 2 * unlabelled.BATCH_SIZE
-    np.testing.assert_array_equal(windows, labels)
-    rows, counts = np.unique(labels, return_counts=True)
-    assert rows.tolist() == [1, 4, 7]
-    assert counts.max() - counts.min() <= 1
+@pytest.mark.parametrize("n_rows", [3, 7, 100])
+def test_every_row_comes_equally_often(n_rows):
+    x, y = np.arange(0.0, 2 * n_rows, 2), np.arange(n_rows)
+    data = har_data.EvenEpochs(x, y, n_steps=2, batch_size=4, seed=0)
+    seen = []
+    for _ in range(13):
+        assert len(data) == 2
+        for step in range(2):
+            windows, labels = data[step]
+            assert len(labels) == 4
+            np.testing.assert_array_equal(windows, 2 * labels)
+            seen.extend(labels)
+        data.on_epoch_end()
+    counts = np.bincount(seen, minlength=n_rows)
+    assert counts.sum() == 104 and counts.max() - counts.min() <= 1
+    assert seen != sorted(seen)
+
+
+class Batches(keras.callbacks.Callback):
+    """Counts the batches of all epochs."""
+
+    count = 0
+
+    def on_train_batch_end(self, batch, logs=None):
+        """One more."""
+        Batches.count += 1
+
+
+def test_every_method_has_as_many_steps(monkeypatch):
+    fit, counts = comparison.fit, {}
+
+    def counted(method, *others):
+        Batches.count = 0
+        run = fit(method, *others, callbacks=[Batches()])
+        counts[method] = Batches.count
+        return run
+
+    monkeypatch.setattr(comparison, "fit", counted)
+    unlabelled.run(har_data.load(), 0.2, 3, False, seed=0, epochs=2, n_steps=3)
+    half = dict.fromkeys(["teacher of the distilled", "distilled, labelled", "distilled, all windows"], 3)
+    assert counts == {"plain": 6, "plain, averaged": 6, "all labels": 6, **half}
 
 
 def test_the_table_pairs_the_seeds():
