@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
+from keras import ops
 from sklearn.metrics import log_loss
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "benchmarks" / "accuracy"))
@@ -71,6 +72,13 @@ def test_scores():
     assert row["status"] == "finished"
 
 
+def test_votes_have_no_likelihood():
+    votes = np.array([[1.0, 0.0], [0.6, 0.4], [0.4, 0.6], [0.0, 1.0]])
+    row = run.scores(methods.Outcome("vote", votes, votes, 1.0, 1, has_likelihood=False), LABELS, LABELS)
+    assert row["accuracy"] == row["validation_accuracy"] == 0.5
+    assert "nll" not in row and "temperature" not in row
+
+
 def test_best_temperature_softens_what_is_too_sure():
     """Right in 3 of 4 with one confidence: the best is 3/4, so the logit log(p / (1 - p)) is divided to log(3)."""
     p = np.tile([0.99, 0.01], (4, 1))
@@ -87,6 +95,22 @@ def test_a_diverged_run_counts_as_wrong():
 
 def test_holm():
     np.testing.assert_allclose(analysis.holm([0.01, 0.04, 0.03, 0.5]), [0.04, 0.09, 0.09, 0.5])
+
+
+def test_equal_within_half_a_point():
+    # t = (mean + margin) / (deviation / sqrt(n)) = (0 + .005) / (.001 / sqrt(3)) = 8.66 on both sides, 2 degrees.
+    assert analysis.equal_within(np.array([-0.001, 0.0, 0.001]), 0.005) == pytest.approx(0.0065, abs=1e-4)
+    assert analysis.equal_within(np.array([0.009, 0.01, 0.011]), 0.005) > 0.99
+
+
+def test_methods_with_fewer_seeds_are_held_against_the_same_seeds_of_others():
+    rows = pd.DataFrame(
+        [("a", 0, "plain"), ("a", 1, "plain"), ("a", 0, "self"), ("a", 1, "self"), ("a", 0, "R-Drop")],
+        columns=["dataset", "seed", "method"],
+    )
+    (all_seeds, most), (one_seed, rest) = analysis.by_seeds(rows)
+    assert all_seeds == (0, 1) and set(most.method) == {"plain", "self"} and len(most) == 4
+    assert one_seed == (0,) and set(rest.method) == {"plain", "self", "R-Drop"} and len(rest) == 3
 
 
 def test_comparison_of_paired_means():
@@ -129,6 +153,42 @@ def test_what_only_some_sets_have_is_not_averaged():
 
 def experiment(n_epochs=4):
     return methods.Experiment(data.load("digits", None, "labels 0.2", 0), "conv", "constant", seed=0, n_epochs=n_epochs)
+
+
+def test_every_row_of_a_large_set_is_trained_on():
+    x, y = np.zeros((1000, 2, 1), "float32"), np.arange(1000)
+    task = data.Task("many", (x, y), (x, y), (x, y), None, 1000)
+    rows = methods.Experiment(task, "conv", "constant", seed=0, n_epochs=4).labelled(seed=0)["x"]
+    assert len(rows) == methods.STEPS_PER_EPOCH
+    seen = []
+    for _ in range(5):
+        seen.extend(np.concatenate([rows[step][1] for step in range(len(rows))]))
+        rows.on_epoch_end()
+    assert np.bincount(seen, minlength=1000).tolist() == [4] * 1000
+
+
+def test_the_logits_of_a_network_are_those_before_its_softmax():
+    model = experiment().model()
+    x = np.random.default_rng(0).normal(size=(3, 8, 8)).astype("float32")
+    expected = model.predict(x, verbose=0)
+    logits = methods._logits(model).predict(x, verbose=0)
+    np.testing.assert_allclose(np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True), expected, rtol=1e-4)
+    assert logits.min() < 0
+
+
+def test_soups_are_of_runs_with_dropout_of_their_own(monkeypatch):
+    one, states = experiment(), []
+
+    def fit(model, n_epochs, **options):
+        states.append([ops.convert_to_numpy(v).tolist() for v in model.non_trainable_variables if "seed" in v.path])
+        watch = methods._Watch()
+        watch.weights, watch.seconds = [model.get_weights()], [1.0]
+        return watch
+
+    monkeypatch.setattr(one, "fit", fit)
+    list(methods.soups(one, n=3))
+    assert len(states) == 4 and states[0], "the first stage, and three that go on from it"
+    assert len({str(state) for state in states[1:]}) == 3
 
 
 @pytest.mark.slow
@@ -181,6 +241,21 @@ def test_a_variant_is_named_by_its_options():
         methods.training("hot")
 
 
+def test_what_fails_does_not_take_the_others_along(monkeypatch):
+    def broken(experiment):
+        raise RuntimeError("no memory")
+
+    outcome = methods.Outcome("plain", PREDICTIONS, PREDICTIONS, 1.0, 1)
+    monkeypatch.setitem(methods.TRAININGS, "self", (broken, ("self",)))
+    monkeypatch.setitem(methods.TRAININGS, "plain", (lambda experiment: [outcome], ("plain",)))
+    task = data.Task("small", (PREDICTIONS, LABELS), (PREDICTIONS, LABELS), (PREDICTIONS, LABELS), None, 2)
+    monkeypatch.setattr(data, "load", lambda *_: task)
+    options = dict(data_dir=None, regime="all labels", network="conv", schedule="constant", n_epochs=2)
+    rows, failures = run.work("small", 0, ["self", "plain"], options)
+    assert [row["method"] for row in rows] == ["plain"]
+    assert failures == ["self FAILED: RuntimeError('no memory')"]
+
+
 def test_only_what_the_table_lacks_is_run(tmp_path):
     options = ["--datasets", "digits", "--trainings", "self", "paper", "--seeds", "2", "--epochs", "4"]
     arguments = run.parse(options)
@@ -206,10 +281,12 @@ def test_script_and_analysis(tmp_path, capsys):
     path = tmp_path / "accuracy.csv"
     call = ["--datasets", "digits", "GunPoint", "--trainings", "plain", "self", "--epochs", "2", "--out", str(path)]
     assert run.main([*call, "--seeds", "0,"]) == 0
+    assert capsys.readouterr().out.count("seed 0") == 2
     assert run.main([*call, "--seeds", "2"]) == 0
-    assert "1/2 " in capsys.readouterr().out, "the first seed is not run again"
+    printed = capsys.readouterr().out
+    assert printed.count("seed 1") == 2 and "seed 0" not in printed, "the first seed is not run again"
     rows = pd.read_csv(path)
-    assert len(rows) == 2 * 2 * 6 and rows.accuracy.between(0, 1).all()
+    assert len(rows) == 2 * 2 * 7 and rows.accuracy.between(0, 1).all()
     analysis.main([str(path), "--out", str(tmp_path / "plots")])
     printed = capsys.readouterr().out
     assert "### conv, constant learning rate, all labels" in printed

@@ -5,7 +5,10 @@
 
 Prints one section for each network, schedule and regime: a table of all methods, then the comparisons that protocol.md
 declares. The unit is the data set (its mean over seeds); where there is one data set only, the seed. Intervals are
-Student's, p-values of Wilcoxon's signed-rank test, corrected by Holm over the comparisons of the section.
+Student's, p-values of Wilcoxon's signed-rank test, corrected by Holm over the comparisons of the section. "equal p" is
+that of two one-sided t-tests: below .05 the two are equal within half a point (uncorrected, not declared).
+
+Methods that were run with fewer seeds stand in a table of their own, beside those of the others for the same seeds.
 """
 
 import argparse
@@ -24,6 +27,7 @@ APART = ("digits",)  # images: not among the sets over which means and tests are
 # As protocol.md declares them: a method, and what it is measured against.
 COMPARISONS = [
     ("self, averaged", "plain"),
+    ("self, averaged", "plain, best epoch"),
     ("self, averaged", "plain, averaged"),
     ("self, averaged", "self, uniform, averaged"),
     ("ema, averaged", "plain, averaged"),
@@ -33,6 +37,7 @@ COMPARISONS = [
     ("paper", "continued"),
     ("paper", "paper, uniform"),
     ("paper", "deterministic features"),
+    ("paper", "paper, deterministic"),
     ("paper, averaged", "continued, averaged"),
     ("plain, averaged", "plain"),
     ("unlabelled, averaged", "plain, averaged"),
@@ -67,8 +72,17 @@ def compare(rows, method, control):
     spread = stats.sem(gain) * stats.t.ppf(0.975, len(gain) - 1) if len(gain) > 1 else np.nan
     p = stats.wilcoxon(gain, zero_method="zsplit").pvalue if (gain != 0).any() else 1.0
     counts = [int((gain > 0).sum()), int((gain == 0).sum()), int((gain < 0).sum())]
-    found = {"method": method, "control": control, "difference": gain.mean(), "+-": spread, "p": p}
+    found = {"method": method, "control": control, "difference": gain.mean(), "+-": spread, "median": gain.median()}
+    found |= {"p": p, "equal p": equal_within(gain, 0.005)}
     return found | dict(zip(("better", "equal", "worse"), counts, strict=True)) | {"seeds": n_seeds}
+
+
+def equal_within(gain, margin):
+    """p of the two one-sided t-tests for a mean that lies within the margin on both sides of 0."""
+    return max(
+        stats.ttest_1samp(gain, -margin, alternative="greater").pvalue,
+        stats.ttest_1samp(gain, margin, alternative="less").pvalue,
+    )
 
 
 def holm(p):
@@ -88,23 +102,21 @@ def comparisons(rows):
     if not found:
         return pd.DataFrame()
     result = pd.DataFrame(found)
-    result.insert(5, "p (Holm)", holm(result.p))
+    result.insert(6, "p (Holm)", holm(result.p))
     return result
 
 
 def methods(rows):
-    """One row for each method: means over the units, mean rank, and cost of training over that of plain.
-
-    Means of methods with fewer seeds are not to be held against the others': `compare` does that on common seeds.
-    """
+    """One row for each method: means over the units, mean rank, spread between seeds, cost of training over plain's."""
     accuracy = means_by_unit(rows, "accuracy")
     table = pd.DataFrame({"accuracy": accuracy.mean(), "rank": accuracy.rank(axis=1, ascending=False).mean()})
     for score in ("nll", "nll_calibrated", "ece", "brier"):
         table[score] = means_by_unit(rows, score).mean()
+    if rows.dataset.nunique() > 1 and rows.seed.nunique() > 1:
+        table["between seeds"] = rows.groupby(["method", "dataset"]).accuracy.std().groupby("method").mean()
     seconds = rows.pivot_table(index=["dataset", "seed"], columns="method", values="seconds")
     if "plain" in seconds:
         table["cost"] = seconds.div(seconds["plain"], axis=0).median()
-    table["seeds"] = rows.groupby("method").seed.nunique()
     table["diverged"] = (rows.status != "finished").groupby(rows.method).sum()
     return table.sort_values("accuracy", ascending=False)
 
@@ -126,26 +138,41 @@ def groups(rows):
     return by_set.groupby(["method", "group"]).mean().unstack()
 
 
-def report(rows, title):
-    """The section of one network, schedule and regime, in Markdown."""
-    everything, rows = rows, rows[~rows.dataset.isin(APART)]
-    rows = rows if len(rows) else everything
-    n_seeds = rows.seed.nunique()
-    lines = [f"### {title}", "", f"{rows.dataset.nunique()} data sets, {n_seeds} seeds, {rows.n_epochs.max()} epochs."]
-    formats = dict.fromkeys(["accuracy", "nll", "nll_calibrated", "ece", "brier"], "{:.4f}")
-    formats |= {"rank": "{:.2f}", "cost": "{:.2f}", "seeds": "{:.0f}", "diverged": "{:.0f}"}
-    table = methods(rows)
+def by_seeds(rows):
+    """`(seeds, rows)` for each set of seeds that methods were run with, of all methods that were run with these."""
+    seeds = {method: tuple(sorted(of_one.seed.unique())) for method, of_one in rows.groupby("method")}
+    for one in sorted(set(seeds.values()), key=len, reverse=True):
+        there = [method for method, known in seeds.items() if set(one) <= set(known)]
+        yield one, rows[rows.seed.isin(one) & rows.method.isin(there)]
+
+
+def scored(everything):
+    """The table of methods of a section, and how to print its columns; sets that stand apart have a column only."""
+    rows = everything[~everything.dataset.isin(APART)]
+    table = methods(rows if len(rows) else everything)
     table.index.name = "method"
+    formats = dict.fromkeys(["accuracy", "nll", "nll_calibrated", "ece", "brier", "between seeds"], "{:.4f}")
+    formats |= {"rank": "{:.2f}", "cost": "{:.2f}", "diverged": "{:.0f}"}
     if everything.dataset.nunique() > 1:
         of_groups = groups(everything)
         table = table.join(of_groups)
         formats |= dict.fromkeys(of_groups.columns, "{:.4f}")
-    lines += ["", markdown(table, formats)]
+    return markdown(table, formats)
+
+
+def report(rows, title):
+    """The section of one network, schedule and regime, in Markdown."""
+    everything, rows = rows, rows[~rows.dataset.isin(APART)]
+    rows = rows if len(rows) else everything
+    lines = [f"### {title}", "", f"{rows.dataset.nunique()} data sets, {rows.n_epochs.max()} epochs."]
+    for seeds, part in by_seeds(everything):
+        lines += ["", f"Seeds {', '.join(map(str, seeds))}:", "", scored(part)]
     declared = comparisons(rows)
     if len(declared):
         declared = declared.set_index("method")
-        declared["difference"] = [f"{value:+.4f}" for value in declared.difference]
-        lines += ["", markdown(declared, dict.fromkeys(["+-", "p", "p (Holm)"], "{:.4f}"))]
+        for name in ("difference", "median"):
+            declared[name] = [f"{value:+.4f}" for value in declared[name]]
+        lines += ["", markdown(declared, dict.fromkeys(["+-", "p", "p (Holm)", "equal p"], "{:.4f}"))]
     return "\n".join(lines)
 
 
@@ -187,9 +214,10 @@ def plot(rows, path):
 
 
 SHOWN = [
-    "plain", "plain, averaged", "SWA", "stopped early", "continued", "paper", "self", "self, averaged", "ema, averaged",
-    "deterministic features", "deterministic logits", "R-Drop", "uniform soup", "greedy soup", "ensemble of 5",
-    "unlabelled, averaged", "labelled only, averaged", "ema, unlabelled, averaged", "noise, averaged",
+    "plain", "plain, best epoch", "plain, averaged", "SWA", "stopped early", "continued", "paper", "self",
+    "self, averaged", "ema, averaged", "deterministic features", "deterministic logits", "R-Drop", "uniform soup",
+    "greedy soup", "ensemble of 5", "unlabelled, averaged", "labelled only, averaged", "ema, unlabelled, averaged",
+    "noise, averaged",
 ]  # fmt: skip
 RELIABILITY = ["plain", "plain, averaged", "self, averaged", "paper"]
 

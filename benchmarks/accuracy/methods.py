@@ -15,6 +15,7 @@ import numpy as np
 from keras import ops
 
 import keras_ssd
+from data import har_data  # of the examples
 from networks import NETWORKS
 
 LEARNING_RATE = 1e-3
@@ -24,13 +25,17 @@ PATIENCE = 4  # epochs
 
 
 class Outcome(NamedTuple):
-    """What one method predicts, `(rows, classes)`, and what its training cost: seconds of processor time, steps."""
+    """What one method predicts, `(rows, classes)`, and what its training cost: seconds of processor time, steps.
+
+    `has_likelihood`: whether the predictions are probabilities; shares of votes are not.
+    """
 
     method: str
     validation: np.ndarray
     test: np.ndarray
     seconds: float
     steps: int
+    has_likelihood: bool = True
 
 
 class _Watch(keras.callbacks.Callback):
@@ -81,9 +86,7 @@ class Experiment:
         if self.schedule == "cosine":
             falling = keras.optimizers.schedules.CosineDecay(LEARNING_RATE, n_epochs)
             callbacks.append(keras.callbacks.LearningRateScheduler(lambda epoch: float(falling(epoch))))
-        if data is None:
-            rows = np.resize(np.arange(len(self.task.training[1])), STEPS_PER_EPOCH * BATCH_SIZE)
-            data = {"x": self.task.training[0][rows], "y": self.task.training[1][rows], "batch_size": BATCH_SIZE}
+        data = self.labelled(seed) if data is None else data
         validation = self.task.validation if validate else None
         model.fit(**data, epochs=n_epochs, verbose=0, callbacks=callbacks, validation_data=validation)
         return watch
@@ -105,6 +108,14 @@ class Experiment:
         stop = keras.callbacks.EarlyStopping(patience=PATIENCE, restore_best_weights=True)
         watch = self.fit(model, self.n_epochs // 2, validate=True, callbacks=[stop])
         return watch, model.get_weights()
+
+    def labelled(self, seed):
+        """The labelled rows in epochs of one length; where they are fewer, each comes as often, but for one."""
+        (x, y), n = self.task.training, STEPS_PER_EPOCH * BATCH_SIZE
+        if len(y) > n:
+            return {"x": har_data.EvenEpochs(x, y, STEPS_PER_EPOCH, BATCH_SIZE, seed)}
+        rows = np.resize(np.arange(len(y)), n)
+        return {"x": x[rows], "y": y[rows], "batch_size": BATCH_SIZE}
 
     @property
     def second_stage(self):
@@ -140,8 +151,20 @@ def plain(experiment):
     score = functools.partial(experiment.outcome, model=model, watch=watch, n_epochs=experiment.n_epochs)
     yield score("plain, averaged", weights=averaged)
     yield score("SWA", weights=swa)
+    yield score("plain, best epoch", weights=_best(experiment, model, watch.weights))
     yield score("plain", weights=last)
     yield score("Monte Carlo dropout", weights=last, predict=with_dropout)
+
+
+def _best(experiment, model, weights):
+    """Those with the lowest validation loss, as a checkpoint of the best epoch keeps them."""
+    x, y = experiment.task.validation
+
+    def loss(one):
+        model.set_weights(one)
+        return model.evaluate(x, y, batch_size=256, verbose=0)
+
+    return min(weights, key=loss)
 
 
 def distilled(experiment, name, warm=False, unlabelled=False, ramp=0, generations=1, **options):
@@ -151,13 +174,13 @@ def distilled(experiment, name, warm=False, unlabelled=False, ramp=0, generation
     """
     n_epochs = experiment.second_stage if warm else experiment.n_epochs
     weights, seconds = experiment.first_stage[1] if warm else None, 0.0
-    for _ in range(generations):
+    for epochs in np.array_split(np.arange(n_epochs), generations):
         model = experiment.model(weights)
         ssd = keras_ssd.wrap(model, seed=experiment.seed, average=True, **options)
         rising = functools.partial(_rising, full=float(ssd.kd_weight), epochs=ramp)
         callbacks = [keras_ssd.callbacks.KDWeightSchedule(rising)] if ramp else []
         data = experiment.joined() if unlabelled else None
-        watch = experiment.fit(ssd, n_epochs // generations, data=data, callbacks=callbacks)
+        watch = experiment.fit(ssd, len(epochs), data=data, callbacks=callbacks)
         weights, seconds = watch.weights[-1], seconds + watch.total()
     averaged, watch.seconds = model.get_weights(), [seconds]
     yield experiment.outcome(name, model, watch, n_epochs, weights=weights, warm=warm)
@@ -187,20 +210,32 @@ def continued(experiment):
 
 
 def born_again(experiment, features=False):
-    """One deterministic teacher by `keras.distillation`, from the early-stopped weights."""
+    """One deterministic teacher by `keras.distillation`, from the early-stopped weights.
+
+    For features Keras runs the student twice in a step, and moves its BatchNormalization statistics twice.
+    """
     weights = experiment.first_stage[1]
-    teacher, student = experiment.model(weights), experiment.model(weights)
+    model = experiment.model(weights)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=not features)
     if features:
+        teacher, student = experiment.model(weights), model
         strategy = keras.distillation.FeatureDistillation(
             loss="mse", teacher_layer_name="representation", student_layer_name="representation"
         )
     else:
+        # Keras takes the softmax itself.
+        teacher, student = _logits(experiment.model(weights)), _logits(model)
         strategy = keras.distillation.LogitsDistillation(temperature=3.0, loss=keras.losses.KLDivergence())
     distiller = keras.distillation.Distiller(teacher, student, strategy, student_loss_weight=0.5)
-    distiller.compile(keras.optimizers.Adam(LEARNING_RATE), "sparse_categorical_crossentropy")
+    distiller.compile(keras.optimizers.Adam(LEARNING_RATE), loss)
     watch = experiment.fit(distiller, experiment.second_stage)
     name = "deterministic features" if features else "deterministic logits"
-    yield experiment.outcome(name, student, watch, experiment.second_stage, warm=True)
+    yield experiment.outcome(name, model, watch, experiment.second_stage, warm=True)
+
+
+def _logits(model):
+    """The network up to its softmax, but for a constant, which softmax does not see."""
+    return keras.Model(model.inputs[0], ops.log(ops.maximum(model.outputs[0], 1e-7)))
 
 
 class RDrop(keras.Model):
@@ -239,9 +274,10 @@ def soups(experiment, n=5, **options):
     """
     weights, seconds = [], 0.0
     for number in range(n):
-        model = experiment.model(experiment.first_stage[1])
+        seed = 1000 * (number + 1) + experiment.seed
+        model = experiment.model(experiment.first_stage[1], seed)  # with dropout of its own
         student = keras_ssd.wrap(model, average=True, **options) if options else model
-        watch = experiment.fit(student, experiment.second_stage, seed=1000 * (number + 1) + experiment.seed)
+        watch = experiment.fit(student, experiment.second_stage, seed=seed)
         weights.append(model.get_weights())
         seconds += watch.total()
     watch.seconds = [seconds]
@@ -278,7 +314,7 @@ def ensemble(experiment, n):
     parts = [np.stack([getattr(one, part) for one in predictions]) for part in ("validation", "test")]
     yield Outcome(f"ensemble of {n}", *(part.mean(axis=0) for part in parts), seconds, steps)
     votes = [np.eye(part.shape[-1])[part.argmax(axis=-1)].mean(axis=0) for part in parts]
-    yield Outcome(f"ensemble of {n}, vote", *votes, seconds, steps)
+    yield Outcome(f"ensemble of {n}, vote", *votes, seconds, steps, has_likelihood=False)
 
 
 # Training -> the function, and the methods that it yields.
@@ -297,13 +333,14 @@ def _semi(name, **options):
 
 
 TRAININGS = {
-    "plain": (plain, ("plain, averaged", "SWA", "plain", "Monte Carlo dropout")),
+    "plain": (plain, ("plain, averaged", "SWA", "plain, best epoch", "plain", "Monte Carlo dropout")),
     "continued": (continued, ("stopped early", "continued", "continued, averaged")),
     "self": _ssd("self"),
     "self, uniform": _ssd("self, uniform", **_UNIFORM),
     "ema": _ssd("ema", teacher="ema"),
     "ema, uniform": _ssd("ema, uniform", teacher="ema", **_UNIFORM),
     "paper": _ssd("paper", warm=True, teacher="snapshot", **_PAPER),
+    "paper, deterministic": _ssd("paper, deterministic", warm=True, teacher="snapshot", **(_PAPER | _DETERMINISTIC)),
     "paper, uniform": _ssd("paper, uniform", warm=True, teacher="snapshot", **(_PAPER | _UNIFORM)),
     "deterministic logits": (born_again, ("deterministic logits",)),
     "deterministic features": (functools.partial(born_again, features=True), ("deterministic features",)),

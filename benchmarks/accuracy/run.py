@@ -7,7 +7,8 @@
     python benchmarks/accuracy/run.py --data-dir path --regime "search all labels" --seeds 100,101  # on validation rows
 
 What is compared and why stands in protocol.md, written before the runs. What the CSV file holds already is not run
-again, so that a run can be interrupted, extended or shared out at any time; analysis.py makes tables and plots of it.
+again, so that a run can be interrupted or extended at any time. It can be shared out, too: runs that go on at the same
+time each write a file of their own, and analysis.py, which makes tables and plots of the rows, takes them all.
 The test split is scored once for each row and never looked at otherwise. KERAS_BACKEND chooses the backend.
 """
 
@@ -66,25 +67,29 @@ def scores(outcome, validation, test):
     row |= {"seconds": round(outcome.seconds, 3), "steps": outcome.steps}
     if not finite:
         return row | {"accuracy": 0.0, "validation_accuracy": 0.0}
+    row |= {
+        "accuracy": float((outcome.test.argmax(-1) == test).mean()),
+        "validation_accuracy": float((outcome.validation.argmax(-1) == validation).mean()),
+    }
+    if not outcome.has_likelihood:
+        return row
     own, predictions = (np.asarray(one, "float64") for one in (outcome.validation, outcome.test))
     temperature = best_temperature(own, validation)
     bins = reliability(predictions, test)
     gaps = [abs(right - confidence) for _, confidence, right in bins]
     return row | {
-        "accuracy": float((predictions.argmax(-1) == test).mean()),
         "nll": negative_log_likelihood(predictions, test),
         "nll_calibrated": negative_log_likelihood(tempered(predictions, temperature), test),
         "temperature": temperature,
         "ece": sum(gaps) / len(test),
         "brier": float(np.square(predictions - np.eye(predictions.shape[-1])[test]).sum(-1).mean()),
-        "validation_accuracy": float((own.argmax(-1) == validation).mean()),
         "validation_nll": negative_log_likelihood(own, validation),
         "reliability": json.dumps(bins, separators=(",", ":")),
     }
 
 
 def work(dataset, seed, trainings, options):
-    """One data set and seed, by several trainings: the rows of all. Runs in a process of its own."""
+    """One data set and seed, by several trainings: the rows of all, and what failed. Runs in a process of its own."""
     import keras
 
     import data
@@ -92,14 +97,17 @@ def work(dataset, seed, trainings, options):
 
     task = data.load(dataset, options["data_dir"], options["regime"], seed)
     experiment = Experiment(task, options["network"], options["schedule"], seed, options["n_epochs"])
-    rows = []
+    rows, failures = [], []
     for name in trainings:
         function, _ = training(name)
-        rows += [scores(outcome, task.validation[1], task.test[1]) for outcome in function(experiment)]
+        try:
+            rows += [scores(outcome, task.validation[1], task.test[1]) for outcome in function(experiment)]
+        except Exception as error:  # the other trainings took their time
+            failures.append(f"{name} FAILED: {error!r}")
     keras.backend.clear_session()
     shared = {name: options[name] for name in KEY[:4]} | {"backend": keras.backend.backend()}
     shared |= {"dataset": dataset, "seed": seed, "n_training": len(task.training[1])}
-    return [shared | row for row in rows]
+    return [shared | row for row in rows], failures
 
 
 def pending(table, arguments):
@@ -137,7 +145,7 @@ def end_with_parent():
 
 
 def results(todo, options, n_jobs):
-    """Yields what was to do and its rows, or the exception, as each is through.
+    """Yields what was to do, its rows and what failed, as each is through.
 
     Now and then the processes are replaced: the backends never give back what they compiled.
     """
@@ -147,7 +155,8 @@ def results(todo, options, n_jobs):
         ) as pool:
             jobs = {pool.submit(work, *one, options): one for one in todo[start : start + 8 * n_jobs]}
             for job in concurrent.futures.as_completed(jobs):
-                yield jobs[job], job.exception() or job.result()
+                error = job.exception()
+                yield jobs[job], *(job.result() if error is None else ([], [f"FAILED: {error!r}"]))
 
 
 def write(table, path):
@@ -197,11 +206,12 @@ def main(argv=None):
     todo = list(pending(table, arguments))
     options = {name: getattr(arguments, name) for name in (*KEY[:4], "data_dir")}
     began, failed = time.perf_counter(), 0
-    for number, (one, rows) in enumerate(results(todo, options, arguments.jobs), 1):
+    for number, (one, rows, failures) in enumerate(results(todo, options, arguments.jobs), 1):
         dataset, seed, trainings = one
-        if isinstance(rows, BaseException):
-            failed += 1
-            print(f"{dataset}, seed {seed} FAILED: {rows!r}", flush=True)
+        failed += len(failures)
+        for failure in failures:
+            print(f"{dataset}, seed {seed}: {failure}", flush=True)
+        if not rows:
             continue
         table = pd.concat([table, pd.DataFrame(rows)], ignore_index=True)
         table = table.drop_duplicates([*KEY, "method"], keep="last")
