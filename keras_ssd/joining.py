@@ -7,7 +7,7 @@ import numpy as np
 from keras import ops, tree
 
 from keras_ssd import _backend
-from keras_ssd.labels import able_to_miss, missing_like
+from keras_ssd.labels import able_to_miss, in_output_order, missing_like, takes_classes
 
 # Rows of a set that comes in batches are drawn from a buffer of as many.
 _BUFFER = 1024
@@ -109,6 +109,23 @@ class JoinedDataset(keras.utils.PyDataset):
             for given, size in zip((weight, other_weight), self.batch_sizes, strict=True)
         ]
         return *joined, self._join(*weights)
+
+    def check_targets(self, outputs, kinds, names):
+        """Refuse integers where -1 is a target as any other: in a regression, in one-hot targets.
+
+        Args:
+            outputs: symbolic outputs of the model that is trained, flat, or `None` if it has none.
+            kinds: the kind of each output, see `keras_ssd.labels.target_kinds`.
+            names: of the outputs.
+        """
+        targets = in_output_order(self._sets[0].sample()[1], len(kinds), names)
+        for y, output, kind in zip(targets or (), outputs or (), kinds, strict=False):
+            if y is not None and able_to_miss(y).dtype.kind == "i" and not takes_classes(able_to_miss(y), output, kind):
+                raise ValueError(
+                    "`labelled` holds integer targets that are no classes (a regression, or one-hot), which cannot say "
+                    f"that they are missing. Pass them as floats: y.astype('float32'). Received: {y.dtype} of shape "
+                    f"{y.shape}"
+                )
 
     def _sized(self, y):
         return np.broadcast_to(y[:1], (self.batch_sizes[1], *y.shape[1:]))

@@ -210,15 +210,62 @@ def _kind(loss, activation):
     from_logits = bool(getattr(loss, "from_logits", False))
     if isinstance(loss, functools.partial):
         from_logits = bool(loss.keywords.get("from_logits", False))
-        loss = loss.func
-    name = loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
-    name = name.lower().replace("_", "")
-    if "crossentropy" in name or name in ("bce", "kldivergence", "kld"):
+    name = _name(loss)
+    if _is_cross_entropy(name):
         kind = "binary" if "binary" in name or name == "bce" else "categorical"
         return kind, from_logits
     if name in _REGRESSION_LOSSES:
         return "regression", False
     return {"softmax": "categorical", "sigmoid": "binary"}.get(activation, "regression"), False
+
+
+def _is_cross_entropy(name):
+    return "crossentropy" in name or name in ("bce", "kldivergence", "kld")
+
+
+def _name(loss):
+    if isinstance(loss, functools.partial):
+        loss = loss.func
+    name = loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
+    return name.lower().replace("_", "")
+
+
+def is_hinge(loss):
+    """Whether a loss takes classes of -1 and 1."""
+    return "hinge" in _name(loss)
+
+
+def may_take_minus_one(loss):
+    """Whether a class of -1 may mean something to a loss by itself; to a cross-entropy only by `ignore_class`."""
+    return getattr(loss, "ignore_class", None) == -1 or not _is_cross_entropy(_name(loss))
+
+
+def loss_values(loss, y, output):
+    """What a loss, as given to `compile`, says of each sample and position, before weights and reduction."""
+    function = keras.losses.get(loss) if isinstance(loss, str) else loss
+    y, output = ops.cast(y, output.dtype), ops.stop_gradient(output)
+    if isinstance(function, keras.losses.Loss):
+        function = function.call
+    elif len(output.shape) == len(y.shape) + 1 and output.shape[-1] == 1:
+        # As Keras does before it calls a function.
+        y, output = (ops.expand_dims(y, -1), output) if len(y.shape) == 1 else (y, ops.squeeze(output, -1))
+    return ops.convert_to_tensor(function(y, output))
+
+
+def not_masked(output, like):
+    """1 where Keras weighs what a loss says of an output, 0 where the output's mask leaves it out; shaped as `like`."""
+    return _One(like)(like, output)
+
+
+class _One(keras.losses.Loss):
+    """1 for everything. The base class multiplies by the mask that an output carries, for which nothing is exported."""
+
+    def __init__(self, like):
+        super().__init__(name="not_masked", reduction="none")
+        self.like = like
+
+    def call(self, y_true, y_pred):
+        return ops.ones_like(self.like, dtype=self.dtype)
 
 
 def per_output(setting, outputs, names):

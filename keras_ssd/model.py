@@ -13,9 +13,10 @@ from keras_ssd.files import can_be_written_beside, written_beside
 from keras_ssd.graph import is_functional
 from keras_ssd.guidance import guidance_weights, guided_target, similarity_scores
 from keras_ssd.joining import JoinedDataset
-from keras_ssd.labels import find_targets, for_metrics, for_task_loss, may_miss, missing_in
+from keras_ssd.labels import find_targets, for_metrics, for_task_loss, may_miss, missing_in, target_kinds
 from keras_ssd.losses import (
     finite_or,
+    may_take_minus_one,
     mean_weight,
     output_distances,
     per_output,
@@ -348,7 +349,9 @@ class SSDModel(keras.Model):
         found = self._find_targets(y, y_pred)
         if found is None:
             return super().compute_metrics(x, y, y_pred, sample_weight)
-        y, unweighted, weighted = for_metrics(y, found, sample_weight)
+        y, unweighted, weighted = for_metrics(
+            *found, y_pred, sample_weight, self._task_losses(len(tree.flatten(y_pred)))
+        )
         _backend.update_metrics(self, y, y_pred, unweighted, weighted)
         return self.get_metrics_result()
 
@@ -401,16 +404,26 @@ class SSDModel(keras.Model):
         """
         arguments = inspect.signature(getattr(keras.Model, method)).bind(self, *args, **kwargs).arguments
         x, y, validation = (arguments.get(name) for name in ("x", "y", "validation_data"))
-        kinds = [distance.kind for distance in self._distances(len(self._roles.activations))]
+        kinds, names = self._target_kinds(len(self._roles.activations)), self._names()
         if not self.distills:
-            if isinstance(x, JoinedDataset) or (method == "fit" and y is not None and missing_in(y, kinds)):
-                raise ValueError(
-                    "Samples without a target take part in the distillation term only, and this model was wrapped with "
-                    "kd_weight=0: it has none. Wrap it with a kd_weight above 0, or leave these samples out."
-                )
-            return
-        if may_miss(x, y, validation, kinds):
-            self._let_labels_miss()
+            self._refuse_missing(x, y, validation, kinds)
+        else:
+            if isinstance(x, JoinedDataset):
+                x.check_targets(getattr(self.student, "outputs", None), kinds, names)
+            if may_miss(x, y, validation, kinds, names):
+                self._let_labels_miss()
+
+    def _refuse_missing(self, x, y, validation, kinds):
+        """Without distillation a model is the plain one, which takes -1 only where its loss leaves that out."""
+        losses = self._task_losses(len(kinds))
+        exempt = [place for place, loss in enumerate(losses) if may_take_minus_one(loss)]
+        arrays = [y, validation[1] if isinstance(validation, (tuple, list)) and len(validation) > 1 else None]
+        lacks = [one is not None and missing_in(one, kinds, self._names(), exempt) for one in arrays]
+        if isinstance(x, JoinedDataset) or any(lacks):
+            raise ValueError(
+                "Samples without a target take part in the distillation term only, and this model was wrapped with "
+                "kd_weight=0: it has none. Wrap it with a kd_weight above 0, or leave these samples out."
+            )
 
     def _let_labels_miss(self):
         if not self._steering.labels_may_miss:
@@ -420,19 +433,24 @@ class SSDModel(keras.Model):
                 self.make_test_function(force=True)
 
     def _find_targets(self, y, y_pred):
-        """For each output which samples have a target, structured as `y`; `None` where all have."""
+        """The targets of each output, and which samples have one; `None` where all have."""
         if y is None or not self.distills or not self._steering.labels_may_miss:
             return None
-        return find_targets(y, y_pred, [one.kind for one in self._distances(len(tree.flatten(y_pred)))])
+        return find_targets(y, y_pred, self._target_kinds(len(tree.flatten(y_pred))), self._names())
 
     def _task_arguments(self, y, y_pred, sample_weight):
         """Targets and weights of the task's loss, without samples that have no target."""
         found = self._find_targets(y, y_pred)
         if found is None:
             return y, sample_weight
-        losses = per_output(self._loss_arguments["loss"], len(tree.flatten(found)), self._names())
-        reductions = [getattr(loss, "reduction", "sum_over_batch_size") for loss in losses]
-        return for_task_loss(y, found, sample_weight, reductions)
+        return for_task_loss(*found, y_pred, sample_weight, self._task_losses(len(tree.flatten(y_pred))))
+
+    def _task_losses(self, n_outputs):
+        """The task's loss of each output, as given to `compile`."""
+        return per_output(self._loss_arguments.get("loss"), n_outputs, self._names())
+
+    def _target_kinds(self, n_outputs):
+        return target_kinds(self._distances(n_outputs), self._task_losses(n_outputs))
 
     # The moving average.
 

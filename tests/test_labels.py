@@ -77,6 +77,11 @@ def test_arrays_are_looked_at():
     assert not missing_in(np.array([0, 1]), ["categorical"])
     assert not missing_in(np.array([0, -1]), ["regression"])
     assert missing_in([np.array([0, 1]), np.array([1.0, NAN])], ["categorical", "regression"])
+    # By name, whatever its place: "b" is the categorical one.
+    kinds, names = ["categorical", "regression"], ["b", "a"]
+    assert missing_in({"a": np.array([1, 1]), "b": np.array([0, -1])}, kinds, names)
+    assert not missing_in({"a": np.array([1, -1]), "b": np.array([0, 1])}, kinds, names)
+    assert not missing_in({"a": np.array([1, 1]), "b": np.array([0, -1])}, kinds, names, exempt=[0])
 
 
 def network(outputs=1, activation="softmax"):
@@ -195,7 +200,7 @@ def test_metrics_are_those_of_the_labelled_rows():
 
 
 def test_sample_weights_weigh_both_terms():
-    """Weights of 0 on all unlabelled rows leave what training on the labelled rows alone would be."""
+    """Weights of 0 on all rows leave the model as it was; three times the weight is three times the term."""
     keras.utils.set_random_seed(3)
     ssd = trained(X, Y, steps=0)[0]
     ssd.fit(X, PARTLY, sample_weight=np.zeros(12, "float32"), batch_size=12, epochs=1, verbose=0)
@@ -265,6 +270,132 @@ def test_each_output_may_lack_its_target(as_dictionary):
     assert np.isfinite(ssd.fit(X, y, batch_size=12, verbose=0).history["loss"]).all()
 
 
+@pytest.mark.parametrize("as_arrays", [True, False], ids=["arrays", "batches"])
+@pytest.mark.parametrize("names", ["az", "za"])
+def test_targets_by_name_go_to_the_outputs_of_a_list(names, as_arrays):
+    """A dictionary is sorted by name, the outputs are not."""
+    inputs = keras.Input((4,))
+    x = layers.Dropout(0.5)(layers.Dense(8, activation="tanh")(inputs))
+    outputs = [layers.Dense(3, "softmax", name=names[0])(x), layers.Dense(2, name=names[1])(x)]
+    model = keras.Model(inputs, outputs)
+    model.compile("sgd", {names[0]: "sparse_categorical_crossentropy", names[1]: "mse"})
+    values = RNG.normal(size=(12, 2)).astype("float32")
+    probabilities, predicted = model.predict(X, verbose=0)
+    entropy = -np.log(probabilities[np.arange(12), Y])
+    error = np.square(predicted - values).mean(axis=1)
+    partly = {names[0]: PARTLY, names[1]: np.where(LABELLED[:, None], np.nan, values).astype("float32")}
+    ssd = keras_ssd.wrap(model)
+    for y, expected in (
+        ({names[0]: Y, names[1]: values}, entropy.mean() + error.mean()),
+        (partly, entropy[LABELLED].mean() + error[~LABELLED].mean()),
+    ):
+        data = (X, y) if as_arrays else (Batches([(X, y)]),)
+        observed = ssd.evaluate(*data, batch_size=12 if as_arrays else None, verbose=0, return_dict=True)["loss"]
+        np.testing.assert_allclose(observed, expected, rtol=1e-5)
+    assert np.isfinite(ssd.fit(*data, verbose=0).history["loss"]).all()
+
+
+SERIES = RNG.normal(size=(6, 5, 4)).astype("float32")
+
+
+def of_series(width, activation=None, masked=False):
+    inputs = keras.Input((5, 4))
+    x = layers.Masking()(inputs) if masked else inputs
+    x = layers.Dropout(0.5)(layers.Dense(8, activation="tanh")(x))
+    return keras.Model(inputs, layers.Dense(width, activation=activation)(x))
+
+
+def of_each_sample(y_true, y_pred):
+    return ops.mean(ops.square(y_true - y_pred), axis=(1, 2))
+
+
+@pytest.mark.parametrize(
+    "width, activation, loss, y",
+    [
+        (1, None, "mse", RNG.normal(size=(6, 5))),
+        (1, None, "mse", RNG.normal(size=(6, 5, 1))),
+        (1, "sigmoid", "binary_crossentropy", RNG.integers(0, 2, (6, 5))),
+        (1, "sigmoid", "hinge", np.sign(RNG.normal(size=(6, 5, 1))).astype(int)),
+        (4, None, of_each_sample, RNG.normal(size=(6, 5, 4))),
+        (4, "softmax", "sparse_categorical_crossentropy", RNG.integers(0, 4, (6, 5))),
+        (4, "softmax", keras.losses.CTC(), RNG.integers(1, 4, (6, 2))),
+    ],
+    ids=["vectors", "values", "binary", "hinge", "of a sample", "classes", "CTC"],
+)
+def test_labelled_batches_give_the_plain_models_loss(width, activation, loss, y):
+    """Of a set in batches it is not known beforehand that all of it is labelled."""
+    model = of_series(width, activation)
+    model.compile("sgd", loss)
+    batches = Batches([(SERIES, y.astype("int32" if y.dtype.kind == "i" else "float32"))])
+    expected = model.evaluate(batches, verbose=0)
+    ssd = keras_ssd.wrap(model)
+    np.testing.assert_allclose(ssd.evaluate(batches, verbose=0), expected, rtol=1e-6)
+    assert np.isfinite(ssd.fit(batches, verbose=0).history["loss"]).all()
+
+
+def test_a_sample_of_a_loss_without_positions_counts_if_all_of_it_is_there():
+    model = of_series(4)
+    model.compile("sgd", of_each_sample)
+    y = RNG.normal(size=(6, 5, 4)).astype("float32")
+    errors = np.square(model.predict(SERIES, verbose=0) - y).mean(axis=(1, 2))
+    y[1, 2, 3] = y[4, 0] = np.nan
+    observed = keras_ssd.wrap(model).evaluate(Batches([(SERIES, y)]), verbose=0)
+    np.testing.assert_allclose(observed, errors[[0, 2, 3, 5]].mean(), rtol=1e-5)
+
+
+def test_masked_steps_are_left_out_once():
+    x = SERIES.copy()
+    x[:3, 3:] = 0
+    shown = np.ones((6, 5), bool)
+    shown[:3, 3:] = False
+    y = RNG.integers(0, 4, (6, 5))
+    model = of_series(4, "softmax", masked=True)
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    ssd = keras_ssd.wrap(model)
+    entropy = -np.log(np.take_along_axis(model.predict(x, verbose=0), y[..., None], axis=-1)[..., 0])
+    np.testing.assert_allclose(model.evaluate(x, y, verbose=0), entropy[shown].mean(), rtol=1e-5)
+    padded = np.where(shown, y, -1)
+    np.testing.assert_allclose(ssd.evaluate(x, padded, verbose=0), entropy[shown].mean(), rtol=1e-5)
+    padded[4, 1:4] = -1
+    expected = entropy[padded != -1].mean()
+    np.testing.assert_allclose(ssd.evaluate(x, padded, verbose=0), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("ignored", [0, 1])
+def test_an_ignored_class_stays_ignored(ignored):
+    model = of_series(4, "softmax")
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(ignore_class=ignored))
+    y = RNG.integers(0, 4, (6, 5))
+    y[0, :2] = ignored
+    entropy = -np.log(np.take_along_axis(model.predict(SERIES, verbose=0), y[..., None], axis=-1)[..., 0])
+    y[2:4, 1:] = -1
+    observed = keras_ssd.wrap(model).evaluate(SERIES, y, verbose=0)
+    np.testing.assert_allclose(observed, entropy[(y != -1) & (y != ignored)].mean(), rtol=1e-5)
+
+
+def test_a_loss_of_ones_own_takes_classes_if_they_look_like_them():
+    """Integers, one for the scores of several classes."""
+
+    def likelihood(y_true, y_pred):
+        return -ops.sum(ops.one_hot(ops.cast(y_true, "int32"), 3) * ops.log_softmax(y_pred), axis=-1)
+
+    model = network(activation=None)
+    model.compile("sgd", likelihood)
+    logits = model.predict(X, verbose=0)
+    entropy = np.log(np.exp(logits).sum(-1)) - logits[np.arange(12), Y]
+    observed = keras_ssd.wrap(model).evaluate(X, PARTLY, batch_size=12, verbose=0)
+    np.testing.assert_allclose(observed, entropy[LABELLED].mean(), rtol=1e-5)
+
+
+def test_minus_one_is_a_class_to_hinge():
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, layers.Dense(1, "sigmoid")(layers.Dropout(0.5)(layers.Dense(6)(inputs))))
+    model.compile("sgd", "hinge")
+    y = np.where(LABELLED, 1, -1)[:, None]
+    expected = np.maximum(0, 1 - y * model.predict(X, verbose=0)).mean()
+    np.testing.assert_allclose(keras_ssd.wrap(model).evaluate(X, y, batch_size=12, verbose=0), expected, rtol=1e-5)
+
+
 def test_regression_targets_may_be_missing():
     inputs = keras.Input((4,))
     model = keras.Model(inputs, layers.Dense(1)(layers.Dropout(0.5)(layers.Dense(6)(inputs))))
@@ -288,11 +419,44 @@ def test_a_set_that_changes_is_looked_at_anew():
     assert np.isfinite(ssd.train_on_batch(X, np.full(12, -1))[0])
 
 
-@pytest.mark.parametrize("as_arrays", [True, False], ids=["arrays", "joined"])
-def test_samples_without_labels_are_refused_without_distillation(as_arrays):
-    data = (X, PARTLY) if as_arrays else (keras_ssd.join_unlabelled((X, Y), X),)
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda ssd: ssd.fit(X, PARTLY, verbose=0),
+        lambda ssd: ssd.fit(X, Y, validation_data=(X, PARTLY), verbose=0),
+        lambda ssd: ssd.fit(keras_ssd.join_unlabelled((X, Y), X), verbose=0),
+        lambda ssd: ssd.train_on_batch(X, PARTLY),
+        lambda ssd: ssd.evaluate(X, PARTLY, verbose=0),
+    ],
+    ids=["fit", "validation", "joined", "train_on_batch", "evaluate"],
+)
+def test_samples_without_labels_are_refused_without_distillation(use):
+    model = network()
+    model.compile("sgd", "sparse_categorical_crossentropy")
     with pytest.raises(ValueError, match="kd_weight=0: it has none"):
-        trained(*data, kd_weight=0)
+        use(keras_ssd.wrap(model, kd_weight=0))
+
+
+def test_without_distillation_a_loss_that_leaves_out_minus_one_does_so():
+    plain, model = compiled(), compiled()
+    ssd = keras_ssd.wrap(model, kd_weight=0)
+    for one in (plain, ssd):
+        keras.utils.set_random_seed(3)
+        one.fit(X, PARTLY, batch_size=12, verbose=0)
+    for a, b in zip(weights_of(plain), weights_of(ssd), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    "y, loss", [(np.eye(3, dtype=int)[Y], "categorical_crossentropy"), (np.full((12, 3), 50), "mse")]
+)
+def test_integers_that_cannot_be_missing_are_refused(y, loss):
+    model = network()
+    model.compile("sgd", loss)
+    ssd = keras_ssd.wrap(model)
+    with pytest.raises(ValueError, match="integer targets that are no classes.*astype.*int64 of shape"):
+        ssd.fit(keras_ssd.join_unlabelled((X, y), X), verbose=0)
+    ssd.fit(keras_ssd.join_unlabelled((X, y.astype("float32")), X), verbose=0)
 
 
 def test_the_setting_for_few_labels():
