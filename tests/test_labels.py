@@ -284,6 +284,10 @@ def test_targets_by_name_go_to_the_outputs_of_a_list(names, as_arrays):
     entropy = -np.log(probabilities[np.arange(12), Y])
     error = np.square(predicted - values).mean(axis=1)
     partly = {names[0]: PARTLY, names[1]: np.where(LABELLED[:, None], np.nan, values).astype("float32")}
+    try:
+        model.evaluate(X, {names[0]: Y, names[1]: values}, verbose=0)
+    except ValueError:
+        pytest.skip("Keras 3.6 sorts them by name, too, for the plain model")
     ssd = keras_ssd.wrap(model)
     for y, expected in (
         ({names[0]: Y, names[1]: values}, entropy.mean() + error.mean()),
