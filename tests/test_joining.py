@@ -1,11 +1,18 @@
 """Joining a labelled and an unlabelled set: what is in a batch, how often a sample comes, from any kind of data."""
 
+import copy
+import fractions
+import pickle
+import time
+from concurrent import futures
+
 import keras
 import numpy as np
 import pytest
 from keras import layers, ops
 
 import keras_ssd
+from keras_ssd import joining
 
 # Every sample knows its number, so that it is known again: labelled ones are positive, unlabelled ones negative.
 X = np.arange(1, 11, dtype="float32").reshape(10, 1)
@@ -21,6 +28,11 @@ def epoch(data):
     batches = [data[index] for index in range(len(data))]
     data.on_epoch_end()
     return batches
+
+
+def unlabelled_rows(batches):
+    rows = np.concatenate([batch[0][:, 0] for batch in batches])
+    return rows[rows < 0]
 
 
 def test_a_batch_holds_both_in_the_ratio_evenly_mixed_and_without_labels_where_there_are_none():
@@ -65,6 +77,36 @@ def test_epochs_differ_and_the_seed_fixes_them():
     assert data[1][0].tolist() == data[1][0].tolist()
 
 
+def test_the_order_that_a_seed_gives():
+    data = joined((X[:5], Y[:5]), U[:3], ratio=1, batch_size=2)
+    rows = [[x[:, 0].tolist() for x, _ in epoch(data)] for _ in range(2)]
+    assert rows[0] == [[1, -1, 3, -2], [5, -3, 4, -3], [2, -2, 4, -1]]
+    assert rows[1] == [[1, -1, 3, -2], [2, -3, 5, -3], [4, -1, 3, -2]]
+    # A batch of more rows than the set has.
+    data = joined((X[:5], Y[:5]), U[:3], ratio=4, batch_size=2)
+    assert data[1][0][:, 0].tolist() == [-2, -3, 5, -1, -2, -3, -1, 4, -2, -1]
+
+
+def test_an_order_is_drawn_once_and_not_for_every_batch(monkeypatch):
+    data, drawn, draw = joined(), [], np.random.default_rng
+    monkeypatch.setattr(np.random, "default_rng", lambda seed: drawn.append(seed) or draw(seed))
+    epoch(data)
+    assert len(drawn) == 3  # of the 10 labelled samples twice, of the others once
+    epoch(data), epoch(data)
+    assert [len(rows._orders) for rows in data._sets] == [2, 2]
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda data: pickle.loads(pickle.dumps(data))], ids=["copy", "pickle"]
+)
+def test_a_copy_of_joined_arrays_has_their_order(copied):
+    data = joined()
+    epoch(data)
+    again = copied(data)
+    assert again.epoch == 1
+    assert [x.tolist() for x, _ in epoch(again)] == [x.tolist() for x, _ in epoch(data)]
+
+
 def test_without_a_seed_it_follows_that_of_keras():
     keras.utils.set_random_seed(4)
     first = joined(seed=None)[0][0]
@@ -95,6 +137,33 @@ def test_sample_weights_are_1_where_none_are_given():
     np.testing.assert_array_equal(weights, np.where(x[:, 0] > 0, 2.0, 1.0))
     x, _, weights = joined(unlabelled=(U, None, np.full(24, 0.5, "float32")), shuffle=False)[0]
     np.testing.assert_array_equal(weights, np.where(x[:, 0] > 0, 1.0, 0.5))
+
+
+def test_sample_weights_of_1_have_the_structure_and_shape_of_those_given():
+    targets, weights = (
+        {"one": Y, "two": Y},
+        {"one": np.full(10, 2.0, "float32"), "two": np.full((10, 3), 3.0, "float32")},
+    )
+    x, _, joint = joined((X, targets, weights), shuffle=False)[0]
+    known = x[:, 0] > 0
+    np.testing.assert_array_equal(joint["one"], np.where(known, 2.0, 1.0))
+    np.testing.assert_array_equal(joint["two"], np.where(known[:, None], [3.0, 3.0, 3.0], 1.0))
+    assert joint["one"].dtype == joint["two"].dtype == "float32"
+    x, _, joint = joined((X, [Y, Y]), (U, None, [np.full(24, 0.5, "float32"), None]), shuffle=False)[0]
+    np.testing.assert_array_equal(joint[0], np.where(x[:, 0] > 0, 1.0, 0.5))
+    np.testing.assert_array_equal(joint[1], np.ones(12))
+
+
+@pytest.mark.parametrize("ratio", [np.int64(2), np.float32(2), np.int8(2), fractions.Fraction(2)], ids=repr)
+def test_any_kind_of_number_is_a_ratio(ratio):
+    data = joined(ratio=ratio, batch_size=np.int8(100))
+    assert data.batch_sizes == (100, 200)
+    assert data[1][0].shape == (300, 1)
+
+
+@pytest.mark.parametrize("ratio, expected", [(0.01, 1), (0.6, 2), (1.1, 4), (1.2, 5)])
+def test_the_samples_without_labels_are_a_rounded_number_and_at_least_one(ratio, expected):
+    assert joined(ratio=ratio).batch_sizes == (4, expected)
 
 
 def test_labels_of_the_unlabelled_set_are_not_used():
@@ -152,6 +221,101 @@ def test_sets_that_come_in_batches(kind):
     assert rows[rows < 0].tolist() != np.sort(rows[rows < 0])[::-1].tolist()  # shuffled
 
 
+def test_a_set_in_batches_is_gone_through_before_any_sample_comes_again(monkeypatch):
+    monkeypatch.setattr(joining, "_BUFFER", 16)
+    data = joined(Batches(X, Y), Batches(U), ratio=1.75, steps_per_epoch=24)  # 7 of 24 samples: batches span two passes
+    rows = unlabelled_rows(epoch(data)).reshape(7, 24)
+    np.testing.assert_array_equal(np.sort(rows), [np.sort(U[:, 0])] * 7)
+    assert len(np.unique(rows, axis=0)) == 7
+    assert rows[:, :7].min() < -10  # not only from the first batches
+
+
+def test_a_set_may_write_every_batch_into_the_same_array():
+    class Reused(Batches):
+        batch = np.empty((5, 1), "float32")
+
+        def __getitem__(self, index):
+            self.batch[:] = super().__getitem__(index)[0]
+            return self.batch
+
+    rows = unlabelled_rows(epoch(joined(unlabelled=Reused(U[:20]), ratio=1.25)))
+    np.testing.assert_array_equal(np.sort(rows)[-20:], np.arange(-20, 0))
+
+
+def test_a_set_in_batches_keeps_its_order_where_nothing_is_shuffled():
+    data = joined(Batches(X, Y), Batches(U), ratio=1.75, steps_per_epoch=24, shuffle=False)
+    np.testing.assert_array_equal(unlabelled_rows(epoch(data)), np.tile(U[:, 0], 7))
+
+
+def test_the_buffer_is_not_copied_for_every_batch(monkeypatch):
+    sizes = []
+
+    def counted(function):
+        def run(*arguments):
+            result = function(*arguments)
+            sizes.append(len(result[0]))
+            return result
+
+        return run
+
+    monkeypatch.setattr(joining, "_rows", counted(joining._rows))
+    monkeypatch.setattr(joining, "_concatenated", counted(joining._concatenated))
+    many = -np.arange(1, 4001, dtype="float32").reshape(-1, 1)
+    epoch(joined(Batches(X, Y), Batches(many)))
+    assert sum(sizes) < 10 * 6000  # rows of both sets
+
+
+def test_a_batch_that_was_asked_for_comes_again_and_no_sample_is_lost():
+    data = joined(Batches(X, Y), Batches(np.concatenate([U, U[:16] - 24])))
+    asked = [data[index][0].tolist() for index in (0, 0, 1, 0)]
+    assert asked[0] == asked[1] == asked[3] != asked[2]
+    batches = epoch(data)
+    assert len(batches) == 5 and batches[0][0].tolist() == asked[0]
+    np.testing.assert_array_equal(np.sort(unlabelled_rows(batches)), np.arange(-40, 0))
+    assert data[0][0].tolist() != asked[0]  # another epoch
+
+
+def test_short_epochs_of_sets_in_batches_differ():
+    data = joined(Batches(X, Y), Batches(U[:20]))
+    first, second = ([x.tolist() for x, _ in epoch(data)] for _ in range(2))
+    assert len(first) == 3
+    assert all(one not in first for one in second)
+
+
+@pytest.mark.parametrize("shuffle", [False, True], ids=["in order", "shuffled"])
+@pytest.mark.parametrize("times", [1, 2], ids=["new", "built"])
+def test_the_epoch_that_keras_looked_into_beforehand_meets_every_sample_once(times, shuffle):
+    asked = []
+
+    class Recorded(joining.JoinedDataset):
+        def __getitem__(self, index):
+            asked.append((index, super().__getitem__(index)))
+            return asked[-1][1]
+
+    inputs = keras.Input((1,))
+    model = keras_ssd.wrap(keras.Model(inputs, layers.Dense(10, activation="softmax")(layers.Dropout(0.5)(inputs))))
+    model.compile("adam", "sparse_categorical_crossentropy")
+    many = -np.arange(1, 161, dtype="float32").reshape(-1, 1)
+    for _ in range(times):
+        data = Recorded(Batches(X, Y), Batches(many), 2, 4, True, 0, None)
+        model.fit(data, shuffle=shuffle, verbose=0)
+    indices, batches = zip(*asked[-20:], strict=True)
+    assert sorted(indices) == list(range(20))
+    np.testing.assert_array_equal(np.sort(unlabelled_rows(batches)), np.arange(-160, 0))
+
+
+def test_several_threads_may_ask_for_batches():
+    class Slow(Batches):
+        def __getitem__(self, index):
+            time.sleep(0.001)
+            return super().__getitem__(index)
+
+    data = joined(Slow(X, Y), Slow(np.concatenate([U, U[:16] - 24])))
+    with futures.ThreadPoolExecutor(4) as pool:
+        batches = list(pool.map(data.__getitem__, range(5)))
+    np.testing.assert_array_equal(np.sort(unlabelled_rows(batches)), np.arange(-40, 0))
+
+
 @KINDS
 def test_a_wrapped_model_trains_on_it(kind):
     inputs = keras.Input((1,))
@@ -169,7 +333,7 @@ def test_a_wrapped_model_trains_on_it(kind):
     keras.__version__.startswith("3.6.") and keras.backend.backend() == "tensorflow",
     reason="Keras 3.6 on TensorFlow cannot weigh the classes of a PyDataset, for a plain model, either",
 )
-def test_several_outputs_of_which_one_has_labels_train_with_class_weights():
+def test_class_weights_may_be_given_though_most_samples_have_no_class():
     inputs = keras.Input((1,))
     x = layers.Dropout(0.5)(layers.Dense(8, activation="relu")(inputs))
     model = keras.Model(inputs, layers.Dense(10, activation="softmax")(x))
@@ -182,8 +346,17 @@ def test_several_outputs_of_which_one_has_labels_train_with_class_weights():
     "arguments, message",
     [
         (dict(ratio=0), "`ratio` should be a number above 0. Received: ratio=0"),
+        (dict(ratio=True), "`ratio` should be a number above 0"),
+        (dict(ratio=np.float32("nan")), "`ratio` should be a number above 0"),
         (dict(batch_size=0), "`batch_size` should be a positive integer"),
         (dict(steps_per_epoch=-1), "`steps_per_epoch` should be a positive integer"),
+        (
+            dict(steps_per_epoch=0),
+            "`steps_per_epoch` should be a positive integer or None. Received: steps_per_epoch=0",
+        ),
+        (dict(seed=-1), "`seed` should be an integer of at least 0, or None. Received: seed=-1"),
+        (dict(seed=0.5), "`seed` should be an integer of at least 0, or None"),
+        (dict(labelled=(X, Y, X), unlabelled=(U, None, U[:, 0])), "sample weights of one structure and shape"),
         (dict(labelled=(X, Y[:5])), "arrays of `labelled` should have the same, positive length"),
         (dict(unlabelled=U[:0]), "arrays of `unlabelled` should have the same, positive length"),
         (dict(unlabelled=iter([(U,)])), "`unlabelled` does not tell how many samples"),
