@@ -63,6 +63,7 @@ class _Steering:
         raw_weights: while the student carries the average: its own weights and what it was given (arrays), or `None`.
         has_begun: whether the average is known to have been fed.
         labels_may_miss: whether the data might hold samples without a target, as far as is known.
+        joined_dataset: what `fit` trains on, if `join_unlabelled` made it.
     """
 
     teaching = True
@@ -70,6 +71,7 @@ class _Steering:
     raw_weights = None
     has_begun = False
     labels_may_miss = False
+    joined_dataset = None
 
 
 @keras.saving.register_keras_serializable(package="keras_ssd")
@@ -298,6 +300,7 @@ class SSDModel(keras.Model):
             # Keras tells callbacks nothing of an exception, so what they switched is switched back here.
             self.teaching = teaching
             self.observe(None)
+            self._steering.joined_dataset = None
         if self.averages:
             raw = [np.array(ops.convert_to_numpy(v.value)) for v in self.student.weights]
             self.write_average()
@@ -405,6 +408,7 @@ class SSDModel(keras.Model):
         arguments = inspect.signature(getattr(keras.Model, method)).bind(self, *args, **kwargs).arguments
         x, y, validation = (arguments.get(name) for name in ("x", "y", "validation_data"))
         kinds, names = self._target_kinds(len(self._roles.activations)), self._names()
+        self._steering.joined_dataset = x if isinstance(x, JoinedDataset) else None
         if not self.distills:
             self._refuse_missing(x, y, validation, kinds)
         else:
@@ -622,6 +626,15 @@ class SSDModel(keras.Model):
         if figures is not self._steering.figures:
             self._steering.figures = figures
             self._renew_train_function()
+
+    def begin_epoch(self, epoch):
+        """Let a set that `join_unlabelled` made of arrays draw its order for an epoch. `SeedEachEpoch` uses it.
+
+        Args:
+            epoch: its number, counted from 0.
+        """
+        if self._steering.joined_dataset is not None:
+            self._steering.joined_dataset.epoch = epoch
 
     def _renew_train_function(self):
         if self.train_function is not None:

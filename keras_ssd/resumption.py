@@ -33,6 +33,8 @@ class SeedEachEpoch(keras.callbacks.Callback):
               def on_epoch_begin(self):
                   self.order = np.random.permutation(n_samples)
 
+    - a set that `join_unlabelled` made: of arrays repeated, with its `seed` or `keras.utils.set_random_seed` before; of
+      sets that come in batches not;
     - a `tf.data.Dataset` with a `shuffle` of its own: not repeated, its state cannot be reached. Use a `PyDataset`.
 
     It is made for `BackupAndRestore(save_freq="epoch")`, the default: an epoch begun anew draws the same again.
@@ -62,6 +64,8 @@ class SeedEachEpoch(keras.callbacks.Callback):
         keras.utils.set_random_seed(int(drawn[0]))
         for state, value in zip(states, drawn[1:], strict=True):
             state.assign(np.array([value, 0], dtype=keras.backend.standardize_dtype(state.dtype)))
+        if isinstance(self.model, SSDModel):
+            self.model.begin_epoch(epoch)
 
 
 class AtomicBackup(keras.callbacks.Callback):

@@ -374,3 +374,24 @@ def test_what_can_be_gone_through_only_once_is_refused_when_it_ends():
     data = joined(unlabelled=iter([(U[:3],)]), steps_per_epoch=3)
     with pytest.raises(ValueError, match="`unlabelled` yields no batch, or none a second time"):
         epoch(data)
+
+
+def test_a_resumed_run_meets_the_batches_of_its_epochs():
+    """With `SeedEachEpoch`. A new process makes a new set, which knows nothing of the epochs before."""
+
+    def train(*spans):
+        keras.utils.set_random_seed(1)
+        inputs = keras.Input((1,))
+        x = layers.Dropout(0.5)(layers.Dense(4, activation="relu")(inputs))
+        model = keras.Model(inputs, layers.Dense(10, activation="softmax")(x))
+        model.compile(keras.optimizers.SGD(0.1), "sparse_categorical_crossentropy")
+        ssd = keras_ssd.wrap(model)
+        for first, last in spans:
+            seeds = [keras_ssd.callbacks.SeedEachEpoch(7)]
+            ssd.fit(joined(), initial_epoch=first, epochs=last, verbose=0, callbacks=seeds)
+        return ssd.student.get_weights()
+
+    whole, resumed, other = train((0, 3)), train((0, 2), (2, 3)), train((0, 2), (1, 2))
+    for a, b in zip(whole, resumed, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert any(not np.array_equal(a, b) for a, b in zip(whole, other, strict=True))
