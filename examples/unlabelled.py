@@ -17,6 +17,8 @@ With `--augment` the network of every method holds augmentation, and the teacher
 windows: the student learns to say of an augmented window what they say of the clean one (consistency). Its gain over
 the same method without is that of the augmentation, its gain over `plain, averaged` with it that of the distillation.
 
+BasicMotions, which needs no download, is learnt from 8 windows already: it shows how, not how much.
+
 Nothing is chosen on the test split, which is used once for every model; nothing is chosen on other labels either, which
 are too few. The results go to a CSV file; runs that it holds already are not repeated. KERAS_BACKEND chooses the
 backend.

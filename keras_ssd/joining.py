@@ -118,9 +118,10 @@ class JoinedDataset(keras.utils.PyDataset):
         y = tree.map_structure(able_to_miss, y)
         other_y = tree.map_structure(lambda one: missing_like(self._sized(one)), y)
         joined = self._join(x, other_x), self._join(y, other_y)
-        if weight is None and other_weight is None:
-            return joined
-        return *joined, self._join_weights(weight, other_weight)
+        if weight is not None or other_weight is not None:
+            joined = *joined, self._join_weights(weight, other_weight)
+        # On TensorFlow a PyDataset may not yield lists.
+        return tree.lists_to_tuples(joined)
 
     def check_targets(self, outputs, kinds, names):
         """Refuse integers where -1 is a target as any other: in a regression, in one-hot targets.
