@@ -105,12 +105,14 @@ def test_equal_within_half_a_point():
 
 def test_methods_with_fewer_seeds_are_held_against_the_same_seeds_of_others():
     rows = pd.DataFrame(
-        [("a", 0, "plain"), ("a", 1, "plain"), ("a", 0, "self"), ("a", 1, "self"), ("a", 0, "R-Drop")],
+        [(dataset, seed, method) for dataset in "ab" for seed in (0, 1) for method in ("plain", "self")]
+        # The second seed of this one was run on one of the two sets only.
+        + [("a", 0, "R-Drop"), ("b", 0, "R-Drop"), ("a", 1, "R-Drop")],
         columns=["dataset", "seed", "method"],
     )
     (all_seeds, most), (one_seed, rest) = analysis.by_seeds(rows)
-    assert all_seeds == (0, 1) and set(most.method) == {"plain", "self"} and len(most) == 4
-    assert one_seed == (0,) and set(rest.method) == {"plain", "self", "R-Drop"} and len(rest) == 3
+    assert all_seeds == (0, 1) and set(most.method) == {"plain", "self"} and len(most) == 8
+    assert one_seed == (0,) and set(rest.method) == {"plain", "self", "R-Drop"} and len(rest) == 6
 
 
 def test_comparison_of_paired_means():

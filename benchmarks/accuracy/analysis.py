@@ -139,8 +139,13 @@ def groups(rows):
 
 
 def by_seeds(rows):
-    """`(seeds, rows)` for each set of seeds that methods were run with, of all methods that were run with these."""
-    seeds = {method: tuple(sorted(of_one.seed.unique())) for method, of_one in rows.groupby("method")}
+    """`(seeds, rows)` for each set of seeds that methods were run with, of all methods that were run with these.
+
+    A seed counts if the method was run with it on every data set.
+    """
+    n_sets = rows.groupby(["method", "seed"]).dataset.nunique()
+    complete = n_sets[n_sets == rows.dataset.nunique()].reset_index()
+    seeds = {method: tuple(sorted(of_one)) for method, of_one in complete.groupby("method").seed}
     for one in sorted(set(seeds.values()), key=len, reverse=True):
         there = [method for method, known in seeds.items() if set(one) <= set(known)]
         yield one, rows[rows.seed.isin(one) & rows.method.isin(there)]
@@ -180,8 +185,9 @@ def plot(rows, path):
     """Ranks, the default against its control, accuracy against cost, reliability; of methods with all seeds."""
     from aeon.visualisation import plot_critical_difference
 
-    n_seeds = rows.groupby("method").seed.nunique()
-    shown = [name for name in SHOWN if n_seeds.get(name) == n_seeds.max()]
+    _, rows = next(by_seeds(rows))
+    there = set(rows.method)
+    shown = [name for name in SHOWN if name in there]
     rows = rows[rows.method.isin(shown) & ~rows.dataset.isin(APART)]
     table = means_by_unit(rows, "accuracy")
     if len(table) > 2 and len(table.columns) > 2:
