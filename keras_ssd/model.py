@@ -408,7 +408,8 @@ class SSDModel(keras.Model):
         arguments = inspect.signature(getattr(keras.Model, method)).bind(self, *args, **kwargs).arguments
         x, y, validation = (arguments.get(name) for name in ("x", "y", "validation_data"))
         kinds, names = self._target_kinds(len(self._roles.activations)), self._names()
-        self._steering.joined_dataset = x if isinstance(x, JoinedDataset) else None
+        if method == "fit":
+            self._steering.joined_dataset = x if isinstance(x, JoinedDataset) else None
         if not self.distills:
             self._refuse_missing(x, y, validation, kinds)
         else:

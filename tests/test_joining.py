@@ -399,7 +399,7 @@ def test_a_resumed_run_meets_the_batches_of_its_epochs():
         ssd = keras_ssd.wrap(model)
         for first, last in spans:
             seeds = [keras_ssd.callbacks.SeedEachEpoch(7)]
-            ssd.fit(joined(), initial_epoch=first, epochs=last, verbose=0, callbacks=seeds)
+            ssd.fit(joined(), initial_epoch=first, epochs=last, validation_data=(X, Y), verbose=0, callbacks=seeds)
         return ssd.student.get_weights()
 
     whole, resumed, other = train((0, 3)), train((0, 2), (2, 3)), train((0, 2), (1, 2))
