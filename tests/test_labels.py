@@ -15,6 +15,8 @@ Y = RNG.integers(0, 3, 12)
 LABELLED = np.array([True, False, False, True, True, False, True, False, False, False, True, False])
 PARTLY = np.where(LABELLED, Y, -1)
 FRACTION = LABELLED.mean()
+# On TensorFlow XLA makes each test last twice as long.
+QUICK = {"jit_compile": keras.backend.backend() == "jax"}
 
 
 @pytest.mark.parametrize(
@@ -278,7 +280,7 @@ def test_targets_by_name_go_to_the_outputs_of_a_list(names, as_arrays):
     x = layers.Dropout(0.5)(layers.Dense(8, activation="tanh")(inputs))
     outputs = [layers.Dense(3, "softmax", name=names[0])(x), layers.Dense(2, name=names[1])(x)]
     model = keras.Model(inputs, outputs)
-    model.compile("sgd", {names[0]: "sparse_categorical_crossentropy", names[1]: "mse"})
+    model.compile("sgd", {names[0]: "sparse_categorical_crossentropy", names[1]: "mse"}, **QUICK)
     values = RNG.normal(size=(12, 2)).astype("float32")
     probabilities, predicted = model.predict(X, verbose=0)
     entropy = -np.log(probabilities[np.arange(12), Y])
@@ -329,7 +331,7 @@ def of_each_sample(y_true, y_pred):
 def test_labelled_batches_give_the_plain_models_loss(width, activation, loss, y):
     """Of a set in batches it is not known beforehand that all of it is labelled."""
     model = of_series(width, activation)
-    model.compile("sgd", loss)
+    model.compile("sgd", loss, **QUICK)
     batches = Batches([(SERIES, y.astype("int32" if y.dtype.kind == "i" else "float32"))])
     expected = model.evaluate(batches, verbose=0)
     ssd = keras_ssd.wrap(model)
@@ -339,7 +341,7 @@ def test_labelled_batches_give_the_plain_models_loss(width, activation, loss, y)
 
 def test_a_sample_of_a_loss_without_positions_counts_if_all_of_it_is_there():
     model = of_series(4)
-    model.compile("sgd", of_each_sample)
+    model.compile("sgd", of_each_sample, **QUICK)
     y = RNG.normal(size=(6, 5, 4)).astype("float32")
     errors = np.square(model.predict(SERIES, verbose=0) - y).mean(axis=(1, 2))
     y[1, 2, 3] = y[4, 0] = np.nan
@@ -354,7 +356,7 @@ def test_masked_steps_are_left_out_once():
     shown[:3, 3:] = False
     y = RNG.integers(0, 4, (6, 5))
     model = of_series(4, "softmax", masked=True)
-    model.compile("sgd", "sparse_categorical_crossentropy")
+    model.compile("sgd", "sparse_categorical_crossentropy", **QUICK)
     ssd = keras_ssd.wrap(model)
     entropy = -np.log(np.take_along_axis(model.predict(x, verbose=0), y[..., None], axis=-1)[..., 0])
     np.testing.assert_allclose(model.evaluate(x, y, verbose=0), entropy[shown].mean(), rtol=1e-5)
@@ -368,7 +370,7 @@ def test_masked_steps_are_left_out_once():
 @pytest.mark.parametrize("ignored", [0, 1])
 def test_an_ignored_class_stays_ignored(ignored):
     model = of_series(4, "softmax")
-    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(ignore_class=ignored))
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(ignore_class=ignored), **QUICK)
     y = RNG.integers(0, 4, (6, 5))
     y[0, :2] = ignored
     entropy = -np.log(np.take_along_axis(model.predict(SERIES, verbose=0), y[..., None], axis=-1)[..., 0])
@@ -384,7 +386,7 @@ def test_a_loss_of_ones_own_takes_classes_if_they_look_like_them():
         return -ops.sum(ops.one_hot(ops.cast(y_true, "int32"), 3) * ops.log_softmax(y_pred), axis=-1)
 
     model = network(activation=None)
-    model.compile("sgd", likelihood)
+    model.compile("sgd", likelihood, **QUICK)
     logits = model.predict(X, verbose=0)
     entropy = np.log(np.exp(logits).sum(-1)) - logits[np.arange(12), Y]
     observed = keras_ssd.wrap(model).evaluate(X, PARTLY, batch_size=12, verbose=0)
@@ -394,7 +396,7 @@ def test_a_loss_of_ones_own_takes_classes_if_they_look_like_them():
 def test_minus_one_is_a_class_to_hinge():
     inputs = keras.Input((4,))
     model = keras.Model(inputs, layers.Dense(1, "sigmoid")(layers.Dropout(0.5)(layers.Dense(6)(inputs))))
-    model.compile("sgd", "hinge")
+    model.compile("sgd", "hinge", **QUICK)
     y = np.where(LABELLED, 1, -1)[:, None]
     expected = np.maximum(0, 1 - y * model.predict(X, verbose=0)).mean()
     np.testing.assert_allclose(keras_ssd.wrap(model).evaluate(X, y, batch_size=12, verbose=0), expected, rtol=1e-5)

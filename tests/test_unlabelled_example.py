@@ -39,6 +39,8 @@ class Batches(keras.callbacks.Callback):
         Batches.count += 1
 
 
+@pytest.mark.slow
+@pytest.mark.once
 def test_every_method_has_as_many_steps(monkeypatch):
     fit, counts = comparison.fit, {}
 
