@@ -10,6 +10,7 @@ from keras import ops, tree
 
 from keras_ssd import _backend
 from keras_ssd.labels import able_to_miss, in_output_order, missing_like, takes_classes
+from keras_ssd.settings import is_integer
 
 # Rows of a set that comes in batches are drawn from a buffer of as many.
 _BUFFER = 1024
@@ -66,13 +67,13 @@ class JoinedDataset(keras.utils.PyDataset):
         super().__init__()
         if isinstance(ratio, bool) or not isinstance(ratio, numbers.Real) or not 0 < ratio < math.inf:
             raise ValueError(f"`ratio` should be a number above 0. Received: ratio={ratio!r}")
-        if not _is_integer(batch_size, at_least=1):
+        if not is_integer(batch_size) or batch_size < 1:
             raise ValueError(f"`batch_size` should be a positive integer. Received: batch_size={batch_size!r}")
-        if steps_per_epoch is not None and not _is_integer(steps_per_epoch, at_least=1):
+        if steps_per_epoch is not None and (not is_integer(steps_per_epoch) or steps_per_epoch < 1):
             raise ValueError(
                 f"`steps_per_epoch` should be a positive integer or None. Received: steps_per_epoch={steps_per_epoch!r}"
             )
-        if seed is not None and not _is_integer(seed, at_least=0):
+        if seed is not None and (not is_integer(seed) or seed < 0):
             raise ValueError(f"`seed` should be an integer of at least 0, or None. Received: seed={seed!r}")
         # As Python's numbers, which a product of NumPy's small ones would not fit into.
         self.batch_sizes = int(batch_size), max(1, round(float(ratio) * int(batch_size)))
@@ -320,10 +321,6 @@ def _rows(data, rows):
 
 def _concatenated(parts):
     return tree.map_structure(lambda *same: None if same[0] is None else np.concatenate(same), *parts)
-
-
-def _is_integer(value, at_least):
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and value >= at_least
 
 
 def _check_structures(what, one, other):
