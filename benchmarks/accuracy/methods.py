@@ -151,20 +151,16 @@ def plain(experiment):
     score = functools.partial(experiment.outcome, model=model, watch=watch, n_epochs=experiment.n_epochs)
     yield score("plain, averaged", weights=averaged)
     yield score("SWA", weights=swa)
-    yield score("plain, best epoch", weights=_best(experiment, model, watch.weights))
+    loss = functools.partial(validation_loss, model=model, experiment=experiment)
+    yield score("plain, best epoch", weights=min(watch.weights, key=loss))
     yield score("plain", weights=last)
     yield score("Monte Carlo dropout", weights=last, predict=with_dropout)
 
 
-def _best(experiment, model, weights):
-    """Those with the lowest validation loss, as a checkpoint of the best epoch keeps them."""
-    x, y = experiment.task.validation
-
-    def loss(one):
-        model.set_weights(one)
-        return model.evaluate(x, y, batch_size=256, verbose=0)
-
-    return min(weights, key=loss)
+def validation_loss(weights, model, experiment):
+    """That of a model which is given the weights."""
+    model.set_weights(weights)
+    return model.evaluate(*experiment.task.validation, batch_size=256, verbose=0)
 
 
 def distilled(experiment, name, warm=False, unlabelled=False, ramp=0, generations=1, **options):
@@ -282,16 +278,12 @@ def soups(experiment, n=5, **options):
         seconds += watch.total()
     watch.seconds = [seconds]
     n_epochs = n * experiment.second_stage
-    x, y = experiment.task.validation
     suffix = " of distilled" if options else ""
 
     def mean(of):
         return [np.mean(kept, axis=0) for kept in zip(*of, strict=True)]
 
-    def loss(of):
-        model.set_weights(of)
-        return model.evaluate(x, y, batch_size=256, verbose=0)
-
+    loss = functools.partial(validation_loss, model=model, experiment=experiment)
     yield experiment.outcome(f"uniform soup{suffix}", model, watch, n_epochs, weights=mean(weights), warm=True)
     ranked = sorted(weights, key=loss)
     kept = ranked[:1]
