@@ -50,6 +50,22 @@ def test_a_search_does_not_get_to_see_the_test_rows():
         np.testing.assert_array_equal(one[1], other[1])
 
 
+def test_a_search_for_few_labels_scores_rows_whose_label_is_hidden():
+    declared, search = (data.load("digits", None, regime, seed=0) for regime in ("labels 0.1", "search labels 0.1"))
+    for one, other in ((declared.training, search.training), (declared.validation, search.validation)):
+        np.testing.assert_array_equal(one[0], other[0])
+    hidden, unlabelled, scored = (
+        {row.tobytes() for row in rows} for rows in (declared.unlabelled, search.unlabelled, search.test[0])
+    )
+    assert unlabelled | scored == hidden
+    assert abs(len(search.unlabelled) - len(search.test[1])) <= 1
+    everything = data.load("digits", None, "all labels", seed=0)
+    right = {}
+    for x, y in (everything.training, everything.validation):
+        right |= {row.tobytes(): label for row, label in zip(x, y, strict=True)}
+    assert [right[row.tobytes()] for row in search.test[0]] == search.test[1].tolist()
+
+
 def test_an_unknown_regime_is_refused():
     with pytest.raises(ValueError, match="`regime` should be.*'half'"):
         data.load("digits", None, "half", seed=0)
@@ -178,19 +194,52 @@ def test_the_logits_of_a_network_are_those_before_its_softmax():
     assert logits.min() < 0
 
 
+def instead_of_training(look=lambda model, **options: None):
+    """A `fit` that leaves a model as it is, a second for each epoch."""
+
+    def fit(model, n_epochs, **options):
+        look(model, **options)
+        watch = methods._Watch()
+        watch.weights, watch.seconds = [getattr(model, "student", model).get_weights()], [1.0] * n_epochs
+        return watch
+
+    return fit
+
+
 def test_soups_are_of_runs_with_dropout_of_their_own(monkeypatch):
     one, states = experiment(), []
 
-    def fit(model, n_epochs, **options):
+    def look(model, **options):
         states.append([ops.convert_to_numpy(v).tolist() for v in model.non_trainable_variables if "seed" in v.path])
-        watch = methods._Watch()
-        watch.weights, watch.seconds = [model.get_weights()], [1.0]
-        return watch
 
-    monkeypatch.setattr(one, "fit", fit)
+    monkeypatch.setattr(one, "fit", instead_of_training(look))
     list(methods.soups(one, n=3))
     assert len(states) == 4 and states[0], "the first stage, and three that go on from it"
     assert len({str(state) for state in states[1:]}) == 3
+
+
+def test_an_ensemble_trains_no_member_twice(monkeypatch):
+    one, trained = experiment(), []
+    monkeypatch.setattr(one, "fit", instead_of_training(lambda model, seed: trained.append(seed)))
+    mean_of_2, votes_of_2 = methods.ensemble(one, 2)
+    mean_of_3, _ = methods.ensemble(one, 3)
+    assert trained == [0, 1000, 2000]
+    members = [one.of_another_seed(number).test for number in range(3)]
+    np.testing.assert_allclose(mean_of_2.test, (members[0] + members[1]) / 2, rtol=1e-5)
+    np.testing.assert_allclose(mean_of_3.test, sum(members) / 3, rtol=1e-5)
+    assert (mean_of_3.seconds, mean_of_3.steps) == (12.0, 12 * methods.STEPS_PER_EPOCH)
+    votes = np.eye(10)[members[0].argmax(axis=1)] + np.eye(10)[members[1].argmax(axis=1)]
+    np.testing.assert_array_equal(votes_of_2.test, votes / 2)
+
+
+def test_what_was_trained_before_counts_as_cost(monkeypatch):
+    one = experiment()
+    monkeypatch.setattr(one, "fit", instead_of_training())
+    (mean,) = methods.members(one, 3)
+    assert (mean.seconds, mean.steps) == (6.0, 6 * methods.STEPS_PER_EPOCH), "three times half of four epochs"
+    taught = list(methods.distilled(one, "taught", warm=True, members=3, distill="outputs"))
+    # Six epochs of the members, the first half of the budget, and the second.
+    assert [(outcome.seconds, outcome.steps) for outcome in taught] == [(10.0, 10 * methods.STEPS_PER_EPOCH)] * 2
 
 
 @pytest.mark.slow
@@ -218,6 +267,10 @@ def test_plain_is_what_keras_fit_makes(monkeypatch):
         "several snapshots",
         'twice {"warm": true, "teacher": "snapshot", "generations": 2}',
         'rising {"ramp": 1}',
+        'taught by three {"members": 3, "distill": "outputs"}',
+        'taught by another {"large": "small", "warm": true, "distill": "outputs"}',
+        "mean of 5",
+        "conv",
         "ensemble of 5",
         "unlabelled",
         "unlabelled, deterministic",
@@ -271,9 +324,11 @@ def test_only_what_the_table_lacks_is_run(tmp_path):
             "seed": 0,
         }
     ).assign(network="conv", schedule="constant", regime="all labels")
+    table["nll"] = [3.9550361902623515e-10, 1 / 3, 0.1 + 0.2]
     path = tmp_path / "table.csv"
     run.write(table, path)
-    found = list(run.pending(pd.read_csv(path), arguments))
+    assert run.read(path).nll.tolist() == table.nll.tolist(), "to the last digit"
+    found = list(run.pending(run.read(path), arguments))
     assert found == [("digits", 0, ["paper"]), ("digits", 1, ["self", "paper"])]
     assert list(tmp_path.iterdir()) == [path]
 

@@ -70,7 +70,8 @@ def load(name, data_dir, regime, seed):
         data_dir: the folder of the data, or `None`.
         regime: `"all labels"`; `"labels 0.1"`, of which a tenth of each class is used (at least two rows, one of them
             to validate); `"noise 0.4"`, four of ten labels of training and validation are wrong. With `search ` before
-            it the validation rows stand in for the test rows, which nothing gets to see.
+            it the validation rows, of few labels half of the rows without, stand in for the test rows, which nothing
+            gets to see.
         seed: which rows validate, keep their label or get a wrong one.
 
     Returns:
@@ -87,9 +88,14 @@ def load(name, data_dir, regime, seed):
         raise ValueError(f"`regime` should be 'all labels', 'labels 0.1' or 'noise 0.4'. Received: {regime!r}")
     training, validation = (kept[rows] for rows in ucr_data.hold_out(y[kept], seed))
     rest = np.setdiff1d(np.arange(len(y)), kept)
-    unlabelled = x[rest] if len(rest) else None
     validation = x[validation], y[validation]
-    return Task(name, (x[training], y[training]), validation, validation if is_search else test, unlabelled, n_classes)
+    if is_search:
+        test = validation
+        if len(rest):  # of few labels next to none validate: half of the rows whose label is hidden stand in
+            rest, scored = train_test_split(rest, test_size=0.5, random_state=seed)
+            test = x[scored], y[scored]
+    unlabelled = x[rest] if len(rest) else None
+    return Task(name, (x[training], y[training]), validation, test, unlabelled, n_classes)
 
 
 def _noisy(labels, rate, n_classes, seed):

@@ -69,9 +69,9 @@ class Experiment:
     def __init__(self, task, network, schedule, seed, n_epochs):
         self.task, self.network, self.schedule, self.seed, self.n_epochs = task, network, schedule, seed, n_epochs
 
-    def model(self, weights=None, seed=None):
+    def model(self, weights=None, seed=None, network=None):
         keras.utils.set_random_seed(self.seed if seed is None else seed)
-        model = NETWORKS[self.network](self.task.training[0].shape[1:], self.task.n_classes)
+        model = NETWORKS[network or self.network](self.task.training[0].shape[1:], self.task.n_classes)
         if weights is not None:
             model.set_weights(weights)
         model.compile(keras.optimizers.Adam(LEARNING_RATE), "sparse_categorical_crossentropy")
@@ -91,14 +91,13 @@ class Experiment:
         model.fit(**data, epochs=n_epochs, verbose=0, callbacks=callbacks, validation_data=validation)
         return watch
 
-    def outcome(self, method, model, watch, n_epochs, weights=None, predict=None, warm=False):
-        """What a trained model, or one that is given `weights`, predicts; a warm start costs its first stage, too."""
+    def outcome(self, method, model, watch, n_epochs, weights=None, predict=None, before=()):
+        """What a trained model, or one that is given `weights`, predicts; what was trained before it costs, too."""
         if weights is not None:
             model.set_weights(weights)
         predict = predict or (lambda x: model.predict(x, batch_size=256, verbose=0))
-        first = self.first_stage[0] if warm else None
-        seconds = watch.total() + (first.total() if warm else 0.0)
-        steps = (n_epochs + (len(first.seconds) if warm else 0)) * STEPS_PER_EPOCH
+        seconds = watch.total() + sum(one.total() for one in before)
+        steps = (n_epochs + sum(len(one.seconds) for one in before)) * STEPS_PER_EPOCH
         return Outcome(method, predict(self.task.validation[0]), predict(self.task.test[0]), seconds, steps)
 
     @functools.cached_property
@@ -108,6 +107,44 @@ class Experiment:
         stop = keras.callbacks.EarlyStopping(patience=PATIENCE, restore_best_weights=True)
         watch = self.fit(model, self.n_epochs // 2, validate=True, callbacks=[stop])
         return watch, model.get_weights()
+
+    @functools.cache  # noqa: B019  an experiment ends with its process
+    def members(self, n):
+        """`n` networks from initial weights of their own, each trained for half the budget and averaged.
+
+        Returns:
+            `(watches, models)`.
+        """
+        watches, models = [], []
+        for number in range(n):
+            seed = self.seed + 1000 * (number + 1)
+            models.append(self.model(seed=seed))
+            models[-1].name = f"member_{number}"
+            averaging = keras_ssd.wrap(models[-1], kd_weight=0, average=True)
+            watches.append(self.fit(averaging, self.n_epochs // 2, seed=seed))
+        return watches, models
+
+    @functools.cache  # noqa: B019  likewise
+    def of_network(self, network):
+        """Another network, trained for the whole budget and averaged.
+
+        Returns:
+            `(watch, model)`.
+        """
+        model = self.model(network=network)
+        return self.fit(keras_ssd.wrap(model, kd_weight=0, average=True), self.n_epochs), model
+
+    @functools.cache  # noqa: B019  likewise
+    def of_another_seed(self, number):
+        """What a plain network from initial weights and with batches of its own predicts."""
+        seed = self.seed + 1000 * number
+        model = self.model(seed=seed)
+        return self.outcome("", model, self.fit(model, self.n_epochs, seed=seed), self.n_epochs)
+
+    def mean_of(self, models):
+        """One network that puts out the mean of several."""
+        inputs = keras.Input(self.task.training[0].shape[1:])
+        return keras.Model(inputs, keras.layers.average([one(inputs) for one in models]))
 
     def labelled(self, seed):
         """The labelled rows in epochs of one length; where they are fewer, each comes as often, but for one."""
@@ -163,13 +200,22 @@ def validation_loss(weights, model, experiment):
     return model.evaluate(*experiment.task.validation, batch_size=256, verbose=0)
 
 
-def distilled(experiment, name, warm=False, unlabelled=False, ramp=0, generations=1, **options):
+def distilled(experiment, name, warm=False, unlabelled=False, ramp=0, generations=1, members=0, large=None, **options):
     """Teachers by `keras_ssd`, from scratch or from the early-stopped weights; last and averaged weights.
 
-    `ramp` is for how many epochs the weight of the term rises; `generations` share the second half of the budget.
+    `ramp` is for how many epochs the weight of the term rises; `generations` share the second half of the budget;
+    of so many `members`, trained before, the teacher is the mean; or it is the network `large`, trained before.
     """
     n_epochs = experiment.second_stage if warm else experiment.n_epochs
     weights, seconds = experiment.first_stage[1] if warm else None, 0.0
+    before = [experiment.first_stage[0]] if warm else []
+    if members:
+        watches, models = experiment.members(members)
+        options["teacher"] = experiment.mean_of(models)
+        before += watches
+    if large:
+        watch, options["teacher"] = experiment.of_network(large)
+        before.append(watch)
     for epochs in np.array_split(np.arange(n_epochs), generations):
         model = experiment.model(weights)
         ssd = keras_ssd.wrap(model, seed=experiment.seed, average=True, **options)
@@ -179,8 +225,8 @@ def distilled(experiment, name, warm=False, unlabelled=False, ramp=0, generation
         watch = experiment.fit(ssd, len(epochs), data=data, callbacks=callbacks)
         weights, seconds = watch.weights[-1], seconds + watch.total()
     averaged, watch.seconds = model.get_weights(), [seconds]
-    yield experiment.outcome(name, model, watch, n_epochs, weights=weights, warm=warm)
-    yield experiment.outcome(f"{name}, averaged", model, watch, n_epochs, weights=averaged, warm=warm)
+    yield experiment.outcome(name, model, watch, n_epochs, weights=weights, before=before)
+    yield experiment.outcome(f"{name}, averaged", model, watch, n_epochs, weights=averaged, before=before)
 
 
 def _rising(epoch, full, epochs):
@@ -189,13 +235,10 @@ def _rising(epoch, full, epochs):
 
 def several_snapshots(experiment, n=3):
     """A frozen teacher that is the mean of the last `n` epochs of the first half, from the early-stopped weights."""
-    watch, weights = experiment.first_stage
-    inputs = keras.Input(experiment.task.training[0].shape[1:])
-    snapshots = [experiment.model(kept) for kept in watch.weights[-n:]]
+    snapshots = [experiment.model(kept) for kept in experiment.first_stage[0].weights[-n:]]
     for number, one in enumerate(snapshots):
         one.name = f"snapshot_{number}"
-    teacher = keras.Model(inputs, keras.layers.average([one(inputs) for one in snapshots]))
-    yield from distilled(experiment, "several snapshots", warm=True, teacher=teacher)
+    yield from distilled(experiment, "several snapshots", warm=True, teacher=experiment.mean_of(snapshots))
 
 
 def continued(experiment):
@@ -226,7 +269,7 @@ def born_again(experiment, features=False):
     distiller.compile(keras.optimizers.Adam(LEARNING_RATE), loss)
     watch = experiment.fit(distiller, experiment.second_stage)
     name = "deterministic features" if features else "deterministic logits"
-    yield experiment.outcome(name, model, watch, experiment.second_stage, warm=True)
+    yield experiment.outcome(name, model, watch, experiment.second_stage, before=experiment.first_stage[:1])
 
 
 def _logits(model):
@@ -284,26 +327,37 @@ def soups(experiment, n=5, **options):
         return [np.mean(kept, axis=0) for kept in zip(*of, strict=True)]
 
     loss = functools.partial(validation_loss, model=model, experiment=experiment)
-    yield experiment.outcome(f"uniform soup{suffix}", model, watch, n_epochs, weights=mean(weights), warm=True)
+    score = functools.partial(experiment.outcome, model=model, watch=watch, n_epochs=n_epochs)
+    score = functools.partial(score, before=experiment.first_stage[:1])
+    yield score(f"uniform soup{suffix}", weights=mean(weights))
     ranked = sorted(weights, key=loss)
     kept = ranked[:1]
     for one in ranked[1:]:
         if loss(mean([*kept, one])) <= loss(mean(kept)):
             kept.append(one)
-    yield experiment.outcome(f"greedy soup{suffix}", model, watch, n_epochs, weights=mean(kept), warm=True)
+    yield score(f"greedy soup{suffix}", weights=mean(kept))
+
+
+def members(experiment, n):
+    """The mean of `n` networks, each averaged behind half the budget: n times the inference."""
+    watches, models = experiment.members(n)
+    teacher, *before = watches
+    model = experiment.mean_of(models)
+    yield experiment.outcome(f"mean of {n}", model, teacher, experiment.n_epochs // 2, before=before)
+
+
+def larger(experiment, network):
+    """A larger network by itself: what a small one could learn from."""
+    watch, model = experiment.of_network(network)
+    yield experiment.outcome(f"{network}, averaged", model, watch, experiment.n_epochs)
 
 
 def ensemble(experiment, n):
     """`n` plain models of different seeds: n times the training and n times the inference."""
-    predictions, seconds = [], 0.0
-    for number in range(n):
-        seed = experiment.seed + 1000 * number
-        model = experiment.model(seed=seed)
-        watch = experiment.fit(model, experiment.n_epochs, seed=seed)
-        predictions.append(experiment.outcome("", model, watch, experiment.n_epochs))
-        seconds += watch.total()
+    outcomes = [experiment.of_another_seed(number) for number in range(n)]
+    seconds = sum(one.seconds for one in outcomes)
     steps = n * experiment.n_epochs * STEPS_PER_EPOCH
-    parts = [np.stack([getattr(one, part) for one in predictions]) for part in ("validation", "test")]
+    parts = [np.stack([getattr(one, part) for one in outcomes]) for part in ("validation", "test")]
     yield Outcome(f"ensemble of {n}", *(part.mean(axis=0) for part in parts), seconds, steps)
     votes = [np.eye(part.shape[-1])[part.argmax(axis=-1)].mean(axis=0) for part in parts]
     yield Outcome(f"ensemble of {n}, vote", *votes, seconds, steps, has_likelihood=False)
@@ -345,6 +399,8 @@ TRAININGS = {
     "several snapshots": (several_snapshots, ("several snapshots", "several snapshots, averaged")),
     "ensemble of 5": (functools.partial(ensemble, n=5), ("ensemble of 5", "ensemble of 5, vote")),
     "ensemble of 25": (functools.partial(ensemble, n=25), ("ensemble of 25", "ensemble of 25, vote")),
+    "mean of 5": (functools.partial(members, n=5), ("mean of 5",)),
+    "conv": (functools.partial(larger, network="conv"), ("conv, averaged",)),
     # Wrong labels: teachers that pull harder.
     "noise": _ssd("noise", kd_weight=1.0),
     "noise, uniform": _ssd("noise, uniform", kd_weight=1.0, **_UNIFORM),

@@ -14,14 +14,19 @@ from keras.layers import (
 )
 
 
-def conv(shape, n_classes):
+def conv(shape, n_classes, filters=(32, 64, 32)):
     """Three convolutions, dropout behind the pooling."""
     inputs = x = keras.Input(shape)
-    for filters, width in ((32, 8), (64, 5), (32, 3)):
-        x = Conv1D(filters, width, padding="same", use_bias=False)(x)
+    for n_filters, width in zip(filters, (8, 5, 3), strict=True):
+        x = Conv1D(n_filters, width, padding="same", use_bias=False)(x)
         x = Activation("relu")(BatchNormalization(momentum=0.9)(x))
     x = Dropout(0.3, name="representation")(GlobalAveragePooling1D()(x))
     return keras.Model(inputs, Dense(n_classes, activation="softmax")(x))
+
+
+def small(shape, n_classes):
+    """`conv` with a quarter of its filters, hence a fifteenth of its weights: for the smallest devices."""
+    return conv(shape, n_classes, filters=(8, 16, 8))
 
 
 def resnet(shape, n_classes):
@@ -52,4 +57,4 @@ def transformer(shape, n_classes):
     return keras.Model(inputs, Dense(n_classes, activation="softmax")(x))
 
 
-NETWORKS = {"conv": conv, "resnet": resnet, "transformer": transformer}
+NETWORKS = {"conv": conv, "small": small, "resnet": resnet, "transformer": transformer}

@@ -159,6 +159,11 @@ def results(todo, options, n_jobs):
                 yield jobs[job], *(job.result() if error is None else ([], [f"FAILED: {error!r}"]))
 
 
+def read(path):
+    """A table as it was written, to the last digit, so that its rows stay as they are when they are written again."""
+    return pd.read_csv(path, float_precision="round_trip")
+
+
 def write(table, path):
     """A table is never half written."""
     from keras_ssd.files import written_beside
@@ -170,6 +175,7 @@ def write(table, path):
 def parse(argv):
     import comparison  # of the examples, found through data
     from methods import TRAININGS
+    from networks import NETWORKS
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=pathlib.Path, help="folder of UCRArchive_2018 and UCI HAR Dataset")
@@ -182,7 +188,7 @@ def parse(argv):
         help=f"of {', '.join(TRAININGS)}; or a variant, see methods.training",
     )
     parser.add_argument("--seeds", type=comparison.seeds, default=[0, 1, 2], help="how many, or which (0,5,7)")
-    parser.add_argument("--network", default="conv", choices=["conv", "resnet", "transformer"])
+    parser.add_argument("--network", default="conv", choices=list(NETWORKS))
     parser.add_argument("--schedule", default="constant", choices=["constant", "cosine"])
     parser.add_argument("--regime", default="all labels", help="`all labels`, `labels 0.1`, `noise 0.4`; see data.load")
     parser.add_argument("--epochs", dest="n_epochs", type=int, default=20, help="of 50 steps; the budget; default 20")
@@ -202,7 +208,7 @@ def main(argv=None):
 
     arguments = parse(argv)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    table = pd.read_csv(arguments.out) if arguments.out.exists() else pd.DataFrame()
+    table = read(arguments.out) if arguments.out.exists() else pd.DataFrame()
     todo = list(pending(table, arguments))
     options = {name: getattr(arguments, name) for name in (*KEY[:4], "data_dir")}
     began, failed = time.perf_counter(), 0
