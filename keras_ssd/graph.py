@@ -1,5 +1,6 @@
 """A Keras model as a flat list of layer calls that can be run in parts, on other inputs and with other weights."""
 
+import contextlib
 import functools
 
 import keras
@@ -58,6 +59,7 @@ class Graph:
 
     def __init__(self, model):
         self.model = model
+        self.steps = []
         self.nested_outputs = {}
         self.is_opaque = not is_functional(model)
         if self.is_opaque:
@@ -65,22 +67,15 @@ class Graph:
             self.steps = [_WholeModel(model, (self.inputs,), {}, [output])]
             self.outputs = [output]
             return
-        try:
-            self._trace(flatten_nested=True)
-        except ValueError as error:
-            # Two nested models may hold layers of one name, which a flat model may not: leave them whole.
-            if "unique" not in str(error):
-                raise
-            self._trace(flatten_nested=False)
+        nested = []
+        with _names_of_their_own(model):
+            self.inputs, self.outputs = self._replay(model, nested)
+        self.nested_outputs = {layer.name: outputs for layer, outputs in nested}
 
-    def _trace(self, flatten_nested):
-        self.steps = []
-        self.nested_outputs = {}
-        self._flatten_nested = flatten_nested
-        self.inputs, self.outputs = self._replay(self.model)
-
-    def _replay(self, model, inputs=None):
+    def _replay(self, model, nested, inputs=None):
         """Call the layers of `model` anew, on new symbolic inputs, and record the calls.
+
+        What nested models put out is added to `nested`.
 
         `clone_model` with a `call_function` is the exported way to walk a graph. It does not tell which tensors became
         the outputs, so they are marked by layers that record nothing.
@@ -94,17 +89,17 @@ class Graph:
             if layer in markers:
                 outputs[markers.index(layer)] = args[0]
                 return args[0]
-            return self._record(layer, *args, **kwargs)
+            return self._record(nested, layer, *args, **kwargs)
 
         if inputs is not None:
             inputs = tree.pack_sequence_as(marked.input, tree.flatten(inputs))
         replayed = keras.models.clone_model(marked, inputs, clone_function=lambda layer: layer, call_function=call)
         return replayed.input, [outputs[index] for index in range(len(markers))]
 
-    def _record(self, layer, *args, **kwargs):
-        if self._flatten_nested and args and is_functional(layer) and _takes_as_they_come(layer, args[0]):
-            _, outputs = self._replay(layer, args[0])
-            self.nested_outputs[layer.name] = outputs
+    def _record(self, nested, layer, *args, **kwargs):
+        if args and is_functional(layer) and _takes_as_they_come(layer, args[0]):
+            _, outputs = self._replay(layer, nested, args[0])
+            nested.append((layer, outputs))
             reference = outputs if isinstance(layer, keras.Sequential) else layer.output
             packed = tree.pack_sequence_as(reference, outputs)
             return packed[0] if isinstance(packed, (list, tuple)) and len(packed) == 1 else packed
@@ -140,7 +135,8 @@ class Graph:
                 return [results if t is output else x for t in tensors]
 
             return read
-        model = keras.Model(self.inputs, list(tensors))
+        with _names_of_their_own(self.model):
+            model = keras.Model(self.inputs, list(tensors))
         return lambda x, training: tree.flatten(model(x, training=training))
 
 
@@ -155,6 +151,39 @@ def is_functional(model):
 def _functional_class():
     x = keras.Input((1,))
     return type(keras.Model(x, x))
+
+
+@contextlib.contextmanager
+def _names_of_their_own(model):
+    """While a graph is built, every layer in a model and its nested ones has a name that no other has.
+
+    Keras demands that of one graph; members of an ensemble, made by one function, come with equal names.
+    """
+    taken, renamed = set(), []
+    for operation in _operations(model):
+        name = operation.name
+        if name in taken:
+            renamed.append((operation, name))
+            operation.name = f"{name}_keras_ssd_{len(renamed)}"
+        taken.add(name)
+    try:
+        yield
+    finally:
+        for operation, name in renamed:
+            operation.name = name
+
+
+def _operations(model):
+    """The layers and operations of a model's graph and of those nested in it, each once."""
+    found, queue = {}, [model]
+    while queue:
+        one = queue.pop()
+        for operation in one.layers if isinstance(one, keras.Sequential) else one.operations:
+            if id(operation) not in found:
+                found[id(operation)] = operation
+                if is_functional(operation):
+                    queue.append(operation)
+    return list(found.values())
 
 
 def _takes_as_they_come(model, inputs):

@@ -215,6 +215,11 @@ def find_representation(graph, name):
             f"`representation` should name a layer of the model {graph.model.name!r}. Received: "
             f"representation={name!r}. Its layers are {_layer_names(graph)}"
         )
+    if len({id(step.layer) for step in steps}) > 1:
+        raise ValueError(
+            f"`representation` names several layers of the model {graph.model.name!r}, in models nested in it. "
+            f"Received: representation={name!r}. Give the layer that you mean a name of its own."
+        )
     return steps[-1].outputs[0]
 
 

@@ -78,6 +78,19 @@ def test_another_model_is_run_once_before_its_dropout_and_the_student_never_agai
     assert after.rows == [N * BATCH]
 
 
+def test_an_ensemble_whose_members_share_their_layers_names_is_run_once_before_its_dropout():
+    student, *_ = counted_model()
+    members, *counters = zip(counted_model(), counted_model(), strict=True)
+    names = [[layer.name for layer in member.layers] for member in members]
+    inputs = keras.Input((8,))
+    teacher = keras.Model(inputs, layers.average([member(inputs) for member in members]))
+    before, after = counters
+    one_step(keras_ssd.wrap(student, teacher, n_teachers=N), *before, *after)
+    assert [counter.rows for counter in before] == [[BATCH]] * 2
+    assert [counter.rows for counter in after] == [[N * BATCH]] * 2
+    assert [[layer.name for layer in member.layers] for member in members] == names
+
+
 @pytest.mark.parametrize("teacher", ["self", "snapshot", "ema"])
 @pytest.mark.parametrize("has_augmentation", [True, False])
 def test_a_clean_sample_for_the_teachers_costs_one_pass_of_what_lies_before_the_dropout(teacher, has_augmentation):

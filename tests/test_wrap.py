@@ -21,6 +21,14 @@ def noisy():
     return model(layers.Dropout(0.5, name="drop"))
 
 
+def towers():
+    """Two nested models whose layers have equal names."""
+    inputs, left, right = keras.Input((4,)), noisy(), noisy()
+    right.name = "right"
+    both = layers.Add()([left(inputs), right(inputs)])
+    return keras.Model(inputs, layers.Dense(3)(both), name="towers")
+
+
 def opaque():
     net = Subclassed("dropout")
     net(np.zeros((1, 4), "float32"))
@@ -112,6 +120,10 @@ REFUSALS = {
             )
         ),
         "'r' is stateful",
+    ),
+    "representation that several layers are called": (
+        lambda: keras_ssd.wrap(towers(), representation="drop"),
+        "`representation` names several layers of the model 'towers'.*representation='drop'",
     ),
     "representation of a subclassed model": (
         lambda: keras_ssd.wrap(opaque(), representation="hidden"),
