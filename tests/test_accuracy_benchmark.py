@@ -346,6 +346,6 @@ def test_script_and_analysis(tmp_path, capsys):
     assert len(rows) == 2 * 2 * 7 and rows.accuracy.between(0, 1).all()
     analysis.main([str(path), "--out", str(tmp_path / "plots")])
     printed = capsys.readouterr().out
-    assert "### conv, constant learning rate, all labels" in printed
+    assert "### conv, constant learning rate, all labels, 2 epochs" in printed
     assert "| self, averaged | plain, averaged | " in printed
-    assert (tmp_path / "plots" / "conv-constant-all-labels.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "plots" / "conv-constant-all-labels-2.png").read_bytes().startswith(b"\x89PNG")

@@ -3,12 +3,15 @@
     python benchmarks/accuracy/analysis.py results/accuracy.csv
     python benchmarks/accuracy/analysis.py benchmarks/results/accuracy/*.csv --out benchmarks/results/accuracy
 
-Prints one section for each network, schedule and regime: a table of all methods, then the comparisons that protocol.md
-declares. The unit is the data set (its mean over seeds); where there is one data set only, the seed. Intervals are
-Student's, p-values of Wilcoxon's signed-rank test, corrected by Holm over the comparisons of the section. "equal p" is
-that of two one-sided t-tests: below .05 the two are equal within half a point (uncorrected, not declared).
+Prints one section for each network, schedule, regime and budget: a table of all methods, then the comparisons that
+protocol.md declares. The unit is the data set (its mean over seeds); where there is one data set only, the seed.
+Intervals are Student's, p-values of Wilcoxon's signed-rank test, corrected by Holm over the comparisons of the section.
+"equal p" is that of two one-sided t-tests: below .05 the two are equal within half a point (uncorrected, not declared).
 
 Methods that were run with fewer seeds stand in a table of their own, beside those of the others for the same seeds.
+
+The cost of training is told twice, over that of "plain": "steps" are how many were taken; "cost" is processor time, of
+the first seed alone, as later ones may come from another machine.
 """
 
 import argparse
@@ -21,7 +24,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy import stats
 
-SECTION = ["network", "schedule", "regime"]
+SECTION = ["network", "schedule", "regime", "n_epochs"]
 APART = ("digits",)  # images: not among the sets over which means and tests are taken
 
 # As protocol.md declares them: a method, and what it is measured against.
@@ -114,8 +117,10 @@ def methods(rows):
         table[score] = means_by_unit(rows, score).mean()
     if rows.dataset.nunique() > 1 and rows.seed.nunique() > 1:
         table["between seeds"] = rows.groupby(["method", "dataset"]).accuracy.std().groupby("method").mean()
-    seconds = rows.pivot_table(index=["dataset", "seed"], columns="method", values="seconds")
-    if "plain" in seconds:
+    if "plain" in set(rows.method):
+        steps = means_by_unit(rows, "steps")
+        table["steps"] = steps.div(steps["plain"], axis=0).mean()
+        seconds = means_by_unit(rows[rows.seed == rows.seed.min()], "seconds")
         table["cost"] = seconds.div(seconds["plain"], axis=0).median()
     table["diverged"] = (rows.status != "finished").groupby(rows.method).sum()
     return table.sort_values("accuracy", ascending=False)
@@ -157,7 +162,7 @@ def scored(everything):
     table = methods(rows if len(rows) else everything)
     table.index.name = "method"
     formats = dict.fromkeys(["accuracy", "nll", "nll_calibrated", "ece", "brier", "between seeds"], "{:.4f}")
-    formats |= {"rank": "{:.2f}", "cost": "{:.2f}", "diverged": "{:.0f}"}
+    formats |= {"rank": "{:.2f}", "steps": "{:.2f}", "cost": "{:.2f}", "diverged": "{:.0f}"}
     if everything.dataset.nunique() > 1:
         of_groups = groups(everything)
         table = table.join(of_groups)
@@ -169,7 +174,7 @@ def report(rows, title):
     """The section of one network, schedule and regime, in Markdown."""
     everything, rows = rows, rows[~rows.dataset.isin(APART)]
     rows = rows if len(rows) else everything
-    lines = [f"### {title}", "", f"{rows.dataset.nunique()} data sets, {rows.n_epochs.max()} epochs."]
+    lines = [f"### {title}", "", f"{rows.dataset.nunique()} data sets."]
     for seeds, part in by_seeds(everything):
         lines += ["", f"Seeds {', '.join(map(str, seeds))}:", "", scored(part)]
     declared = comparisons(rows)
@@ -237,13 +242,13 @@ def main(argv=None):
     rows = pd.concat([pd.read_csv(path) for path in arguments.tables], ignore_index=True)
     if arguments.seeds is not None:
         rows = rows[rows.seed.isin(arguments.seeds)]
-    rows = rows.drop_duplicates([*SECTION, "n_epochs", "backend", "dataset", "seed", "method"], keep="last")
+    rows = rows.drop_duplicates([*SECTION, "backend", "dataset", "seed", "method"], keep="last")
     for key, section in rows.groupby(SECTION, sort=False):
-        title = f"{key[0]}, {key[1]} learning rate, {key[2]}"
+        title = "{}, {} learning rate, {}, {} epochs".format(*key)
         print(report(section, title) + "\n")
         if arguments.out is not None:
             arguments.out.mkdir(parents=True, exist_ok=True)
-            plot(section, arguments.out / "-".join(key).replace(" ", "-"))
+            plot(section, arguments.out / "-".join(map(str, key)).replace(" ", "-"))
 
 
 if __name__ == "__main__":
