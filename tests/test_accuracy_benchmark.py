@@ -348,4 +348,7 @@ def test_script_and_analysis(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "### conv, constant learning rate, all labels, 2 epochs" in printed
     assert "| self, averaged | plain, averaged | " in printed
+    analysis.main([str(path), "--compare", "SWA", "self"])
+    printed = capsys.readouterr().out
+    assert "| SWA | self | " in printed and "| self, averaged | plain, averaged | " not in printed
     assert (tmp_path / "plots" / "conv-constant-all-labels-2.png").read_bytes().startswith(b"\x89PNG")

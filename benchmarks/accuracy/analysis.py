@@ -2,6 +2,7 @@
 
     python benchmarks/accuracy/analysis.py results/accuracy.csv
     python benchmarks/accuracy/analysis.py benchmarks/results/accuracy/*.csv --out benchmarks/results/accuracy
+    python benchmarks/accuracy/analysis.py table.csv --compare paper continued --compare paper "paper, uniform"
 
 Prints one section for each network, schedule, regime and budget: a table of all methods, then the comparisons that
 protocol.md declares. The unit is the data set (its mean over seeds); where there is one data set only, the seed.
@@ -97,10 +98,10 @@ def holm(p):
     return corrected
 
 
-def comparisons(rows):
-    """All declared comparisons for which there are rows, with corrected p-values."""
+def comparisons(rows, declared=COMPARISONS):
+    """All declared comparisons for which there are rows, with p-values that are corrected for how many these are."""
     there = set(means_by_unit(rows, "accuracy").columns)
-    found = [compare(rows, *pair) for pair in COMPARISONS if set(pair) <= there]
+    found = [compare(rows, *pair) for pair in declared if set(pair) <= there]
     found = [one for one in found if one["seeds"]]
     if not found:
         return pd.DataFrame()
@@ -170,19 +171,19 @@ def scored(everything):
     return markdown(table, formats)
 
 
-def report(rows, title):
+def report(rows, title, declared=COMPARISONS):
     """The section of one network, schedule and regime, in Markdown."""
     everything, rows = rows, rows[~rows.dataset.isin(APART)]
     rows = rows if len(rows) else everything
     lines = [f"### {title}", "", f"{rows.dataset.nunique()} data sets."]
     for seeds, part in by_seeds(everything):
         lines += ["", f"Seeds {', '.join(map(str, seeds))}:", "", scored(part)]
-    declared = comparisons(rows)
-    if len(declared):
-        declared = declared.set_index("method")
+    found = comparisons(rows, declared)
+    if len(found):
+        found = found.set_index("method")
         for name in ("difference", "median"):
-            declared[name] = [f"{value:+.4f}" for value in declared[name]]
-        lines += ["", markdown(declared, dict.fromkeys(["+-", "p", "p (Holm)", "equal p"], "{:.4f}"))]
+            found[name] = [f"{value:+.4f}" for value in found[name]]
+        lines += ["", markdown(found, dict.fromkeys(["+-", "p", "p (Holm)", "equal p"], "{:.4f}"))]
     return "\n".join(lines)
 
 
@@ -237,6 +238,13 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tables", nargs="+", type=pathlib.Path, help="CSV files of run.py")
     parser.add_argument("--out", type=pathlib.Path, help="folder for the plots; default: no plots")
+    parser.add_argument(
+        "--compare",
+        nargs=2,
+        action="append",
+        metavar=("METHOD", "CONTROL"),
+        help="may be repeated; default: what protocol.md declares for all",
+    )
     parser.add_argument("--seeds", nargs="+", type=int, help="default: all that are there")
     arguments = parser.parse_args(argv)
     rows = pd.concat([pd.read_csv(path) for path in arguments.tables], ignore_index=True)
@@ -245,7 +253,7 @@ def main(argv=None):
     rows = rows.drop_duplicates([*SECTION, "backend", "dataset", "seed", "method"], keep="last")
     for key, section in rows.groupby(SECTION, sort=False):
         title = "{}, {} learning rate, {}, {} epochs".format(*key)
-        print(report(section, title) + "\n")
+        print(report(section, title, arguments.compare or COMPARISONS) + "\n")
         if arguments.out is not None:
             arguments.out.mkdir(parents=True, exist_ok=True)
             plot(section, arguments.out / "-".join(map(str, key)).replace(" ", "-"))
