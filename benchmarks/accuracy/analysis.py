@@ -113,7 +113,7 @@ def comparisons(rows, declared=COMPARISONS):
 def methods(rows):
     """One row for each method: means over the units, mean rank, spread between seeds, cost of training over plain's."""
     accuracy = means_by_unit(rows, "accuracy")
-    table = pd.DataFrame({"accuracy": accuracy.mean(), "rank": accuracy.rank(axis=1, ascending=False).mean()})
+    table = pd.DataFrame({"accuracy": accuracy.mean(), "rank": accuracy.round(9).rank(axis=1, ascending=False).mean()})
     for score in ("nll", "nll_calibrated", "ece", "brier"):
         table[score] = means_by_unit(rows, score).mean()
     if rows.dataset.nunique() > 1 and rows.seed.nunique() > 1:
