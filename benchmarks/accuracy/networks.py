@@ -25,7 +25,7 @@ def conv(shape, n_classes, filters=(32, 64, 32)):
 
 
 def small(shape, n_classes):
-    """`conv` with a quarter of its filters, hence a fifteenth of its weights: for the smallest devices."""
+    """`conv` with a quarter of its filters, hence a fourteenth of its weights: for the smallest devices."""
     return conv(shape, n_classes, filters=(8, 16, 8))
 
 
