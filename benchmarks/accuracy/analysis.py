@@ -12,7 +12,7 @@ Intervals are Student's, p-values of Wilcoxon's signed-rank test, corrected by H
 Methods that were run with fewer seeds stand in a table of their own, beside those of the others for the same seeds.
 
 The cost of training is told twice, over that of "plain": "steps" are how many were taken; "cost" is processor time, of
-the first seed alone, as later ones may come from another machine.
+several data sets with the first seed alone, as later ones may come from another machine.
 """
 
 import argparse
@@ -121,7 +121,8 @@ def methods(rows):
     if "plain" in set(rows.method):
         steps = means_by_unit(rows, "steps")
         table["steps"] = steps.div(steps["plain"], axis=0).mean()
-        seconds = means_by_unit(rows[rows.seed == rows.seed.min()], "seconds")
+        timed = rows[rows.seed == rows.seed.min()] if rows.dataset.nunique() > 1 else rows
+        seconds = means_by_unit(timed, "seconds")
         table["cost"] = seconds.div(seconds["plain"], axis=0).median()
     table["diverged"] = (rows.status != "finished").groupby(rows.method).sum()
     return table.sort_values("accuracy", ascending=False)
