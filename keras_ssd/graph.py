@@ -53,29 +53,25 @@ class Graph:
         steps: list of `Step`.
         inputs: the symbolic inputs, structured as the model takes them.
         outputs: the symbolic outputs, a flat list.
-        nested_outputs: for each nested model that was taken apart, by name, its symbolic outputs (last call).
+        nested: `(model, its symbolic outputs)` for each call of a nested model that was taken apart.
         is_opaque: whether the model is subclassed, so that nothing is known of its inside.
     """
 
     def __init__(self, model):
         self.model = model
         self.steps = []
-        self.nested_outputs = {}
+        self.nested = []
         self.is_opaque = not is_functional(model)
         if self.is_opaque:
             self.inputs, output = keras.KerasTensor((None,)), keras.KerasTensor((None,))
             self.steps = [_WholeModel(model, (self.inputs,), {}, [output])]
             self.outputs = [output]
             return
-        nested = []
         with _names_of_their_own(model):
-            self.inputs, self.outputs = self._replay(model, nested)
-        self.nested_outputs = {layer.name: outputs for layer, outputs in nested}
+            self.inputs, self.outputs = self._replay(model)
 
-    def _replay(self, model, nested, inputs=None):
+    def _replay(self, model, inputs=None):
         """Call the layers of `model` anew, on new symbolic inputs, and record the calls.
-
-        What nested models put out is added to `nested`.
 
         `clone_model` with a `call_function` is the exported way to walk a graph. It does not tell which tensors became
         the outputs, so they are marked by layers that record nothing.
@@ -89,17 +85,17 @@ class Graph:
             if layer in markers:
                 outputs[markers.index(layer)] = args[0]
                 return args[0]
-            return self._record(nested, layer, *args, **kwargs)
+            return self._record(layer, *args, **kwargs)
 
         if inputs is not None:
             inputs = tree.pack_sequence_as(marked.input, tree.flatten(inputs))
         replayed = keras.models.clone_model(marked, inputs, clone_function=lambda layer: layer, call_function=call)
         return replayed.input, [outputs[index] for index in range(len(markers))]
 
-    def _record(self, nested, layer, *args, **kwargs):
+    def _record(self, layer, *args, **kwargs):
         if args and is_functional(layer) and _takes_as_they_come(layer, args[0]):
-            _, outputs = self._replay(layer, nested, args[0])
-            nested.append((layer, outputs))
+            _, outputs = self._replay(layer, args[0])
+            self.nested.append((layer, outputs))
             reference = outputs if isinstance(layer, keras.Sequential) else layer.output
             packed = tree.pack_sequence_as(reference, outputs)
             return packed[0] if isinstance(packed, (list, tuple)) and len(packed) == 1 else packed
@@ -159,14 +155,16 @@ def _names_of_their_own(model):
 
     Keras demands that of one graph; members of an ensemble, made by one function, come with equal names.
     """
-    taken, renamed = set(), []
-    for operation in _operations(model):
-        name = operation.name
-        if name in taken:
-            renamed.append((operation, name))
-            operation.name = f"{name}_keras_ssd_{len(renamed)}"
-        taken.add(name)
+    renamed = []
+    # The inputs of a Sequential are none of its layers, and keep their names.
+    taken = {x.name for x in model.inputs} if isinstance(model, keras.Sequential) else set()
     try:
+        for operation in _operations(model):
+            name = operation.name
+            if name in taken:
+                renamed.append((operation, name))
+                operation.name = f"{name}_keras_ssd_{len(renamed)}"
+            taken.add(name)
         yield
     finally:
         for operation, name in renamed:

@@ -85,6 +85,12 @@ def select_layers(graph, stochastic_layers=None):
             f"`stochastic_layers` names layers that make no noise: {mute} (no seed generator, or a rate of 0). The "
             f"model's noise layers are {[layer.name for layer in noise]}."
         )
+    shared = {layer.name for layer in chosen} & {layer.name for layer in layers if layer not in chosen}
+    if shared:
+        raise ValueError(
+            f"`stochastic_layers` chose layers whose names others have, too, in nested models: {sorted(shared)}. A "
+            "saved model finds them by name; give each a name of its own."
+        )
     for layer in chosen:
         shape = getattr(layer, "noise_shape", None)
         if shape is not None and shape[0] == 1:

@@ -95,6 +95,9 @@ class Roles:
             teacher_representation = find_representation(teacher_graph, named)
         if self.has_representation:
             _check_representation(student_representation, teacher_representation, settings)
+            for graph in (student_graph, teacher_graph):
+                if representation not in _layer_names(graph):
+                    _check_single_head(graph)
         if settings.needs_outputs and teacher_model is not None:
             _check_outputs(student_graph, teacher_graph)
         self.n_outputs = len(teacher_graph.outputs) if settings.needs_outputs else 0
@@ -207,20 +210,37 @@ def find_representation(graph, name):
                 f"{_layer_names(graph)}"
             )
         return dense[-1].inputs[0]
-    if name in graph.nested_outputs:
-        return graph.nested_outputs[name][0]
-    steps = [step for step in graph.steps if step.layer.name == name]
-    if not steps:
+    called = [(step.layer, step.outputs) for step in graph.steps] + graph.nested
+    called = [(layer, outputs) for layer, outputs in called if layer.name == name]
+    if not called:
         raise ValueError(
             f"`representation` should name a layer of the model {graph.model.name!r}. Received: "
             f"representation={name!r}. Its layers are {_layer_names(graph)}"
         )
-    if len({id(step.layer) for step in steps}) > 1:
+    if len({id(layer) for layer, _ in called}) > 1:
         raise ValueError(
             f"`representation` names several layers of the model {graph.model.name!r}, in models nested in it. "
             f"Received: representation={name!r}. Give the layer that you mean a name of its own."
         )
-    return steps[-1].outputs[0]
+    return called[-1][1][0]
+
+
+def _check_single_head(graph):
+    """Refuse heads that are merged: what feeds the last of them stands for one member of an ensemble alone."""
+    needed = graph.needed(graph.outputs)
+    dense = [step for step in needed if isinstance(step.layer, keras.layers.Dense)]
+    leads_to_last = graph.needed(dense[-1].inputs)
+    reached = {id(x) for x in dense[-1].outputs}
+    for later in needed[needed.index(dense[-1]) + 1 :]:
+        if any(id(x) in reached for x in later.inputs):
+            others = [x for x in later.inputs if id(x) not in reached]
+            if any(step in dense and step not in leads_to_last for step in graph.needed(others)):
+                raise ValueError(
+                    f"`representation` is not a layer of the model {graph.model.name!r}, so it means what feeds the "
+                    f"last Dense layer there, but {later.layer.name!r} merges the outputs of several. Name a layer, or "
+                    'distil the outputs alone: distill="outputs" with similarity="kl" or "uniform".'
+                )
+            reached.update(map(id, later.outputs))
 
 
 def _has_weights_behind(step, steps):
@@ -235,7 +255,7 @@ def _has_weights_behind(step, steps):
 
 
 def _layer_names(graph):
-    return [step.layer.name for step in graph.steps] + list(graph.nested_outputs)
+    return [step.layer.name for step in graph.steps] + [model.name for model, _ in graph.nested]
 
 
 def _check_representation(student, teacher, settings):

@@ -163,6 +163,15 @@ def test_augmentation_is_noise_if_the_user_asks():
     assert np.ptp(teachers[0], axis=1).max() > 1e-3
 
 
+def test_a_nested_layer_may_be_called_as_the_input_of_a_sequential():
+    inner = keras.Sequential([keras.Input((4,)), layers.Dense(6, name="features")])
+    model = keras.Sequential([keras.Input((4,), name="features"), inner, Doubling(), layers.Dense(3)])
+    x = batch(model)
+    students, teachers = passes(wrapped(model, x), x)
+    assert students[0].shape == (len(x), 3) and teachers[0].shape[::2] == (len(x), 3)
+    assert [layer.name for layer in inner.layers] == ["features"]
+
+
 def test_only_augmentation_is_no_noise():
     inputs = keras.Input((4, 4, 1))
     model = keras.Model(inputs, layers.Dense(3)(layers.Flatten()(layers.RandomFlip()(inputs))))

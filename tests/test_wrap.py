@@ -21,12 +21,34 @@ def noisy():
     return model(layers.Dropout(0.5, name="drop"))
 
 
-def towers():
-    """Two nested models whose layers have equal names."""
+def towers(holding=None):
+    """Two nested models whose layers, or nested models of the name `holding`, have equal names."""
     inputs, left, right = keras.Input((4,)), noisy(), noisy()
-    right.name = "right"
+    if holding:
+        left.name = right.name = holding
+        left, right = (keras.Sequential([keras.Input((4,)), one]) for one in (left, right))
+    left.name, right.name = "left", "right"
     both = layers.Add()([left(inputs), right(inputs)])
     return keras.Model(inputs, layers.Dense(3)(both), name="towers")
+
+
+def ensemble():
+    """The mean of two models with a head each."""
+    inputs, left, right = keras.Input((4,)), noisy(), noisy()
+    left.name, right.name = "left", "right"
+    return keras.Model(inputs, layers.average([left(inputs), right(inputs)]), name="ensemble")
+
+
+def one_dropout():
+    """A predicate that chooses the first layer of the name `drop` alone."""
+    chosen = []
+
+    def choose(layer):
+        if layer.name == "drop" and not chosen:
+            chosen.append(layer)
+        return layer in chosen
+
+    return choose
 
 
 def opaque():
@@ -124,6 +146,18 @@ REFUSALS = {
     "representation that several layers are called": (
         lambda: keras_ssd.wrap(towers(), representation="drop"),
         "`representation` names several layers of the model 'towers'.*representation='drop'",
+    ),
+    "representation that several nested models are called": (
+        lambda: keras_ssd.wrap(towers(holding="encoder"), representation="encoder"),
+        "`representation` names several layers of the model 'towers'.*representation='encoder'",
+    ),
+    "representation of an ensemble": (
+        lambda: keras_ssd.wrap(noisy(), ensemble(), distill="representation", similarity="uniform"),
+        "`representation` is not a layer of the model 'ensemble'.*merges the outputs of several.*distill=",
+    ),
+    "one of several layers of a name": (
+        lambda: keras_ssd.wrap(towers(), stochastic_layers=one_dropout()),
+        r"`stochastic_layers` chose layers whose names others have, too.*\['drop'\]",
     ),
     "representation of a subclassed model": (
         lambda: keras_ssd.wrap(opaque(), representation="hidden"),
