@@ -57,7 +57,7 @@ def test_a_search_for_few_labels_scores_rows_whose_label_is_hidden():
     hidden, unlabelled, scored = (
         {row.tobytes() for row in rows} for rows in (declared.unlabelled, search.unlabelled, search.test[0])
     )
-    assert unlabelled | scored == hidden
+    assert unlabelled | scored == hidden and not unlabelled & scored
     assert abs(len(search.unlabelled) - len(search.test[1])) <= 1
     everything = data.load("digits", None, "all labels", seed=0)
     right = {}
@@ -159,6 +159,15 @@ def test_comparison_is_over_common_seeds():
     found = analysis.compare(rows, "ours", "plain")
     assert found["difference"] == pytest.approx(0.15)
     assert (found["better"], found["worse"], found["seeds"]) == (2, 0, 1)
+
+
+def test_a_comparison_that_was_asked_for_is_not_left_out_silently():
+    rows = pd.DataFrame(
+        [(dataset, 0, method, 0.5) for dataset in "ab" for method in ("plain", "ours")] + [("a", 0, "theirs", 0.5)],
+        columns=["dataset", "seed", "method", "accuracy"],
+    )
+    with pytest.raises(SystemExit, match=r"not every data set has rows of \['theirs'\]"):
+        analysis.comparisons(rows, [("ours", "plain"), ("theirs", "plain")])
 
 
 def test_what_only_some_sets_have_is_not_averaged():

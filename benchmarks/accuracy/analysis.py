@@ -101,6 +101,10 @@ def holm(p):
 def comparisons(rows, declared=COMPARISONS):
     """All declared comparisons for which there are rows, with p-values that are corrected for how many these are."""
     there = set(means_by_unit(rows, "accuracy").columns)
+    lacking = {name for pair in declared for name in pair} - there
+    if lacking and declared is not COMPARISONS:
+        # Left out silently, it would make the correction of the others too small.
+        raise SystemExit(f"--compare: not every data set has rows of {sorted(lacking)}. All have {sorted(there)}")
     found = [compare(rows, *pair) for pair in declared if set(pair) <= there]
     found = [one for one in found if one["seeds"]]
     if not found:

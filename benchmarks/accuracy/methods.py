@@ -68,6 +68,10 @@ class Experiment:
 
     def __init__(self, task, network, schedule, seed, n_epochs):
         self.task, self.network, self.schedule, self.seed, self.n_epochs = task, network, schedule, seed, n_epochs
+        # Trained once for all that need them, and gone with the experiment.
+        self.members, self.of_network, self.of_another_seed = map(
+            functools.cache, (self.members, self.of_network, self.of_another_seed)
+        )
 
     def model(self, weights=None, seed=None, network=None):
         keras.utils.set_random_seed(self.seed if seed is None else seed)
@@ -108,7 +112,6 @@ class Experiment:
         watch = self.fit(model, self.n_epochs // 2, validate=True, callbacks=[stop])
         return watch, model.get_weights()
 
-    @functools.cache  # noqa: B019  an experiment ends with its process
     def members(self, n):
         """`n` networks from initial weights of their own, each trained for half the budget and averaged.
 
@@ -124,7 +127,6 @@ class Experiment:
             watches.append(self.fit(averaging, self.n_epochs // 2, seed=seed))
         return watches, models
 
-    @functools.cache  # noqa: B019  likewise
     def of_network(self, network):
         """Another network, trained for the whole budget and averaged.
 
@@ -134,7 +136,6 @@ class Experiment:
         model = self.model(network=network)
         return self.fit(keras_ssd.wrap(model, kd_weight=0, average=True), self.n_epochs), model
 
-    @functools.cache  # noqa: B019  likewise
     def of_another_seed(self, number):
         """What a plain network from initial weights and with batches of its own predicts."""
         seed = self.seed + 1000 * number

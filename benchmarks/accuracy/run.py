@@ -220,7 +220,7 @@ def main(argv=None):
         if not rows:
             continue
         table = pd.concat([table, pd.DataFrame(rows)], ignore_index=True)
-        table = table.drop_duplicates([*KEY, "method"], keep="last")
+        table = table.drop_duplicates([*KEY, "method"], keep="first")  # what was scored stays
         write(table, arguments.out)
         elapsed = time.perf_counter() - began
         left = elapsed / number * (len(todo) - number)
