@@ -191,7 +191,7 @@ def find_representation(graph, name):
         A symbolic tensor; `None` for a subclassed model if no name is given.
 
     Raises:
-        ValueError: if there is no such layer.
+        ValueError: if there is no such layer, or several have the name.
     """
     if graph.is_opaque:
         if name is None:
@@ -201,9 +201,8 @@ def find_representation(graph, name):
             f"Received: representation={name!r}. Build the model with the functional API, or distil the outputs."
         )
     if name is None:
-        needed = graph.needed(graph.outputs)
-        dense = [step for step in needed if isinstance(step.layer, keras.layers.Dense)]
-        if not dense or _has_weights_behind(dense[-1], needed):
+        dense = _dense_steps(graph)
+        if not dense or _has_weights_behind(dense[-1], graph):
             raise ValueError(
                 f"`representation` is None, which means what feeds the last Dense layer, but the model "
                 f"{graph.model.name!r} has no Dense layer as its head. Pass the name of one of its layers: "
@@ -227,31 +226,36 @@ def find_representation(graph, name):
 
 def _check_single_head(graph):
     """Refuse heads that are merged: what feeds the last of them stands for one member of an ensemble alone."""
-    needed = graph.needed(graph.outputs)
-    dense = [step for step in needed if isinstance(step.layer, keras.layers.Dense)]
+    dense = _dense_steps(graph)
     leads_to_last = graph.needed(dense[-1].inputs)
-    reached = {id(x) for x in dense[-1].outputs}
-    for later in needed[needed.index(dense[-1]) + 1 :]:
-        if any(id(x) in reached for x in later.inputs):
-            others = [x for x in later.inputs if id(x) not in reached]
-            if any(step in dense and step not in leads_to_last for step in graph.needed(others)):
-                raise ValueError(
-                    f"`representation` is not a layer of the model {graph.model.name!r}, so it means what feeds the "
-                    f"last Dense layer there, but {later.layer.name!r} merges the outputs of several. Name a layer, or "
-                    'distil the outputs alone: distill="outputs" with similarity="kl" or "uniform".'
-                )
-            reached.update(map(id, later.outputs))
+    for later, others in _steps_behind(dense[-1], graph):
+        if any(step in dense and step not in leads_to_last for step in graph.needed(others)):
+            raise ValueError(
+                f"`representation` is not a layer of the model {graph.model.name!r}, so it means what feeds the last "
+                f"Dense layer there, but {later.layer.name!r} merges the outputs of several. Name a layer, or distil "
+                'the outputs alone: distill="outputs" with similarity="kl" or "uniform".'
+            )
 
 
-def _has_weights_behind(step, steps):
+def _dense_steps(graph):
+    """The calls of Dense layers that lead to the outputs, in order."""
+    return [step for step in graph.needed(graph.outputs) if isinstance(step.layer, keras.layers.Dense)]
+
+
+def _has_weights_behind(step, graph):
     """Whether layers with weights lie between a step and the outputs: then it is not the head."""
+    return any(isinstance(later.layer, keras.Layer) and later.layer.weights for later, _ in _steps_behind(step, graph))
+
+
+def _steps_behind(step, graph):
+    """Yield what depends on a step on the way to the outputs, each with those of its inputs that do not."""
     reached = {id(x) for x in step.outputs}
+    steps = graph.needed(graph.outputs)
     for later in steps[steps.index(step) + 1 :]:
-        if any(id(x) in reached for x in later.inputs):
-            if isinstance(later.layer, keras.Layer) and later.layer.weights:
-                return True
+        others = [x for x in later.inputs if id(x) not in reached]
+        if len(others) < len(later.inputs):
+            yield later, others
             reached.update(map(id, later.outputs))
-    return False
 
 
 def _layer_names(graph):

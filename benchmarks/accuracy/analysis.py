@@ -98,14 +98,18 @@ def holm(p):
     return corrected
 
 
-def comparisons(rows, declared=COMPARISONS):
-    """All declared comparisons for which there are rows, with p-values that are corrected for how many these are."""
+def comparisons(rows, pairs=None):
+    """Compares pairs of a method and its control, with p-values that are corrected for how many there are.
+
+    Without `pairs`, all that protocol.md declares and for which there are rows.
+    """
     there = set(means_by_unit(rows, "accuracy").columns)
-    lacking = {name for pair in declared for name in pair} - there
-    if lacking and declared is not COMPARISONS:
-        # Left out silently, it would make the correction of the others too small.
+    if pairs is None:
+        pairs = [pair for pair in COMPARISONS if set(pair) <= there]
+    lacking = {name for pair in pairs for name in pair} - there
+    if lacking:  # left out silently, it would make the correction of the others too small
         raise SystemExit(f"--compare: not every data set has rows of {sorted(lacking)}. All have {sorted(there)}")
-    found = [compare(rows, *pair) for pair in declared if set(pair) <= there]
+    found = [compare(rows, *pair) for pair in pairs]
     found = [one for one in found if one["seeds"]]
     if not found:
         return pd.DataFrame()
@@ -176,14 +180,14 @@ def scored(everything):
     return markdown(table, formats)
 
 
-def report(rows, title, declared=COMPARISONS):
+def report(rows, title, pairs=None):
     """The section of one network, schedule and regime, in Markdown."""
     everything, rows = rows, rows[~rows.dataset.isin(APART)]
     rows = rows if len(rows) else everything
     lines = [f"### {title}", "", f"{rows.dataset.nunique()} data sets."]
     for seeds, part in by_seeds(everything):
         lines += ["", f"Seeds {', '.join(map(str, seeds))}:", "", scored(part)]
-    found = comparisons(rows, declared)
+    found = comparisons(rows, pairs)
     if len(found):
         found = found.set_index("method")
         for name in ("difference", "median"):
@@ -258,7 +262,7 @@ def main(argv=None):
     rows = rows.drop_duplicates([*SECTION, "backend", "dataset", "seed", "method"], keep="last")
     for key, section in rows.groupby(SECTION, sort=False):
         title = "{}, {} learning rate, {}, {} epochs".format(*key)
-        print(report(section, title, arguments.compare or COMPARISONS) + "\n")
+        print(report(section, title, arguments.compare) + "\n")
         if arguments.out is not None:
             arguments.out.mkdir(parents=True, exist_ok=True)
             plot(section, arguments.out / "-".join(map(str, key)).replace(" ", "-"))

@@ -328,8 +328,8 @@ def soups(experiment, n=5, **options):
         return [np.mean(kept, axis=0) for kept in zip(*of, strict=True)]
 
     loss = functools.partial(validation_loss, model=model, experiment=experiment)
-    score = functools.partial(experiment.outcome, model=model, watch=watch, n_epochs=n_epochs)
-    score = functools.partial(score, before=experiment.first_stage[:1])
+    trained = dict(model=model, watch=watch, n_epochs=n_epochs, before=experiment.first_stage[:1])
+    score = functools.partial(experiment.outcome, **trained)
     yield score(f"uniform soup{suffix}", weights=mean(weights))
     ranked = sorted(weights, key=loss)
     kept = ranked[:1]
@@ -357,7 +357,7 @@ def ensemble(experiment, n):
     """`n` plain models of different seeds: n times the training and n times the inference."""
     outcomes = [experiment.of_another_seed(number) for number in range(n)]
     seconds = sum(one.seconds for one in outcomes)
-    steps = n * experiment.n_epochs * STEPS_PER_EPOCH
+    steps = sum(one.steps for one in outcomes)
     parts = [np.stack([getattr(one, part) for one in outcomes]) for part in ("validation", "test")]
     yield Outcome(f"ensemble of {n}", *(part.mean(axis=0) for part in parts), seconds, steps)
     votes = [np.eye(part.shape[-1])[part.argmax(axis=-1)].mean(axis=0) for part in parts]
