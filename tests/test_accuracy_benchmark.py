@@ -14,6 +14,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "benchmarks" / "accur
 
 import analysis
 import data
+import experiments
 import methods
 import run
 
@@ -76,7 +77,7 @@ LABELS = np.array([0, 1, 1, 0])
 
 
 def test_scores():
-    outcome = methods.Outcome("plain", PREDICTIONS, PREDICTIONS, seconds=2.0, steps=10)
+    outcome = experiments.Outcome("plain", PREDICTIONS, PREDICTIONS, seconds=2.0, steps=10)
     row = run.scores(outcome, LABELS, LABELS)
     assert row["accuracy"] == row["validation_accuracy"] == 0.75
     assert row["nll"] == pytest.approx(log_loss(LABELS, PREDICTIONS))
@@ -90,7 +91,7 @@ def test_scores():
 
 def test_votes_have_no_likelihood():
     votes = np.array([[1.0, 0.0], [0.6, 0.4], [0.4, 0.6], [0.0, 1.0]])
-    row = run.scores(methods.Outcome("vote", votes, votes, 1.0, 1, has_likelihood=False), LABELS, LABELS)
+    row = run.scores(experiments.Outcome("vote", votes, votes, 1.0, 1, has_likelihood=False), LABELS, LABELS)
     assert row["accuracy"] == row["validation_accuracy"] == 0.5
     assert "nll" not in row and "temperature" not in row
 
@@ -105,7 +106,7 @@ def test_best_temperature_softens_what_is_too_sure():
 
 def test_a_diverged_run_counts_as_wrong():
     broken = np.full_like(PREDICTIONS, np.nan)
-    row = run.scores(methods.Outcome("plain", broken, broken, 1.0, 1), LABELS, LABELS)
+    row = run.scores(experiments.Outcome("plain", broken, broken, 1.0, 1), LABELS, LABELS)
     assert (row["status"], row["accuracy"]) == ("diverged", 0.0)
 
 
@@ -179,14 +180,16 @@ def test_what_only_some_sets_have_is_not_averaged():
 
 
 def experiment(n_epochs=4):
-    return methods.Experiment(data.load("digits", None, "labels 0.2", 0), "conv", "constant", seed=0, n_epochs=n_epochs)
+    return experiments.Experiment(
+        data.load("digits", None, "labels 0.2", 0), "conv", "constant", seed=0, n_epochs=n_epochs
+    )
 
 
 def test_every_row_of_a_large_set_is_trained_on():
     x, y = np.zeros((1000, 2, 1), "float32"), np.arange(1000)
     task = data.Task("many", (x, y), (x, y), (x, y), None, 1000)
-    rows = methods.Experiment(task, "conv", "constant", seed=0, n_epochs=4).labelled(seed=0)["x"]
-    assert len(rows) == methods.STEPS_PER_EPOCH
+    rows = experiments.Experiment(task, "conv", "constant", seed=0, n_epochs=4).labelled(seed=0)["x"]
+    assert len(rows) == experiments.STEPS_PER_EPOCH
     seen = []
     for _ in range(5):
         seen.extend(np.concatenate([rows[step][1] for step in range(len(rows))]))
@@ -208,7 +211,7 @@ def instead_of_training(look=lambda model, **options: None):
 
     def fit(model, n_epochs, **options):
         look(model, **options)
-        watch = methods._Watch()
+        watch = experiments._Watch()
         watch.weights, watch.seconds = [getattr(model, "student", model).get_weights()], [1.0] * n_epochs
         return watch
 
@@ -236,7 +239,7 @@ def test_an_ensemble_trains_no_member_twice(monkeypatch):
     members = [one.of_another_seed(number).test for number in range(3)]
     np.testing.assert_allclose(mean_of_2.test, (members[0] + members[1]) / 2, rtol=1e-5)
     np.testing.assert_allclose(mean_of_3.test, sum(members) / 3, rtol=1e-5)
-    assert (mean_of_3.seconds, mean_of_3.steps) == (12.0, 12 * methods.STEPS_PER_EPOCH)
+    assert (mean_of_3.seconds, mean_of_3.steps) == (12.0, 12 * experiments.STEPS_PER_EPOCH)
     votes = np.eye(10)[members[0].argmax(axis=1)] + np.eye(10)[members[1].argmax(axis=1)]
     np.testing.assert_array_equal(votes_of_2.test, votes / 2)
 
@@ -245,15 +248,15 @@ def test_what_was_trained_before_counts_as_cost(monkeypatch):
     one = experiment()
     monkeypatch.setattr(one, "fit", instead_of_training())
     (mean,) = methods.members(one, 3)
-    assert (mean.seconds, mean.steps) == (6.0, 6 * methods.STEPS_PER_EPOCH), "three times half of four epochs"
+    assert (mean.seconds, mean.steps) == (6.0, 6 * experiments.STEPS_PER_EPOCH), "three times half of four epochs"
     taught = list(methods.distilled(one, "taught", warm=True, members=3, distill="outputs"))
     # Six epochs of the members, the first half of the budget, and the second.
-    assert [(outcome.seconds, outcome.steps) for outcome in taught] == [(10.0, 10 * methods.STEPS_PER_EPOCH)] * 2
+    assert [(outcome.seconds, outcome.steps) for outcome in taught] == [(10.0, 10 * experiments.STEPS_PER_EPOCH)] * 2
 
 
 @pytest.mark.slow
 def test_plain_is_what_keras_fit_makes(monkeypatch):
-    monkeypatch.setattr(methods, "STEPS_PER_EPOCH", 2)
+    monkeypatch.setattr(experiments, "STEPS_PER_EPOCH", 2)
     one = experiment()
     outcomes = {outcome.method: outcome for outcome in methods.plain(one)}
     model = one.model()
@@ -286,7 +289,7 @@ def test_plain_is_what_keras_fit_makes(monkeypatch):
     ],
 )
 def test_every_training_gives_its_methods(name, monkeypatch):
-    monkeypatch.setattr(methods, "STEPS_PER_EPOCH", 2)
+    monkeypatch.setattr(experiments, "STEPS_PER_EPOCH", 2)
     one = experiment()
     function, names = methods.training(name)
     outcomes = list(function(one))
@@ -309,7 +312,7 @@ def test_what_fails_does_not_take_the_others_along(monkeypatch):
     def broken(experiment):
         raise RuntimeError("no memory")
 
-    outcome = methods.Outcome("plain", PREDICTIONS, PREDICTIONS, 1.0, 1)
+    outcome = experiments.Outcome("plain", PREDICTIONS, PREDICTIONS, 1.0, 1)
     monkeypatch.setitem(methods.TRAININGS, "self", (broken, ("self",)))
     monkeypatch.setitem(methods.TRAININGS, "plain", (lambda experiment: [outcome], ("plain",)))
     task = data.Task("small", (PREDICTIONS, LABELS), (PREDICTIONS, LABELS), (PREDICTIONS, LABELS), None, 2)

@@ -93,7 +93,8 @@ def work(dataset, seed, trainings, options):
     import keras
 
     import data
-    from methods import Experiment, training
+    from experiments import Experiment
+    from methods import training
 
     task = data.load(dataset, options["data_dir"], options["regime"], seed)
     experiment = Experiment(task, options["network"], options["schedule"], seed, options["n_epochs"])
