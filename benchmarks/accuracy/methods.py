@@ -43,13 +43,16 @@ def validation_loss(weights, model, experiment):
     return model.evaluate(*experiment.task.validation, batch_size=256, verbose=0)
 
 
-def distilled(experiment, name, warm=False, unlabelled=False, ramp=0, generations=1, members=0, large=None, **options):
+def distilled(
+    experiment, name, warm=False, unlabelled=False, ramp=0, generations=1, members=0, large=None, budgets=1, **options
+):
     """Teachers by `keras_ssd`, from scratch or from the early-stopped weights; last and averaged weights.
 
     `ramp` is for how many epochs the weight of the term rises; `generations` share the second half of the budget;
     of so many `members`, trained before, the teacher is the mean; or it is the network `large`, trained before.
+    From scratch it may take several `budgets`, as the control of a teacher that was trained before.
     """
-    n_epochs = experiment.second_stage if warm else experiment.n_epochs
+    n_epochs = experiment.second_stage if warm else round(budgets * experiment.n_epochs)
     weights, seconds = experiment.first_stage[1] if warm else None, 0.0
     before = [experiment.first_stage[0]] if warm else []
     if members:
@@ -211,6 +214,7 @@ _PAPER = dict(keras_ssd.settings.PAPER)
 _UNIFORM = {"similarity": "uniform", "percentile": 0.0}
 _OUTPUTS = dict(keras_ssd.settings.SEMI_SUPERVISED)
 _DETERMINISTIC = {"stochastic_layers": (), "n_teachers": 1, **_UNIFORM}
+_FIVE = {"n_teachers": 8, "distill": "outputs", "kd_weight": 1.0, "similarity": "kl", "percentile": 0.0}
 
 
 def _ssd(name, **options):
@@ -252,6 +256,10 @@ TRAININGS = {
     "unlabelled": _semi("unlabelled", unlabelled=True),
     "labelled only": _semi("labelled only"),
     "ema, unlabelled": _ssd("ema, unlabelled", teacher="ema", kd_weight=1.0, unlabelled=True),
+    # A teacher that is better than the student: the mean of five networks, each behind half of the budget.
+    "taught by five": _ssd("taught by five", members=5, unlabelled=True, **_FIVE),
+    "taught by five, labelled only": _ssd("taught by five, labelled only", members=5, **_FIVE),
+    "plain, as many steps": _ssd("plain, as many steps", budgets=3.5, kd_weight=0),
     "unlabelled, uniform": _semi("unlabelled, uniform", unlabelled=True, **_UNIFORM),
     "unlabelled, deterministic": _semi("unlabelled, deterministic", unlabelled=True, **_DETERMINISTIC),
 }
