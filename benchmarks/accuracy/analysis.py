@@ -4,8 +4,8 @@
     python benchmarks/accuracy/analysis.py benchmarks/results/accuracy/*.csv --out benchmarks/results/accuracy
     python benchmarks/accuracy/analysis.py table.csv --compare paper continued --compare paper "paper, uniform"
 
-Prints one section for each network, schedule, regime and budget: a table of all methods, then the comparisons that
-protocol.md declares. The unit is the data set (its mean over seeds); where there is one data set only, the seed.
+Prints one section for each network, schedule, regime, budget and backend: a table of all methods, then the comparisons
+that protocol.md declares. The unit is the data set (its mean over seeds); where there is one data set only, the seed.
 Intervals are Student's, p-values of Wilcoxon's signed-rank test, corrected by Holm over the comparisons of the section.
 "equal p" is that of two one-sided t-tests: below .05 the two are equal within half a point (uncorrected, not declared).
 
@@ -25,7 +25,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy import stats
 
-SECTION = ["network", "schedule", "regime", "n_epochs"]
+SECTION = ["network", "schedule", "regime", "n_epochs", "backend"]
 APART = ("digits",)  # images: not among the sets over which means and tests are taken
 
 # As protocol.md declares them: a method, and what it is measured against.
@@ -63,13 +63,16 @@ def means_by_unit(rows, score):
     return rows.pivot_table(index=index, columns="method", values=score, sort=False)
 
 
-def compare(rows, method, control):
-    """Difference, half its 95 % interval, p, and on how many units it is above, equal, below.
-
-    Over the data sets and seeds that both were run with.
-    """
+def in_common(rows, method, control):
+    """The rows of two methods, with the seeds that both were run with on every data set."""
     both = rows[rows.method.isin([method, control])]
     both = both[both.groupby(["dataset", "seed"]).method.transform("nunique") == 2]
+    return both[both.groupby("seed").dataset.transform("nunique") == rows.dataset.nunique()]
+
+
+def compare(rows, method, control):
+    """Difference, half its 95 % interval, p, and on how many units it is above, equal, below; `in_common`."""
+    both = in_common(rows, method, control)
     n_seeds = both.seed.nunique()
     both = means_by_unit(both, "accuracy")
     gain = (both[method] - both[control]).round(9)
@@ -103,17 +106,14 @@ def comparisons(rows, pairs=None):
 
     Without `pairs`, all that protocol.md declares and for which there are rows.
     """
-    there = set(means_by_unit(rows, "accuracy").columns)
-    if pairs is None:
-        pairs = [pair for pair in COMPARISONS if set(pair) <= there]
-    lacking = {name for pair in pairs for name in pair} - there
-    if lacking:  # left out silently, it would make the correction of the others too small
-        raise SystemExit(f"--compare: not every data set has rows of {sorted(lacking)}. All have {sorted(there)}")
-    found = [compare(rows, *pair) for pair in pairs]
-    found = [one for one in found if one["seeds"]]
-    if not found:
+    can_be = [pair for pair in pairs or COMPARISONS if len(in_common(rows, *pair))]
+    for pair in pairs or ():
+        if pair not in can_be:  # left out silently, it would make the correction of the others too small
+            both, there = " and ".join(map(repr, pair)), sorted(set(rows.method))
+            raise SystemExit(f"--compare: no seed was run on every data set with both {both}. There are {there}")
+    if not can_be:
         return pd.DataFrame()
-    result = pd.DataFrame(found)
+    result = pd.DataFrame([compare(rows, *pair) for pair in can_be])
     result.insert(6, "p (Holm)", holm(result.p))
     return result
 
@@ -181,7 +181,7 @@ def scored(everything):
 
 
 def report(rows, title, pairs=None):
-    """The section of one network, schedule and regime, in Markdown."""
+    """One section, in Markdown."""
     everything, rows = rows, rows[~rows.dataset.isin(APART)]
     rows = rows if len(rows) else everything
     lines = [f"### {title}", "", f"{rows.dataset.nunique()} data sets."]
@@ -259,9 +259,9 @@ def main(argv=None):
     rows = pd.concat([pd.read_csv(path) for path in arguments.tables], ignore_index=True)
     if arguments.seeds is not None:
         rows = rows[rows.seed.isin(arguments.seeds)]
-    rows = rows.drop_duplicates([*SECTION, "backend", "dataset", "seed", "method"], keep="last")
+    rows = rows.drop_duplicates([*SECTION, "dataset", "seed", "method"], keep="last")
     for key, section in rows.groupby(SECTION, sort=False):
-        title = "{}, {} learning rate, {}, {} epochs".format(*key)
+        title = "{}, {} learning rate, {}, {} epochs, {}".format(*key)
         print(report(section, title, arguments.compare) + "\n")
         if arguments.out is not None:
             arguments.out.mkdir(parents=True, exist_ok=True)

@@ -88,6 +88,13 @@ class Experiment:
         model.fit(**data, epochs=n_epochs, verbose=0, callbacks=callbacks, validation_data=validation)
         return watch
 
+    def fit_averaged(self, model, n_epochs, seed=None):
+        """Trains without teachers and leaves the moving average of the weights in the model; returns `_Watch`.
+
+        The weights of its epochs are, bit for bit, those of `model.fit`.
+        """
+        return self.fit(keras_ssd.wrap(model, kd_weight=0, average=True), n_epochs, seed=seed)
+
     def outcome(self, method, model, watch, n_epochs, weights=None, predict=None, before=()):
         """What a trained model, or one that is given `weights`, predicts; what was trained before it costs, too."""
         if weights is not None:
@@ -116,8 +123,7 @@ class Experiment:
             seed = self.seed + 1000 * (number + 1)
             models.append(self.model(seed=seed))
             models[-1].name = f"member_{number}"
-            averaging = keras_ssd.wrap(models[-1], kd_weight=0, average=True)
-            watches.append(self.fit(averaging, self.n_epochs // 2, seed=seed))
+            watches.append(self.fit_averaged(models[-1], self.n_epochs // 2, seed=seed))
         return watches, models
 
     def of_network(self, network):
@@ -127,7 +133,7 @@ class Experiment:
             `(watch, model)`.
         """
         model = self.model(network=network)
-        return self.fit(keras_ssd.wrap(model, kd_weight=0, average=True), self.n_epochs), model
+        return self.fit_averaged(model, self.n_epochs), model
 
     def of_another_seed(self, number):
         """What a plain network from initial weights and with batches of its own predicts."""

@@ -19,8 +19,7 @@ from experiments import LEARNING_RATE, Outcome
 def plain(experiment):
     """The whole budget without teachers, bit for bit what `model.fit` does; the average is fed behind its back."""
     model = experiment.model()
-    ssd = keras_ssd.wrap(model, kd_weight=0, average=True)
-    watch = experiment.fit(ssd, experiment.n_epochs)
+    watch = experiment.fit_averaged(model, experiment.n_epochs)
     averaged, last = model.get_weights(), watch.weights[-1]
     n_last = max(1, experiment.n_epochs // 4)
     swa = [np.mean(kept, axis=0, dtype="float64") for kept in zip(*watch.weights[-n_last:], strict=True)]
