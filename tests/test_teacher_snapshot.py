@@ -1,0 +1,238 @@
+"""`TeacherSnapshot`: when weights become the teacher's, and with which optimizer the student goes on."""
+
+import math
+
+import keras
+import numpy as np
+import pytest
+
+import keras_ssd
+from callback_runs import Record, Script, arrays, assert_same, fit, make_model, make_snapshot_model
+from keras_ssd.callbacks import TeacherSnapshot, restart_optimizer
+
+
+def test_the_plain_stage_is_plain_training_and_its_weights_become_the_teachers():
+    plain = make_model(jit_compile="auto")
+    expected = fit(plain, epochs=2)
+    ssd = make_snapshot_model(task_weight=0.5, jit_compile="auto")
+    snapshot = TeacherSnapshot(at_epoch=2, restore_best_weights=False)
+    optimizer = ssd.optimizer
+    history = fit(ssd, [snapshot], epochs=4)
+    assert history["loss"][:2] == expected["loss"]
+    assert history["accuracy"][:2] == expected["accuracy"]
+    assert_same(arrays(ssd.held_weights.held), arrays(plain.weights))
+    assert history["kd_loss"][:2] == [0.0, 0.0]
+    assert min(history["kd_loss"][2:]) > 0
+    assert snapshot.generation == 1
+    assert snapshot.snapshot_epochs == [1]
+    assert ssd.optimizer is optimizer
+    assert ssd.teaching
+
+
+def test_the_best_weights_become_teacher_and_student_in_every_generation():
+    ssd = make_snapshot_model(jit_compile="auto")
+    values = [3.0, 1.0, 2.0, 2.0, 5.0, 4.0, 6.0, 7.0, 1.0]
+    before, after = Record(), Record()
+    snapshot = TeacherSnapshot(patience=2, generations=2)
+    halve = keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate / 2)
+    start = arrays(ssd.student.weights)
+    history = fit(ssd, [halve, Script(values), before, snapshot, after], epochs=9)
+    assert snapshot.snapshot_epochs == [3, 7]
+    # Epoch 1 was the best of the plain stage, epoch 5 of the first generation.
+    for epoch, best in ((3, 1), (7, 5)):
+        assert_same(after.teacher[epoch], before.student[best])
+        assert_same(after.student[epoch], before.student[best])
+        assert after.rate[epoch] == np.float32(0.05)
+        fresh = [np.zeros_like(x) for x in after.optimizer[epoch]]
+        fresh[1] = np.float32(0.05)
+        assert_same(after.optimizer[epoch], fresh)
+    # Between the snapshots only the student moves.
+    assert_same(after.teacher[2], start)
+    assert_same(after.teacher[6], after.teacher[3])
+    assert any((a != b).any() for a, b in zip(after.student[6], after.student[3], strict=True))
+    assert before.rate[3] == np.float32(0.05 / 16)
+    assert [loss > 0 for loss in history["kd_loss"]] == [False] * 4 + [True] * 5
+
+
+@pytest.mark.skipif(keras.backend.backend() == "torch", reason="PyTorch runs eagerly, there is nothing to compile")
+def test_the_switch_compiles_once():
+    ssd = make_snapshot_model(jit_compile="auto")
+    traces, compute_loss = [], ssd.compute_loss
+
+    def count(x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        traces.append(epoch_of[-1])
+        return compute_loss(x, y, y_pred, sample_weight, training)
+
+    epoch_of = [-1]
+    ssd.compute_loss = count
+    note = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: epoch_of.append(epoch))
+    fit(ssd, [note, TeacherSnapshot(at_epoch=2, restore_best_weights=False)], epochs=5)
+    assert [epoch for epoch in traces if epoch > 0] == [2]
+
+
+@pytest.mark.parametrize(
+    "options, values, expected",
+    [
+        pytest.param(dict(patience=1), [1, 2, 3, 3], [1], id="patience-1"),
+        pytest.param(dict(patience=0), [1, 0.5, 3, 3], [2], id="patience-0"),
+        pytest.param(dict(patience=2), [3, 2, 1, 0], [], id="improves-to-the-end"),
+        pytest.param(dict(patience=1, min_delta=0.5), [1, 0.8, 0.2, 3], [1], id="min-delta"),
+        pytest.param(dict(patience=1, mode="max"), [1, 2, 1, 3], [2], id="max"),
+        pytest.param(dict(patience=1, start_from_epoch=2), [1, 2, 3, 4, 3], [3], id="start-from-epoch"),
+        pytest.param(dict(patience=1), [1, math.nan, 3, 3], [1], id="nan-is-no-improvement"),
+        pytest.param(dict(patience=1), [1, None, 3, 3], [2], id="epochs-without-validation"),
+        pytest.param(dict(patience=3), [1, 2, 3, 4], [], id="not-after-the-last-epoch"),
+        pytest.param(dict(at_epoch=1, generations=2), [1, 2, 3, 3], [0, 1], id="at-epoch-twice"),
+        pytest.param(dict(at_epoch=3, start_from_epoch=9), [1, 1, 1, 1], [2], id="at-epoch-unmonitored"),
+    ],
+)
+def test_when_the_snapshot_is_taken(options, values, expected):
+    ssd = make_snapshot_model()
+    snapshot = TeacherSnapshot(monitor="val_accuracy" if options.get("mode") == "max" else "val_loss", **options)
+    snapshot.set_model(ssd)
+    snapshot.set_params({"epochs": len(values)})
+    snapshot.on_train_begin()
+    for epoch, value in enumerate(values):
+        snapshot.on_epoch_begin(epoch)
+        snapshot.on_epoch_end(epoch, {} if value is None else {snapshot.monitor: value})
+    assert snapshot.snapshot_epochs == expected
+
+
+@pytest.mark.parametrize(
+    "monitor, values",
+    [("val_accuracy", [0.1, 0.3, 0.2]), ("val_auc", [0.1, 0.3, 0.2]), ("mean_absolute_error", [0.3, 0.1, 0.2])],
+)
+def test_the_direction_is_told_by_the_name(monitor, values):
+    snapshot = TeacherSnapshot(monitor, patience=1)
+    snapshot.set_model(make_snapshot_model())
+    snapshot.set_params({"epochs": 9})
+    snapshot.on_train_begin()
+    for epoch, value in enumerate(values):
+        snapshot.on_epoch_begin(epoch)
+        snapshot.on_epoch_end(epoch, {monitor: value})
+    assert snapshot.snapshot_epochs == [2]
+
+
+def test_a_run_that_goes_on_keeps_its_stage():
+    ssd = make_snapshot_model()
+    fit(ssd, [TeacherSnapshot(at_epoch=1, restore_best_weights=False)], epochs=2)
+    teacher = arrays(ssd.held_weights.held)
+    snapshot = TeacherSnapshot(at_epoch=1, restore_best_weights=False)
+    history = fit(ssd, [snapshot], epochs=3, initial_epoch=2)
+    assert history["kd_loss"][0] > 0
+    assert_same(arrays(ssd.held_weights.held), teacher)
+    # From the first epoch on it is a new run.
+    with pytest.warns(UserWarning, match="nothing was distilled"):
+        history = fit(ssd, [TeacherSnapshot("loss")], epochs=1)
+    assert history["kd_loss"] == [0.0]
+
+
+def test_early_stopping_and_reduce_lr_on_plateau_beside_it():
+    ssd = make_snapshot_model()
+    values = [1.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0]
+    stopping = keras.callbacks.EarlyStopping(patience=4)
+    plateau = keras.callbacks.ReduceLROnPlateau(patience=1, factor=0.1, min_delta=0)
+    snapshot = TeacherSnapshot(patience=2, restart=[stopping, plateau])
+    rates = Record()
+    history = fit(ssd, [Script(values), stopping, plateau, snapshot, rates], epochs=10)
+    # Two epochs without improvement end the plain stage; then stopping counts anew: four epochs without, after a best
+    # one in Keras versions that forget the old best. Without `restart` it would have been five epochs altogether.
+    assert snapshot.snapshot_epochs == [2]
+    assert len(history["loss"]) in (3 + 4, 3 + 1 + 4)
+    np.testing.assert_allclose(rates.rate[:5], [0.05, 0.005, 0.05, 0.05, 0.005], rtol=1e-6)
+
+
+def test_early_stopping_with_too_little_patience_is_told():
+    ssd = make_snapshot_model()
+    stopping = keras.callbacks.EarlyStopping(patience=1)
+    with pytest.warns(UserWarning, match="EarlyStopping beside it needs more patience"):
+        history = fit(ssd, [Script([1.0, 2.0, 2.0]), stopping, TeacherSnapshot(patience=1)], epochs=3)
+    assert len(history["loss"]) == 2
+    assert ssd.teaching
+
+
+def test_another_learning_rate_for_the_distilling_stage():
+    ssd = make_snapshot_model()
+    rates = Record()
+    fit(ssd, [TeacherSnapshot(at_epoch=1, restore_best_weights=False, learning_rate=0.01), rates], epochs=2)
+    assert rates.rate == [np.float32(0.01)] * 2
+
+
+def test_a_snapshot_is_announced(capsys):
+    ssd = make_snapshot_model()
+    fit(ssd, [Script([1.0, 2.0, 3.0]), TeacherSnapshot(patience=1, verbose=1)], epochs=3)
+    assert "Epoch 2: TeacherSnapshot 1 of 1, weights of epoch 1, the best" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(generations=0), "`generations` should be an integer of at least 1. Received: generations=0"),
+        (dict(patience=-1), "`patience` should be an integer of at least 0. Received: patience=-1"),
+        (dict(at_epoch=0), "`at_epoch` should be an integer of at least 1. Received: at_epoch=0"),
+        (dict(start_from_epoch=1.5), "`start_from_epoch` should be an integer"),
+        (dict(mode="down"), '`mode` should be "auto", "min" or "max". Received: mode=\'down\''),
+        (dict(monitor="val_strange"), "`mode` cannot be told from the name of the monitored value"),
+        (dict(monitor=None), "`monitor` should be a name in the logs. Received: monitor=None"),
+        (dict(min_delta=-1.0), "`min_delta` should be a float that is not negative"),
+        (dict(learning_rate=0.0), "`learning_rate` should be a positive float"),
+        (dict(restart="all"), "`restart` should hold callbacks of the same fit. Received: 'all'"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_bad_options_of_the_snapshot(options, message):
+    with pytest.raises(ValueError) as error:
+        TeacherSnapshot(**options)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        pytest.param(make_model, "TeacherSnapshot needs a model from keras_ssd.wrap", id="plain"),
+        pytest.param(lambda: keras_ssd.wrap(make_model()), "Received: teacher='self'", id="self"),
+        pytest.param(lambda: make_snapshot_model(kd_weight=0), "was wrapped with kd_weight=0", id="weight-0"),
+    ],
+)
+def test_models_the_snapshot_refuses(make, message):
+    with pytest.raises(ValueError, match=message):
+        fit(make(), [TeacherSnapshot()], epochs=1)
+
+
+def test_a_learning_rate_beside_a_schedule_is_refused():
+    schedule = keras.optimizers.schedules.ExponentialDecay(0.1, 10, 0.5)
+    ssd = make_snapshot_model(keras.optimizers.Adam(schedule))
+    with pytest.raises(ValueError, match="`learning_rate` cannot be set on an optimizer that follows a schedule"):
+        fit(ssd, [TeacherSnapshot(learning_rate=0.1)], epochs=1)
+
+
+def test_a_monitored_value_that_does_not_exist_is_named_with_those_that_do():
+    ssd = make_snapshot_model()
+    with pytest.raises(ValueError) as error:
+        fit(ssd, [TeacherSnapshot()], epochs=2)
+    assert "monitor='val_loss'; the logs hold ['accuracy', 'kd_loss', 'loss']" in str(error.value)
+    assert ssd.teaching
+
+
+OPTIMIZERS = {
+    "adam": lambda: keras.optimizers.Adam(0.1),
+    "momentum": lambda: keras.optimizers.SGD(0.1, momentum=0.9),
+    "nadam": lambda: keras.optimizers.Nadam(0.1),
+    "loss-scale": lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(0.1)),
+    "schedule": lambda: keras.optimizers.Adam(keras.optimizers.schedules.ExponentialDecay(0.1, 2, 0.5)),
+    "moving-average": lambda: keras.optimizers.Adam(0.1, use_ema=True),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_restarted_optimizer_is_as_new(name):
+    model = make_model(OPTIMIZERS[name]())
+    fit(model, epochs=1)
+    if name != "schedule":
+        model.optimizer.learning_rate = 0.3
+    rate = None if name == "schedule" else 0.1
+    restart_optimizer(model.optimizer, model.trainable_variables, rate)
+    new = OPTIMIZERS[name]()
+    new.build(model.trainable_variables)
+    assert_same(arrays(model.optimizer.variables), arrays(new.variables))
+    assert int(keras.ops.convert_to_numpy(model.optimizer.iterations)) == 0
