@@ -9,23 +9,16 @@ import numpy as np
 from keras import ops, tree
 
 from keras_ssd import _backend
+from keras_ssd.distillation import Passes, distillation_loss, teacher_weights
 from keras_ssd.files import can_be_written_beside, written_beside
 from keras_ssd.graph import is_functional
-from keras_ssd.guidance import guidance_weights, guided_target, similarity_scores
+from keras_ssd.guidance import guided_target
 from keras_ssd.joining import JoinedDataset
 from keras_ssd.labels import find_targets, for_metrics, for_task_loss, may_miss, missing_in, target_kinds
-from keras_ssd.losses import (
-    finite_or,
-    may_take_minus_one,
-    mean_weight,
-    output_distances,
-    per_output,
-    representation_loss,
-    weights_per_output,
-)
+from keras_ssd.losses import may_take_minus_one, output_distances, per_output
 from keras_ssd.restoring import check_config, restored
 from keras_ssd.settings import PAPER, SEMI_SUPERVISED, Settings, check_weight
-from keras_ssd.teachers import HeldWeights, Roles, flatten_features, resolve_kind
+from keras_ssd.teachers import HeldWeights, Roles, resolve_kind
 from keras_ssd.uncertainty import predict_stochastic
 
 
@@ -494,48 +487,20 @@ class SSDModel(keras.Model):
 
     def _distillation_loss(self, y_pred, sample_weight):
         (representation, given), _phase.student_pass = _phase.student_pass, None
-        outputs = tree.flatten(y_pred)
-        teacher_outputs, teacher_representations = self._teacher_pass(given)
-        weights = self._guide(outputs, representation, teacher_outputs, teacher_representations)
+        passes = self._passes(y_pred, representation, given)
+        distances = self._distances(len(passes.outputs)) if self.settings.needs_outputs else []
+        weights = teacher_weights(passes, distances, self.settings)
         if self._steering.figures is not None:
-            student, teachers = _compared(outputs, representation, teacher_outputs, teacher_representations)
-            predictions = list(zip(self._distances(len(outputs)), teacher_outputs, strict=False))
-            self._steering.figures.update_state(weights, student, teachers, predictions)
-        sample_weights = weights_per_output(sample_weight, len(outputs))
-        loss = 0.0
-        if self.settings.distill != "representation":
-            distances = self._distances(len(outputs))
-            for one, own, theirs, sample in zip(distances, outputs, teacher_outputs, sample_weights, strict=True):
-                if one.weight == 0:
-                    continue
-                confidence = one.confidence(weights, theirs) if self.settings.confidence_weighted else None
-                loss += one.loss(one.target(weights, own, theirs), own, sample, confidence)
-        if self.settings.distill != "outputs":
-            own = _backend.wide(representation)
-            target = finite_or(guided_target(weights, teacher_representations), ops.stop_gradient(own))
-            loss += representation_loss(target, own, mean_weight(sample_weights))
-        return loss
+            predictions = list(zip(distances, passes.teacher_outputs, strict=False))
+            self._steering.figures.update_state(weights, *passes.compared, predictions)
+        return distillation_loss(passes, weights, distances, self.settings, sample_weight)
+
+    def _passes(self, y_pred, representation, given):
+        return Passes(tree.flatten(y_pred), representation, *self._teacher_pass(given))
 
     def _teacher_pass(self, given):
         weights = [] if self.held_weights is None else self.held_weights.values(self._roles.teacher_network.weights)
         return self._roles.teacher_pass(given, self.settings, self.teacher_seed_generator, weights)
-
-    def _guide(self, outputs, representation, teacher_outputs, teacher_representations, percentile=None):
-        """The teachers' weights `(batch, teachers)`.
-
-        The gradient passes through the scores of representations, as in the paper's released code, but not through
-        those of outputs ("kl"): a student that is taught by itself could lower the term by choosing teachers.
-        """
-        settings = self.settings
-        if settings.similarity == "kl":
-            distances = self._distances(len(outputs))
-            triples = zip(distances, outputs, teacher_outputs, strict=True)
-            scores = sum(d.scores(own, theirs) for d, own, theirs in triples if d.weight > 0)
-        else:
-            student, teachers = _compared(outputs, representation, teacher_outputs, teacher_representations)
-            scores = similarity_scores(student, teachers, settings.similarity)
-        percentile = settings.percentile if percentile is None else percentile
-        return guidance_weights(scores, settings.guidance_temperature, percentile)
 
     def _distances(self, n_outputs):
         activations = self._roles.activations
@@ -700,9 +665,9 @@ class SSDModel(keras.Model):
     def _look_at(self, x, percentile=None):
         scope = keras.StatelessScope([(v, v.value) for v in self.variables], collect_losses=True)
         with scope, _backend.teacher_scope(ops.convert_to_tensor(self._seed or 0)):
-            outputs, representation, given = self._roles.student_pass(x)
-            passes = tree.flatten(outputs), representation, *self._teacher_pass(given)
-            return self._guide(*passes, percentile), *_compared(*passes)
+            passes = self._passes(*self._roles.student_pass(x))
+            distances = self._distances(len(passes.outputs)) if self.settings.similarity == "kl" else []
+            return teacher_weights(passes, distances, self.settings, percentile), *passes.compared
 
     def _call_averaged(self, inputs):
         weights = self.averaged_weights.values(self.student.weights)
@@ -776,13 +741,3 @@ def _check_model(argument, model):
             f"`{argument}` is not built: {model.name!r} has no weights yet. Start it with keras.Input(shape), or call "
             f"it on a batch or `{argument}.build(input_shape)` first."
         )
-
-
-def _compared(outputs, representation, teacher_outputs, teacher_representations):
-    """What student and teachers are compared by, `(batch, features)` and `(batch, teachers, features)`.
-
-    Their representations, or their first output where there are none.
-    """
-    if representation is None:
-        return flatten_features(outputs[0], 1), flatten_features(teacher_outputs[0], 2)
-    return representation, teacher_representations
