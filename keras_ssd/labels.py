@@ -158,20 +158,17 @@ def for_task_loss(targets, found, y_pred, sample_weight, losses):
         sample_weight: the user's weights or `None`.
         losses: of each output.
     """
-    outputs = tree.flatten(y_pred)
-    results = []
-    given = weights_per_output(sample_weight, len(outputs))
-    for y, one, output, weight, loss in zip(targets, found, outputs, given, losses, strict=True):
+
+    def of_one(y, one, output, weight, loss):
         if y is None:
-            results.append((None, weight))
-            continue
+            return None, weight
         ignored = getattr(loss, "ignore_class", None)
         clean = without_missing(y, one, instead=1 if ignored == 0 else 0)
         one = _for_values(one, loss, clean, output)
         kept = _kept(one, output, clean, ignored)
-        weight = loss_weight(one, weight, getattr(loss, "reduction", "sum_over_batch_size"), kept)
-        results.append((clean, weight))
-    return tuple(tree.pack_sequence_as(y_pred, list(part)) for part in zip(*results, strict=True))
+        return clean, loss_weight(one, weight, getattr(loss, "reduction", "sum_over_batch_size"), kept)
+
+    return _for_each(of_one, targets, found, y_pred, sample_weight, losses)
 
 
 def for_metrics(targets, found, y_pred, sample_weight, losses):
@@ -179,16 +176,22 @@ def for_metrics(targets, found, y_pred, sample_weight, losses):
 
     The arguments are those of `for_task_loss`.
     """
-    outputs = tree.flatten(y_pred)
-    results = []
-    given = weights_per_output(sample_weight, len(outputs))
-    for y, one, output, weight, loss in zip(targets, found, outputs, given, losses, strict=True):
+
+    def of_one(y, one, output, weight, loss):
         if y is None:
-            results.append((None, None, weight))
-            continue
+            return None, None, weight
         clean = without_missing(y, one)
         one = _for_values(one, loss, clean, output)
-        results.append((clean, metric_weight(one, None), metric_weight(one, weight)))
+        return clean, metric_weight(one, None), metric_weight(one, weight)
+
+    return _for_each(of_one, targets, found, y_pred, sample_weight, losses)
+
+
+def _for_each(of_one, targets, found, y_pred, sample_weight, losses):
+    """What `of_one` makes of each output, a tuple of structures like that of the outputs."""
+    outputs = tree.flatten(y_pred)
+    given = weights_per_output(sample_weight, len(outputs))
+    results = [of_one(*one) for one in zip(targets, found, outputs, given, losses, strict=True)]
     return tuple(tree.pack_sequence_as(y_pred, list(part)) for part in zip(*results, strict=True))
 
 
