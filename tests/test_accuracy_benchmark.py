@@ -179,6 +179,18 @@ def test_table_of_methods():
     assert table["cost"].tolist() == [1.25, 1.0, 3.0], "medians of 1.5 and 1, of 4 and 2"
 
 
+def test_a_method_that_diverged_once_has_no_likelihood():
+    rows = pd.DataFrame(
+        [("a", 0, "plain", 0.8, 0.5, "finished"), ("a", 0, "ours", 0.9, 0.4, "finished")]
+        + [("b", 0, "plain", 0.6, 0.7, "finished"), ("b", 0, "ours", 0.0, np.nan, "diverged")],
+        columns=["dataset", "seed", "method", "accuracy", "nll", "status"],
+    ).assign(steps=1, seconds=1.0)
+    rows = rows.assign(nll_calibrated=rows.nll, ece=rows.nll, brier=rows.nll)
+    table = analysis.methods(rows)
+    assert table.loc["ours", ["accuracy", "diverged"]].tolist() == [0.45, 1]
+    assert np.isnan(table.loc["ours", "nll"]) and table.loc["plain", "nll"] == pytest.approx(0.6)
+
+
 def test_a_comparison_that_was_asked_for_is_not_left_out_silently():
     rows = pd.DataFrame(
         [(dataset, 0, method, 0.5) for dataset in "ab" for method in ("plain", "ours")] + [("a", 0, "theirs", 0.5)],

@@ -26,6 +26,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 SECTION = ["network", "schedule", "regime", "n_epochs", "backend"]
+SCORES = ["nll", "nll_calibrated", "ece", "brier"]  # of probabilities; the lower, the better
 APART = ("digits",)  # images: not among the sets over which means and tests are taken
 
 # As protocol.md declares them: a method, and what it is measured against.
@@ -122,7 +123,7 @@ def methods(rows):
     """One row for each method: means over the units, mean rank, spread between seeds, cost of training over plain's."""
     accuracy = means_by_unit(rows, "accuracy")
     table = pd.DataFrame({"accuracy": accuracy.mean(), "rank": accuracy.round(9).rank(axis=1, ascending=False).mean()})
-    for score in ("nll", "nll_calibrated", "ece", "brier"):
+    for score in SCORES:
         table[score] = means_by_unit(rows, score).mean()
     if rows.dataset.nunique() > 1 and rows.seed.nunique() > 1:
         table["between seeds"] = rows.groupby(["method", "dataset"]).accuracy.std().groupby("method").mean()
@@ -133,6 +134,8 @@ def methods(rows):
         seconds = means_by_unit(timed, "seconds")
         table["cost"] = seconds.div(seconds["plain"], axis=0).median()
     table["diverged"] = (rows.status != "finished").groupby(rows.method).sum()
+    # A run that diverged counts as wrong, but has no likelihood: the others' mean would flatter its method.
+    table.loc[table.diverged > 0, SCORES] = np.nan
     return table.sort_values("accuracy", ascending=False)
 
 
@@ -171,7 +174,7 @@ def scored(everything):
     rows = everything[~everything.dataset.isin(APART)]
     table = methods(rows if len(rows) else everything)
     table.index.name = "method"
-    formats = dict.fromkeys(["accuracy", "nll", "nll_calibrated", "ece", "brier", "between seeds"], "{:.4f}")
+    formats = dict.fromkeys(["accuracy", *SCORES, "between seeds"], "{:.4f}")
     formats |= {"rank": "{:.2f}", "steps": "{:.2f}", "cost": "{:.2f}", "diverged": "{:.0f}"}
     if everything.dataset.nunique() > 1:
         of_groups = groups(everything)
@@ -222,7 +225,9 @@ def plot(rows, path):
         cost.scatter(summary.cost, summary.accuracy, s=18)
         for name, row in summary.iterrows():
             cost.annotate(name, (row.cost, row.accuracy), fontsize=7, xytext=(3, 2), textcoords="offset points")
-        cost.set(xlabel="training, times plain", ylabel="mean accuracy", xscale="log", title="accuracy against cost")
+        cost.set(xlabel="training, times plain", ylabel="mean accuracy", title="accuracy against cost")
+        if summary.cost.max() > 2 * summary.cost.min():
+            cost.set_xscale("log")
     for number, name in enumerate(one for one in RELIABILITY if one in shown):
         bins = np.sum([json.loads(text) for text in rows[rows.method == name].reliability.dropna()], axis=0)
         bins = bins[bins[:, 0] > 0]
@@ -234,12 +239,10 @@ def plot(rows, path):
     print(f"plots: {path}*.png")
 
 
-SHOWN = [
-    "plain", "plain, best epoch", "plain, averaged", "SWA", "stopped early", "continued", "paper", "self",
-    "self, averaged", "ema, averaged", "deterministic features", "deterministic logits", "R-Drop", "uniform soup",
-    "greedy soup", "ensemble of 5", "unlabelled, averaged", "labelled only, averaged", "ema, unlabelled, averaged",
-    "noise, averaged",
-]  # fmt: skip
+# What is plotted: all that is compared, and what is worth seeing beside it.
+SHOWN = list(dict.fromkeys([name for pair in COMPARISONS for name in pair] + [
+    "SWA", "continued", "deterministic logits", "R-Drop", "uniform soup", "greedy soup", "ensemble of 5",
+]))  # fmt: skip
 RELIABILITY = ["plain", "plain, averaged", "self, averaged", "paper"]
 
 
