@@ -211,7 +211,7 @@ def plot(rows, path):
     if len(table) > 2 and len(table.columns) > 2:
         figure, _ = plot_critical_difference(table.dropna().to_numpy(), list(table.columns), correction="holm")
         figure.savefig(path.with_name(path.name + "-ranks.png"), dpi=100, bbox_inches="tight")
-    figure = Figure(figsize=(13, 4.2), layout="constrained")
+    figure = Figure(figsize=(14, 4.2), layout="constrained")
     scatter, cost, reliability = figure.subplots(1, 3)
     method, control = "self, averaged", "plain, averaged"
     if {method, control, "plain"} <= set(table.columns):
@@ -223,11 +223,14 @@ def plot(rows, path):
     summary = methods(rows)
     if "cost" in summary:
         cost.scatter(summary.cost, summary.accuracy, s=18)
-        for name, row in summary.iterrows():
-            cost.annotate(name, (row.cost, row.accuracy), fontsize=7, xytext=(3, 2), textcoords="offset points")
         cost.set(xlabel="training, times plain", ylabel="mean accuracy", title="accuracy against cost")
+        middle, half = (summary.accuracy.max() + summary.accuracy.min()) / 2, np.ptp(summary.accuracy) / 2
+        half = 1.1 * max(half, 0.01)  # differences below a point should look small
+        cost.set_ylim(middle - half, middle + half)
         if summary.cost.max() > 2 * summary.cost.min():
-            cost.set_xscale("log")
+            cost.set_xscale("log", base=2)
+            cost.xaxis.set_major_formatter("{x:g}")
+        label_beside(cost, summary)
     for number, name in enumerate(one for one in RELIABILITY if one in shown):
         bins = np.sum([json.loads(text) for text in rows[rows.method == name].reliability.dropna()], axis=0)
         bins = bins[bins[:, 0] > 0]
@@ -237,6 +240,21 @@ def plot(rows, path):
     reliability.legend(fontsize=8)
     figure.savefig(path.with_name(path.name + ".png"), dpi=100)
     print(f"plots: {path}*.png")
+
+
+def label_beside(axes, table):
+    """Names on the right in the order of accuracy, each with a line to its point: many points lie close together."""
+    ordered = table.sort_values("accuracy")
+    for height, (name, row) in zip(np.linspace(0.02, 0.98, len(ordered)), ordered.iterrows(), strict=True):
+        axes.annotate(
+            name,
+            (row.cost, row.accuracy),
+            (1.06, height),
+            textcoords="axes fraction",
+            fontsize=7,
+            va="center",
+            arrowprops={"arrowstyle": "-", "linewidth": 0.4, "color": "0.6"},
+        )
 
 
 # What is plotted: all that is compared, and what is worth seeing beside it.
