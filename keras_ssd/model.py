@@ -5,10 +5,10 @@ import inspect
 import threading
 
 import keras
-import numpy as np
 from keras import ops, tree
 
 from keras_ssd import _backend
+from keras_ssd.averaging import Averaging
 from keras_ssd.distillation import Passes, distillation_loss, teacher_weights
 from keras_ssd.files import can_be_written_beside, written_beside
 from keras_ssd.graph import is_functional
@@ -46,23 +46,19 @@ def _in_phase(**changes):
 
 
 class _Steering:
-    """What callbacks set for the length of a `fit`, and what one `fit` leaves to the next.
+    """What callbacks set for the length of a `fit`, and what is known of its data.
 
     A plain object: none of it is state that Keras should save.
 
     Attributes:
         teaching: whether training steps run the teachers.
         figures: a metric that is shown the teachers of every training step, or `None`.
-        raw_weights: while the student carries the average: its own weights and what it was given (arrays), or `None`.
-        has_begun: whether the average is known to have been fed.
         labels_may_miss: whether the data might hold samples without a target, as far as is known.
         joined_dataset: what `fit` trains on, if `join_unlabelled` made it.
     """
 
     teaching = True
     figures = None
-    raw_weights = None
-    has_begun = False
     labels_may_miss = False
     joined_dataset = None
 
@@ -149,6 +145,9 @@ class SSDModel(keras.Model):
             self.averaged_weights = self.held_weights if kind == "ema" else None
             if average and kind != "ema":
                 self.averaged_weights = HeldWeights(model.weights, name="averaged_weights")
+            self._averaging = None
+            if self.averaged_weights is not None:
+                self._averaging = Averaging(model, self.averaged_weights, settings.momentum)
             # A weight of 0 from the start means no teachers at all: nothing here may differ from a plain model then.
             self.distills = settings.kd_weight > 0
             if self.distills:
@@ -241,7 +240,7 @@ class SSDModel(keras.Model):
         with _in_phase(training=self, student_pass=None):
             result = super().train_step(*args, **kwargs)
         if self.averaged_weights is not None:
-            return _backend.after_train_step(self, result, self._update_average)
+            return _backend.after_train_step(self, result, self._averaging.update)
         return result
 
     def train_on_batch(self, *args, **kwargs):
@@ -286,7 +285,8 @@ class SSDModel(keras.Model):
         teaching = self.teaching
         self._look_at_data("fit", *args, **kwargs)
         self._begin()
-        self._take_up_raw_weights()
+        if self.averages:
+            self._averaging.take_back()
         try:
             history = super().fit(*args, **kwargs)
         finally:
@@ -295,9 +295,7 @@ class SSDModel(keras.Model):
             self.observe(None)
             self._steering.joined_dataset = None
         if self.averages:
-            raw = [np.array(ops.convert_to_numpy(v.value)) for v in self.student.weights]
-            self.write_average()
-            self._steering.raw_weights = raw, [np.array(ops.convert_to_numpy(v.value)) for v in self.student.weights]
+            self._averaging.lend()
         if self.student.compiled and not self.student.optimizer.built:
             # A file of a compiled model whose optimizer has no variables yet cannot be loaded without a warning.
             with _backend.variable_scope(self):
@@ -389,7 +387,7 @@ class SSDModel(keras.Model):
         `fit` and `train_on_batch` do so by themselves. In a loop of your own, call it after every optimizer step.
         """
         self._check_averages("update_average")
-        self._update_average()
+        self._averaging.update()
 
     # Samples without a target.
 
@@ -450,30 +448,9 @@ class SSDModel(keras.Model):
     def _target_kinds(self, n_outputs):
         return target_kinds(self._distances(n_outputs), self._task_losses(n_outputs))
 
-    # The moving average.
-
-    def _update_average(self):
-        self.averaged_weights.average(self.student.weights, self.settings.momentum)
-
     def _begin(self):
-        """Before the average was ever fed, it is whatever the student is, also if that was loaded after wrapping."""
-        if self.averaged_weights is not None and not self._steering.has_begun:
-            self._steering.has_begun = int(ops.convert_to_numpy(self.averaged_weights.steps.value)) > 0
-            if not self._steering.has_begun:
-                self.averaged_weights.copy(self.student.weights)
-
-    def _take_up_raw_weights(self):
-        """Go on from where the last `fit` ended, not from the average, unless the weights were changed since."""
-        raw, self._steering.raw_weights = self._steering.raw_weights, None
-        if raw is None:
-            return
-        raw, given = raw
-        # The average is looked at, too: both may have been loaded from a file.
-        for weights in (self.student.weights, self.averaged_weights.held):
-            if not all(np.array_equal(ops.convert_to_numpy(v), w) for v, w in zip(weights, given, strict=True)):
-                return
-        for variable, value in zip(self.student.weights, raw, strict=True):
-            variable.assign(value)
+        if self._averaging is not None:
+            self._averaging.begin()
 
     # The distillation term.
 
