@@ -4,6 +4,7 @@ import keras
 import numpy as np
 
 import keras_ssd
+from same_weights import arrays
 
 X = np.random.default_rng(0).normal(size=(24, 6)).astype("float32")
 Y = np.arange(24) % 3
@@ -30,15 +31,6 @@ def make_snapshot_model(optimizer=None, jit_compile=False, **options):
 def fit(model, callbacks=(), epochs=2, seed=1, **options):
     keras.utils.set_random_seed(seed)
     return model.fit(X, Y, batch_size=12, epochs=epochs, verbose=0, callbacks=list(callbacks), **options).history
-
-
-def arrays(variables):
-    return [np.array(keras.ops.convert_to_numpy(v.value)) for v in variables]
-
-
-def assert_same(one, other):
-    for a, b in zip(one, other, strict=True):
-        np.testing.assert_array_equal(a, b)
 
 
 class Script(keras.callbacks.Callback):

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 import keras_ssd
-from callback_runs import Raise, X, Y, arrays, assert_same, fit, make_model, make_snapshot_model
+from callback_runs import Raise, X, Y, fit, make_model, make_snapshot_model
 from keras_ssd.callbacks import KDWeightSchedule, SeedEachEpoch, TeacherMonitor, TeacherSnapshot
 from keras_ssd.figures import TeacherFigures
+from same_weights import arrays, assert_same
 
 # KDWeightSchedule
 

@@ -13,6 +13,7 @@ from keras import layers, ops
 import keras_ssd
 from keras_ssd.callbacks import SeedEachEpoch
 from keras_ssd.guidance import SIMILARITIES, guidance_weights, guided_target, similarity_scores
+from same_weights import arrays, assert_same
 from structures import Doubling
 
 NAN, INF = float("nan"), float("inf")
@@ -194,15 +195,6 @@ def build(make):
         keras.config.set_dtype_policy(before)
 
 
-def numpy(variables):
-    return [ops.convert_to_numpy(v) for v in variables]
-
-
-def assert_equal(left, right):
-    for a, b in zip(left, right, strict=True):
-        np.testing.assert_array_equal(a, b)
-
-
 def check_model(make):
     histories, models = [], []
     for wrap in (False, True):
@@ -214,11 +206,11 @@ def check_model(make):
         models.append(model)
     # NaN, as of float16 that overflows, is the same as NaN.
     np.testing.assert_equal(histories[1], histories[0])
-    assert_equal(*(numpy(model.variables) for model in models))
-    before = numpy(models[1].variables)
+    assert_same(*(arrays(model.variables) for model in models))
+    before = arrays(models[1].variables)
     evaluated = [trained.evaluate(X, Y, verbose=0) for _ in range(2)]
     np.testing.assert_equal(evaluated[0], evaluated[1])
-    assert_equal(before, numpy(models[1].variables))
+    assert_same(before, arrays(models[1].variables))
 
 
 @FEW_MODELS
@@ -240,12 +232,12 @@ def check_evaluation(make):
     ssd.train_on_batch(X, Y)
     tracked = {id(v) for metric in ssd.metrics for v in metric.variables}
     variables = [v for v in ssd.variables if id(v) not in tracked]
-    before = numpy(variables)
+    before = arrays(variables)
     evaluated = [ssd.evaluate(X, Y, batch_size=4, verbose=0) for _ in range(2)]
     np.testing.assert_equal(evaluated[0], evaluated[1])
     predicted = [ssd.predict(X, batch_size=4, verbose=0) for _ in range(2)]
     np.testing.assert_equal(predicted[0], predicted[1])
-    assert_equal(before, numpy(variables))
+    assert_same(before, arrays(variables))
 
 
 @FEW_MODELS
@@ -285,8 +277,8 @@ def check_continuation(make):
         loaded = keras.models.load_model(path)
     history = loaded.fit(**options, initial_epoch=1, callbacks=[SeedEachEpoch(1)]).history
     np.testing.assert_equal(history, {name: values[1:] for name, values in expected.items()})
-    assert_equal(numpy(ssd.weights), numpy(loaded.weights))
-    assert_equal(numpy(ssd.optimizer.variables), numpy(loaded.optimizer.variables))
+    assert_same(arrays(ssd.weights), arrays(loaded.weights))
+    assert_same(arrays(ssd.optimizer.variables), arrays(loaded.optimizer.variables))
 
 
 @FEW_MODELS

@@ -9,6 +9,7 @@ import pytest
 
 import keras_ssd
 from keras_ssd.callbacks import TeacherMonitor
+from same_weights import arrays, assert_same
 
 X = np.random.default_rng(0).normal(size=(16, 4)).astype("float32")
 Y = np.arange(16) % 2
@@ -32,15 +33,6 @@ def fit(model, *callbacks, epochs=2, **options):
     keras.utils.set_random_seed(1)
     options = {"validation_data": (X, Y), **options}
     return model.fit(X, Y, batch_size=8, epochs=epochs, verbose=0, callbacks=list(callbacks), **options).history
-
-
-def arrays(variables):
-    return [np.array(keras.ops.convert_to_numpy(v.value)) for v in variables]
-
-
-def assert_same(one, other):
-    for a, b in zip(one, other, strict=True):
-        np.testing.assert_array_equal(a, b)
 
 
 class Script(keras.callbacks.Callback):

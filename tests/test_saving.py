@@ -9,6 +9,7 @@ import pytest
 from keras import layers, ops
 
 import keras_ssd
+from same_weights import arrays, assert_same
 from structures import Subclassed
 
 X = np.random.default_rng(0).normal(size=(16, 4)).astype("float32")
@@ -28,15 +29,6 @@ def network(seed=1):
     return model
 
 
-def arrays(variables):
-    return [ops.convert_to_numpy(v) for v in variables]
-
-
-def assert_equal(left, right):
-    for a, b in zip(left, right, strict=True):
-        np.testing.assert_array_equal(a, b)
-
-
 @pytest.mark.parametrize("teacher", ["self", "snapshot", "ema", "model", "file"])
 def test_training_goes_on_from_a_file(tmp_path, teacher):
     """Generators are not in a Keras file; with their states set by hand the next steps are the same."""
@@ -51,8 +43,8 @@ def test_training_goes_on_from_a_file(tmp_path, teacher):
     loaded = keras.models.load_model(tmp_path / "ssd.keras")
     assert loaded.get_config()["n_teachers"] == ssd.get_config()["n_teachers"]
     assert loaded.kd_weight == 0.75
-    assert_equal(arrays(ssd.weights), arrays(loaded.weights))
-    assert_equal(arrays(ssd.optimizer.variables), arrays(loaded.optimizer.variables))
+    assert_same(arrays(ssd.weights), arrays(loaded.weights))
+    assert_same(arrays(ssd.optimizer.variables), arrays(loaded.optimizer.variables))
     np.testing.assert_array_equal(ssd.predict(X, verbose=0), loaded.predict(X, verbose=0))
     weights = {id(v) for v in ssd.weights}
     states = [v for v in ssd.variables if id(v) not in weights and "seed" in v.path]
@@ -62,7 +54,7 @@ def test_training_goes_on_from_a_file(tmp_path, teacher):
         model.reset_metrics()
     logs = [model.train_on_batch(X, Y, return_dict=True) for model in (ssd, loaded)]
     assert logs[0] == logs[1]
-    assert_equal(arrays(ssd.weights), arrays(loaded.weights))
+    assert_same(arrays(ssd.weights), arrays(loaded.weights))
 
 
 def test_a_teacher_compiled_with_an_unregistered_loss(tmp_path):
@@ -75,7 +67,7 @@ def test_a_teacher_compiled_with_an_unregistered_loss(tmp_path):
     ssd.fit(X, Y, verbose=0)
     ssd.save(tmp_path / "ssd.keras")
     loaded = keras.models.load_model(tmp_path / "ssd.keras")
-    assert_equal(arrays(ssd.held_weights.held), arrays(loaded.held_weights.held))
+    assert_same(arrays(ssd.held_weights.held), arrays(loaded.held_weights.held))
 
 
 def test_an_averaging_wrapper_teaches_its_average(tmp_path):
@@ -85,7 +77,7 @@ def test_an_averaging_wrapper_teaches_its_average(tmp_path):
     source.save(tmp_path / "ema.keras")
     for teacher in (source, tmp_path / "ema.keras"):
         ssd = keras_ssd.wrap(network(), teacher=teacher)
-        assert_equal(arrays(ssd.held_weights.held), arrays(source.held_weights.held))
+        assert_same(arrays(ssd.held_weights.held), arrays(source.held_weights.held))
 
 
 def test_options_survive(tmp_path):
@@ -172,7 +164,7 @@ def test_weights_file(tmp_path):
         model.fit(X, Y, verbose=0)
     ssd.save_weights(tmp_path / "a.weights.h5")
     other.load_weights(tmp_path / "a.weights.h5")
-    assert_equal(arrays(ssd.weights), arrays(other.weights))
+    assert_same(arrays(ssd.weights), arrays(other.weights))
 
 
 # Files that are damaged, foreign, or not to be trusted.
@@ -339,10 +331,8 @@ def test_the_weights_before_an_average_are_not_those_of_another_run(tmp_path):
     source, ssd = trained(1), trained(3)
     source.save_weights(tmp_path / "average.weights.h5")
     ssd.load_weights(tmp_path / "average.weights.h5")
-    loaded = [np.array(a) for a in arrays(ssd.student.weights)]
+    loaded = arrays(ssd.student.weights)
     begin = []
-    note = keras.callbacks.LambdaCallback(
-        on_epoch_begin=lambda epoch, logs: begin.extend(np.array(a) for a in arrays(ssd.student.weights))
-    )
+    note = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: begin.extend(arrays(ssd.student.weights)))
     ssd.fit(X, Y, epochs=1, verbose=0, callbacks=[note])
-    assert_equal(begin, loaded)
+    assert_same(begin, loaded)

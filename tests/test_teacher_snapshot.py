@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 import keras_ssd
-from callback_runs import Record, Script, arrays, assert_same, fit, make_model, make_snapshot_model
+from callback_runs import Record, Script, fit, make_model, make_snapshot_model
 from keras_ssd.callbacks import TeacherSnapshot, restart_optimizer
+from same_weights import arrays, assert_same
 
 
 def test_the_plain_stage_is_plain_training_and_its_weights_become_the_teachers():
