@@ -25,7 +25,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy import stats
 
-SECTION = ["network", "schedule", "regime", "n_epochs", "backend"]
+from run import KEY, SECTION, read
+
 SCORES = ["nll", "nll_calibrated", "ece", "brier"]  # of probabilities; the lower, the better
 APART = ("digits",)  # images: not among the sets over which means and tests are taken
 
@@ -64,16 +65,22 @@ def means_by_unit(rows, score):
     return rows.pivot_table(index=index, columns="method", values=score, sort=False)
 
 
-def in_common(rows, method, control):
-    """The rows of two methods, with the seeds that both were run with on every data set."""
-    both = rows[rows.method.isin([method, control])]
-    both = both[both.groupby(["dataset", "seed"]).method.transform("nunique") == 2]
-    return both[both.groupby("seed").dataset.transform("nunique") == rows.dataset.nunique()]
+def complete(rows):
+    """The rows of those seeds that a method was run with on every data set."""
+    n_sets = rows.groupby(["method", "seed"]).dataset.transform("nunique")
+    return rows[n_sets == rows.dataset.nunique()]
 
 
 def compare(rows, method, control):
-    """Difference, half its 95 % interval, p, and on how many units it is above, equal, below; `in_common`."""
-    both = in_common(rows, method, control)
+    """Difference, half its 95 % interval, p, and on how many units it is above, equal, below.
+
+    Over the seeds that both were run with on every data set; `None` if there are none.
+    """
+    both = complete(rows)
+    both = both[both.method.isin([method, control])]
+    both = both[both.groupby("seed").method.transform("nunique") == 2]
+    if both.empty:
+        return None
     n_seeds = both.seed.nunique()
     both = means_by_unit(both, "accuracy")
     gain = (both[method] - both[control]).round(9)
@@ -107,14 +114,17 @@ def comparisons(rows, pairs=None):
 
     Without `pairs`, all that protocol.md declares and for which there are rows.
     """
-    can_be = [pair for pair in pairs or COMPARISONS if len(in_common(rows, *pair))]
-    for pair in pairs or ():
-        if pair not in can_be:  # left out silently, it would make the correction of the others too small
+    found = []
+    for pair in pairs or COMPARISONS:
+        one = compare(rows, *pair)
+        if one is not None:
+            found.append(one)
+        elif pairs:  # left out silently, it would make the correction of the others too small
             both, there = " and ".join(map(repr, pair)), sorted(set(rows.method))
             raise SystemExit(f"--compare: no seed was run on every data set with both {both}. There are {there}")
-    if not can_be:
+    if not found:
         return pd.DataFrame()
-    result = pd.DataFrame([compare(rows, *pair) for pair in can_be])
+    result = pd.DataFrame(found)
     result.insert(6, "p (Holm)", holm(result.p))
     return result
 
@@ -161,9 +171,7 @@ def by_seeds(rows):
 
     A seed counts if the method was run with it on every data set.
     """
-    n_sets = rows.groupby(["method", "seed"]).dataset.nunique()
-    complete = n_sets[n_sets == rows.dataset.nunique()].reset_index()
-    seeds = {method: tuple(sorted(of_one)) for method, of_one in complete.groupby("method").seed}
+    seeds = {method: tuple(sorted(set(of_one))) for method, of_one in complete(rows).groupby("method").seed}
     for one in sorted(set(seeds.values()), key=len, reverse=True):
         there = [method for method, known in seeds.items() if set(one) <= set(known)]
         yield one, rows[rows.seed.isin(one) & rows.method.isin(there)]
@@ -277,10 +285,10 @@ def main(argv=None):
     )
     parser.add_argument("--seeds", nargs="+", type=int, help="default: all that are there")
     arguments = parser.parse_args(argv)
-    rows = pd.concat([pd.read_csv(path) for path in arguments.tables], ignore_index=True)
+    rows = pd.concat([read(path) for path in arguments.tables], ignore_index=True)
     if arguments.seeds is not None:
         rows = rows[rows.seed.isin(arguments.seeds)]
-    rows = rows.drop_duplicates([*SECTION, "dataset", "seed", "method"], keep="last")
+    rows = rows.drop_duplicates([*KEY, "method"], keep="last")
     for key, section in rows.groupby(SECTION, sort=False):
         title = "{}, {} learning rate, {}, {} epochs, {}".format(*key)
         print(report(section, title, arguments.compare) + "\n")

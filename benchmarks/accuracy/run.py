@@ -30,7 +30,9 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
 N_BINS = 15
-KEY = ["network", "schedule", "regime", "n_epochs", "backend", "dataset", "seed"]
+OPTIONS = ["network", "schedule", "regime", "n_epochs"]
+SECTION = [*OPTIONS, "backend"]  # what is compared with each other
+KEY = [*SECTION, "dataset", "seed"]
 
 
 def tempered(probabilities, temperature):
@@ -106,7 +108,7 @@ def work(dataset, seed, trainings, options):
         except Exception as error:  # the other trainings took their time
             failures.append(f"{name} FAILED: {error!r}")
     keras.backend.clear_session()
-    shared = {name: options[name] for name in KEY[:4]} | {"backend": keras.backend.backend()}
+    shared = {name: options[name] for name in OPTIONS} | {"backend": keras.backend.backend()}
     shared |= {"dataset": dataset, "seed": seed, "n_training": len(task.training[1])}
     return [shared | row for row in rows], failures
 
@@ -117,11 +119,7 @@ def pending(table, arguments):
     from methods import training
 
     backend = os.environ.get("KERAS_BACKEND", "tensorflow")
-    fixed = dict(
-        zip(
-            KEY[:5], (arguments.network, arguments.schedule, arguments.regime, arguments.n_epochs, backend), strict=True
-        )
-    )
+    fixed = {name: getattr(arguments, name) for name in OPTIONS} | {"backend": backend}
     same = table[(table[list(fixed)] == pd.Series(fixed)).all(axis=1)] if len(table) else table
     done = set(zip(same.dataset, same.seed, same.method, strict=True)) if len(same) else set()
     for seed in arguments.seeds:
@@ -211,7 +209,7 @@ def main(argv=None):
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     table = read(arguments.out) if arguments.out.exists() else pd.DataFrame()
     todo = list(pending(table, arguments))
-    options = {name: getattr(arguments, name) for name in (*KEY[:4], "data_dir")}
+    options = {name: getattr(arguments, name) for name in (*OPTIONS, "data_dir")}
     began, failed = time.perf_counter(), 0
     for number, (one, rows, failures) in enumerate(results(todo, options, arguments.jobs), 1):
         dataset, seed, trainings = one
