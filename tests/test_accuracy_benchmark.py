@@ -283,6 +283,17 @@ def test_what_was_trained_before_counts_as_cost(monkeypatch):
     assert [(outcome.seconds, outcome.steps) for outcome in taught] == [(10.0, 10 * experiments.STEPS_PER_EPOCH)] * 2
 
 
+def test_the_control_of_a_taught_student_trains_for_as_many_steps(monkeypatch):
+    one = experiment()
+    monkeypatch.setattr(one, "fit", instead_of_training())
+    steps = {}
+    for name in ("plain, as many steps", "taught by five"):
+        function, _ = methods.training(name)
+        steps[name] = {outcome.steps for outcome in function(one)}
+    # Five times half of four epochs and all four, of 50 steps.
+    assert steps == dict.fromkeys(steps, {14 * experiments.STEPS_PER_EPOCH})
+
+
 @pytest.mark.slow
 def test_plain_is_what_keras_fit_makes(monkeypatch):
     monkeypatch.setattr(experiments, "STEPS_PER_EPOCH", 2)
