@@ -129,7 +129,7 @@ def mirrored():
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     results = {}
     for name, options in DETERMINISTIC.items():
-        # The callback's figures are means over samples, also of those that other replicas hold.
+        # The callback's statistics are means over samples, also of those that other replicas hold.
         more = observed() if name == "ema" else {}
         results[name] = {"one": fitted(wrapped(**options), **more)}
         with strategy.scope():

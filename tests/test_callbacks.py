@@ -11,8 +11,8 @@ import pytest
 
 import keras_ssd
 from callback_runs import Raise, X, Y, fit, make_model, make_snapshot_model
-from keras_ssd.callbacks import KDWeightSchedule, SeedEachEpoch, TeacherMonitor, TeacherSnapshot
-from keras_ssd.figures import TeacherFigures
+from keras_ssd.callbacks import AtomicBackup, KDWeightSchedule, SeedEachEpoch, TeacherMonitor, TeacherSnapshot
+from keras_ssd.callbacks.statistics import TeacherStatistics
 from same_weights import arrays, assert_same
 
 # KDWeightSchedule
@@ -57,14 +57,14 @@ def test_bad_use_of_the_schedule():
 # TeacherMonitor
 
 
-def test_the_monitor_shows_figures_in_the_logs_and_changes_nothing():
+def test_the_monitor_shows_statistics_in_the_logs_and_changes_nothing():
     expected = fit(keras_ssd.wrap(make_model(), n_teachers=3, seed=5), epochs=3, validation_data=(X, Y))
     ssd = keras_ssd.wrap(make_model(), n_teachers=3, seed=5)
     history = fit(ssd, [TeacherMonitor(every=2)], epochs=3, validation_data=(X, Y))
-    assert set(history) == {*expected, *TeacherFigures.names}
+    assert set(history) == {*expected, *TeacherStatistics.names}
     for name, values in expected.items():
         np.testing.assert_allclose(values, history[name], rtol=1e-6, err_msg=name)
-    for name in TeacherFigures.names:
+    for name in TeacherStatistics.names:
         assert [math.isnan(value) for value in history[name]] == [False, True, False], name
     assert 0 < history["teacher_spread"][0] < 1
     assert 1 < history["effective_teachers"][0] <= 3.001
@@ -94,13 +94,13 @@ def test_the_monitor_sees_the_teachers_of_the_training_step():
 def test_the_monitor_beside_the_snapshot_is_silent_in_the_plain_stage():
     ssd = make_snapshot_model()
     history = fit(ssd, [TeacherSnapshot(at_epoch=1, restore_best_weights=False), TeacherMonitor()], epochs=2)
-    for name in TeacherFigures.names[:-1]:
+    for name in TeacherStatistics.names[:-1]:
         assert [math.isnan(value) for value in history[name]] == [True, False], name
 
 
 def healthy(**changes):
-    figures = dict(teacher_spread=0.3, effective_teachers=2.0, teachers_kept=1.0)
-    return {**figures, "target_similarity": 0.9, "representation_norm": 1.0, **changes}
+    statistics = dict(teacher_spread=0.3, effective_teachers=2.0, teachers_kept=1.0)
+    return {**statistics, "target_similarity": 0.9, "representation_norm": 1.0, **changes}
 
 
 @pytest.mark.parametrize(
@@ -212,6 +212,19 @@ def test_a_bad_seed():
 
 
 # All of them
+
+
+class UsersMonitor(TeacherMonitor):
+    pass
+
+
+@pytest.mark.parametrize(
+    "callback, expected",
+    [(TeacherSnapshot, True), (KDWeightSchedule, True), (TeacherMonitor, True), (UsersMonitor, True)]
+    + [(SeedEachEpoch, False), (AtomicBackup, False)],
+)
+def test_a_callback_says_whether_it_needs_teachers(callback, expected):
+    assert getattr(callback, "needs_teachers", False) is expected
 
 
 def ramp(epoch):

@@ -8,7 +8,8 @@ import pytest
 
 import keras_ssd
 from callback_runs import Record, Script, fit, make_model, make_snapshot_model
-from keras_ssd.callbacks import TeacherSnapshot, restart_optimizer
+from keras_ssd.callbacks import TeacherSnapshot
+from keras_ssd.callbacks.snapshot import restart_optimizer
 from same_weights import arrays, assert_same
 
 

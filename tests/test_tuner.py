@@ -52,6 +52,10 @@ def build_with_units(hp):
     return build(hp)
 
 
+class UsersMonitor(callbacks.TeacherMonitor):
+    """Defined outside the package, as a user would."""
+
+
 def random_search(hypermodel, folder, max_trials=3, objective="val_loss", **options):
     options = {"seed": 1, "project_name": "project", **options}
     return keras_tuner.RandomSearch(hypermodel, objective, max_trials=max_trials, directory=folder, **options)
@@ -279,10 +283,10 @@ class TestSearch:
         search = random_search(tuner.SSDHyperModel(Users()), tmp_path, max_trials=2)
         assert all("batch_size" in one for one in values(tuner.search(search, **DATA)))
 
-    def test_callbacks_for_teachers_are_left_out_of_plain_trials(self, tmp_path):
+    @pytest.mark.parametrize("monitor", [callbacks.TeacherMonitor, UsersMonitor])
+    def test_callbacks_for_teachers_are_left_out_of_plain_trials(self, tmp_path, monitor):
         search = random_search(tuner.SSDHyperModel(build), tmp_path, max_trials=2)
-        monitor = callbacks.TeacherMonitor()
-        trials = tuner.search(search, **DATA, callbacks=[monitor])
+        trials = tuner.search(search, **DATA, callbacks=[monitor()])
         shown = {trial.hyperparameters["ssd_distill"]: trial.metrics.exists("teacher_spread") for trial in trials}
         assert shown == {False: False, True: True}
 

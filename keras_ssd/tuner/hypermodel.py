@@ -13,7 +13,7 @@ import keras
 import keras_tuner
 import numpy as np
 
-from keras_ssd import _backend, callbacks
+from keras_ssd import _backend
 from keras_ssd.graph import is_functional
 from keras_ssd.model import SSDModel
 from keras_ssd.teachers import resolve_kind
@@ -162,7 +162,7 @@ class SSDHyperModel(keras_tuner.HyperModel):
             if model.distills:
                 model.take_snapshot()
         if not model.distills:
-            kwargs["callbacks"] = [one for one in kwargs.get("callbacks") or [] if not _needs_teachers(one)]
+            kwargs["callbacks"] = _without_teachers(kwargs.get("callbacks"))
         results = self._fit(hp, model, *args, **kwargs)
         self._check_reported(results)
         return results
@@ -205,8 +205,8 @@ class SSDHyperModel(keras_tuner.HyperModel):
         )
         users = [
             copy.deepcopy(one)
-            for one in kwargs.get("callbacks") or []
-            if type(one).__module__.partition(".")[0] not in ("keras_tuner", "tensorboard") and not _needs_teachers(one)
+            for one in _without_teachers(kwargs.get("callbacks"))
+            if type(one).__module__.partition(".")[0] not in ("keras_tuner", "tensorboard")
         ]
         return {**kwargs, "callbacks": [*users, early]}
 
@@ -261,8 +261,9 @@ def check_objectives(names, reported):
         )
 
 
-def _needs_teachers(callback):
-    return type(callback).__module__ == callbacks.__name__
+def _without_teachers(callbacks):
+    """Leave out the callbacks that a plain model cannot have."""
+    return [callback for callback in callbacks or [] if not getattr(callback, "needs_teachers", False)]
 
 
 def write_once(path, weights):

@@ -1,7 +1,4 @@
-"""What makes a run that was killed end as one that was not: seeds for every epoch, and a backup that is always whole.
-
-The callbacks are public as `keras_ssd.callbacks.SeedEachEpoch` and `AtomicBackup`.
-"""
+"""Callbacks that make an interrupted run end bit-identical to an uninterrupted one."""
 
 import os
 import shutil
