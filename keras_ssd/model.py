@@ -10,13 +10,12 @@ from keras import ops, tree
 from keras_ssd import _backend
 from keras_ssd.averaging import Averaging
 from keras_ssd.distillation import Passes, distillation_loss, teacher_weights
-from keras_ssd.files import can_be_written_beside, written_beside
 from keras_ssd.graph import is_functional
 from keras_ssd.guidance import guided_target
 from keras_ssd.joining import JoinedDataset
 from keras_ssd.labels import find_targets, for_metrics, for_task_loss, may_miss, missing_in, target_kinds
 from keras_ssd.losses import may_take_minus_one, output_distances, per_output
-from keras_ssd.restoring import check_config, restored
+from keras_ssd.saving import can_be_written_beside, check_config, restored, written_beside
 from keras_ssd.settings import PAPER, SEMI_SUPERVISED, Settings, check_weight
 from keras_ssd.teachers import HeldWeights, Roles, resolve_kind
 from keras_ssd.uncertainty import predict_stochastic

@@ -6,8 +6,8 @@ import shutil
 import keras
 import numpy as np
 
-from keras_ssd.files import UNFINISHED, written_beside
 from keras_ssd.model import SSDModel
+from keras_ssd.saving import UNFINISHED, written_beside
 from keras_ssd.settings import check_integer
 
 
