@@ -52,6 +52,18 @@ def build_with_units(hp):
     return build(hp)
 
 
+def build_too_large(hp):
+    """A model that can be built, but not trained, with the default hyper-parameters."""
+
+    def fails(y_true, y_pred):
+        raise ValueError("too large for the memory")
+
+    model = build(hp)
+    if hp.Choice("units", [4096, 8]) == 4096:
+        model.compile("adam", fails)
+    return model
+
+
 class UsersMonitor(callbacks.TeacherMonitor):
     """Defined outside the package, as a user would."""
 
@@ -361,6 +373,25 @@ class TestErrors:
         search = random_search(tuner.SSDHyperModel(build), tmp_path, objective=objective)
         with pytest.raises(ValueError, match=r"every trial reports.*'val_accuracy', 'val_loss'"):
             tuner.search(search, **DATA)
+        assert not search.oracle.trials
+
+    def test_a_default_that_cannot_be_trained_fails_only_its_own_trials(self, tmp_path):
+        search = random_search(tuner.SSDHyperModel(build_too_large, space={"n_teachers": 2}), tmp_path, max_trials=4)
+        trials = tuner.search(search, **DATA)
+        completed = {one.trial_id: one.hyperparameters["units"] == 8 for one in search.oracle.trials.values()}
+        assert set(completed.values()) == {True, False}
+        assert {one.trial_id: one.status == "COMPLETED" for one in search.oracle.trials.values()} == completed
+        assert len(trials) == sum(completed.values())
+
+    def test_an_objective_is_checked_in_a_trial_if_the_default_cannot_be_trained(self, tmp_path):
+        search = random_search(tuner.SSDHyperModel(build_too_large), tmp_path, max_trials=4, objective="val_auc")
+        with pytest.raises(ValueError, match=r"every trial reports.*'val_accuracy', 'val_loss'"):
+            tuner.search(search, **DATA)
+
+    def test_an_argument_that_fit_does_not_take_is_refused_before_the_first_trial(self, tmp_path):
+        search = random_search(tuner.SSDHyperModel(build), tmp_path)
+        with pytest.raises(TypeError, match="epoch"):
+            tuner.search(search, x, y, epoch=3)
         assert not search.oracle.trials
 
     def test_an_objective_that_the_users_fit_does_not_report(self, tmp_path):
