@@ -68,8 +68,10 @@ def without_randomness(**head):
     return model
 
 
-def wrap(model, teacher, build=network, average=True):
-    options = {"n_teachers": 2, "kd_weight": KD, "seed": 1, "average": average}
+def wrap(model, teacher, build=network, ema_momentum=0.99):
+    options = {"num_teachers": 2, "kd_weight": KD, "seed": 1, "ema_momentum": ema_momentum}
+    if teacher == "ema" and not ema_momentum:
+        options["ema_momentum"] = 1e-7  # the average is the student, but for rounding
     if teacher == "weight 0":
         teacher, options["kd_weight"] = "self", 0
     if teacher == "model":
@@ -89,9 +91,9 @@ def compiled(build=network, optimizer=None, **options):
     return model
 
 
-def twins(teacher, build=network, average=True, **options):
+def twins(teacher, build=network, ema_momentum=0.99, **options):
     """A plain model and a wrapped one of the same weights and seeds, compiled alike."""
-    return compiled(build, **options), wrap(compiled(build, **options), teacher, build, average)
+    return compiled(build, **options), wrap(compiled(build, **options), teacher, build, ema_momentum)
 
 
 # What has to hold.
@@ -149,7 +151,7 @@ def compare(teacher, train, build=network, tolerance=1e-5, **options):
     rate = 0.5 if teacher == "weight 0" else 0.0
     options = {"optimizer": lambda: keras.optimizers.SGD(rate), **options}
     # Without averaging, because the average is what is validated, and what the student is after `fit`.
-    plain, ssd = twins(teacher, build, average=False, **options)
+    plain, ssd = twins(teacher, build, ema_momentum=0, **options)
     found = {}
 
     def run(model):

@@ -34,15 +34,15 @@ def representations(draw):
 
     Few shapes, because JAX compiles each operation anew for each of them.
     """
-    batch, n_teachers, features = draw(st.sampled_from([(1, 1, 1), (2, 1, 3), (2, 8, 1), (2, 5, 3)]))
+    batch, num_teachers, features = draw(st.sampled_from([(1, 1, 1), (2, 1, 3), (2, 8, 1), (2, 5, 3)]))
     generator = np.random.default_rng(draw(st.integers(0, 2**16)))
     dtype = draw(st.sampled_from(["float16", "float32"]))
     scale = draw(st.sampled_from([0.0, 1e-30, 1e-5, 1.0, 60.0, 1e4, 1e18, 1e30]))
     student, teachers = (
-        generator.normal(size=shape) * scale for shape in ((batch, features), (batch, n_teachers, features))
+        generator.normal(size=shape) * scale for shape in ((batch, features), (batch, num_teachers, features))
     )
     if draw(st.booleans()):
-        teachers[:, n_teachers // 2 :] = teachers[:, :1]
+        teachers[:, num_teachers // 2 :] = teachers[:, :1]
     for _ in range(draw(st.integers(0, 3))):
         place = tuple(generator.integers(0, size) for size in teachers.shape)
         teachers[place] = draw(st.sampled_from([NAN, INF, -INF, 0.0, 3e38]))
@@ -200,7 +200,7 @@ def check_model(make):
     for wrap in (False, True):
         keras.utils.set_random_seed(make["seed"])
         model = build(make)
-        trained = keras_ssd.wrap(model, teacher=make["teacher"], kd_weight=0, average=False) if wrap else model
+        trained = keras_ssd.wrap(model, teacher=make["teacher"], kd_weight=0, ema_momentum=0) if wrap else model
         history = trained.fit(X, Y, batch_size=make["batch_size"], epochs=1, verbose=0).history
         histories.append(history)
         models.append(model)
@@ -228,7 +228,7 @@ def test_weight_0_is_the_plain_model_of_many(make):
 
 def check_evaluation(make):
     keras.utils.set_random_seed(make["seed"])
-    ssd = keras_ssd.wrap(build(make), teacher=make["teacher"], n_teachers=2, distill="outputs", similarity="kl")
+    ssd = keras_ssd.wrap(build(make), teacher=make["teacher"], num_teachers=2, distill="outputs", similarity="kl")
     ssd.train_on_batch(X, Y)
     tracked = {id(v) for metric in ssd.metrics for v in metric.variables}
     variables = [v for v in ssd.variables if id(v) not in tracked]
@@ -269,7 +269,7 @@ def check_continuation(make):
         # Keras skips the state of an optimizer with loss scaling as it loads a model, plain or not.
         make = dict(make, dtype="mixed_bfloat16")
     keras.utils.set_random_seed(make["seed"])
-    ssd = keras_ssd.wrap(build(make), teacher=make["teacher"], n_teachers=2, distill="outputs", similarity="kl")
+    ssd = keras_ssd.wrap(build(make), teacher=make["teacher"], num_teachers=2, distill="outputs", similarity="kl")
     options = dict(x=X, y=Y, batch_size=make["batch_size"], epochs=2, shuffle=False, verbose=0)
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder, "ssd.keras")
@@ -297,7 +297,7 @@ def test_a_run_goes_on_from_a_file_of_many(make):
 def distilled(make, teacher_chunk, **options):
     """A model whose steps change the weights by the negative gradient of the distillation term."""
     keras.utils.set_random_seed(make["seed"])
-    options = dict(options, n_teachers=4, distill="outputs", kd_weight=1.0, task_weight=0.0, seed=1)
+    options = dict(options, num_teachers=4, distill="outputs", kd_weight=1.0, kd_sample_weight=False, seed=1)
     ssd = keras_ssd.wrap(build(make), teacher=make["teacher"], teacher_chunk=teacher_chunk, **options)
     ssd.compile(keras.optimizers.SGD(1.0), "sparse_categorical_crossentropy", jit_compile=JIT)
     return ssd
@@ -311,7 +311,7 @@ def draws(ssd, n):
     for _ in range(n):
         ssd.set_weights(begin)
         ssd.reset_metrics()
-        kd_loss = ssd.train_on_batch(X, Y, return_dict=True)["kd_loss"]
+        kd_loss = ssd.train_on_batch(X, Y, sample_weight=np.zeros(len(Y)), return_dict=True)["kd_loss"]
         change = np.concatenate([(a - b).ravel() for a, b in zip(ssd.get_weights(), begin, strict=True)])
         rows.append([float(kd_loss), *(directions @ change)])
     return np.array(rows)

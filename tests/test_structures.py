@@ -9,7 +9,7 @@ import keras_ssd
 from structures import BUILT_IN, EXCHANGEABLE, Doubling, batch, targets
 
 ALL = {**EXCHANGEABLE, **BUILT_IN}
-OUTPUTS = dict(distill="outputs", similarity="kl", percentile=0, n_teachers=3)
+OUTPUTS = dict(distill="outputs", similarity="kl", percentile=0, num_teachers=3)
 
 
 def numpy(structure):
@@ -94,7 +94,7 @@ def test_own_weights_teacher_branches_off_the_students_own_pass(name):
 def test_teachers_differ_from_each_other(name, chunk):
     model = ALL[name](lambda: layers.Dropout(0.5))
     x = batch(model)
-    _, teachers = passes(wrapped(model, x, n_teachers=5, teacher_chunk=chunk), x)
+    _, teachers = passes(wrapped(model, x, num_teachers=5, teacher_chunk=chunk), x)
     for one in teachers:
         assert one.shape[:2] == (6, 5)
         for i in range(5):
@@ -158,7 +158,7 @@ def test_augmentation_is_noise_if_the_user_asks():
     inputs = keras.Input((4, 4, 1))
     model = keras.Model(inputs, layers.Dense(3, activation="softmax")(layers.Flatten()(flip()(inputs))))
     x = batch(model, size=8)
-    ssd = wrapped(model, x, stochastic_layers=lambda layer: isinstance(layer, layers.RandomFlip), n_teachers=16)
+    ssd = wrapped(model, x, stochastic_layers=lambda layer: isinstance(layer, layers.RandomFlip), num_teachers=16)
     _, teachers = passes(ssd, x)
     assert np.ptp(teachers[0], axis=1).max() > 1e-3
 
@@ -184,7 +184,7 @@ def test_dropout_rate_holds_for_the_teachers_only():
     drop = layers.Dropout(0.2)
     model = keras.Model(inputs, layers.Dense(3)(layers.Lambda(lambda x: x)(drop(inputs))))
     ssd = keras_ssd.wrap(
-        model, dropout_rate=0.7, n_teachers=4, distill="representation", similarity="cosine", representation=drop.name
+        model, dropout_rate=0.7, num_teachers=4, distill="representation", similarity="cosine", representation=drop.name
     )
     with keras.StatelessScope([(v, v.value) for v in ssd.variables]):
         _, student, given = ssd._roles.student_pass(np.ones((4, 1000), "float32"))

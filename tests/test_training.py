@@ -56,7 +56,7 @@ def fitted_without_teachers(seeds, teacher=None):
     """History and weights of a plain model, or of one that is wrapped with a weight of 0."""
     keras.utils.set_random_seed(5)
     model = compiled(network(seeds=seeds), optimizer=keras.optimizers.Adam(0.01))
-    trained = model if teacher is None else keras_ssd.wrap(model, teacher=teacher, kd_weight=0, average=False)
+    trained = model if teacher is None else keras_ssd.wrap(model, teacher=teacher, kd_weight=0, ema_momentum=0)
     history = trained.fit(X, Y, epochs=2, batch_size=10, verbose=0, validation_data=(X, Y))
     return history.history, model.get_weights()
 
@@ -70,11 +70,11 @@ def test_weight_0_is_the_plain_model_bit_for_bit(teacher, seeds):
     assert_equal(weights, plain_weights)
 
 
-@pytest.mark.parametrize("n_teachers", [2, 9])
+@pytest.mark.parametrize("num_teachers", [2, 9])
 @pytest.mark.parametrize("teacher", KINDS)
-def test_teachers_leave_statistics_and_seeds_alone(teacher, n_teachers):
+def test_teachers_leave_statistics_and_seeds_alone(teacher, num_teachers):
     """After one step both are those of the plain model after one step: exactly one update, whatever N is."""
-    plain, ssd = twins(teacher, n_teachers=n_teachers, percentile=0)
+    plain, ssd = twins(teacher, num_teachers=num_teachers, percentile=0)
     plain.train_on_batch(X, Y)
     ssd.train_on_batch(X, Y)
     assert_equal(statistics(plain), statistics(ssd.student))
@@ -108,9 +108,9 @@ def test_no_gradient_reaches_the_teachers():
         teacher="snapshot",
         distill="representation",
         similarity="uniform",
-        n_teachers=2,
+        num_teachers=2,
         percentile=0,
-        task_weight=0.0,
+        kd_sample_weight=False,
         kd_weight=1.0,
         representation="noise",
     )
@@ -119,7 +119,7 @@ def test_no_gradient_reaches_the_teachers():
     teacher_kernel = ops.convert_to_numpy(hidden.kernel)
     student_kernel = teacher_kernel + 0.5
     hidden.kernel.assign(student_kernel)
-    ssd.train_on_batch(x, np.zeros((7, 3)))
+    ssd.train_on_batch(x, np.zeros((7, 3)), sample_weight=np.zeros(7))
     # f_S = 2 x W_S, f_T = 2 x W_T; d/dW mean (f_S - f_T)^2 = 2 * 2 x^T (f_S - f_T) / (7 * 5)
     gradient = 4 * x.T @ (2 * x @ (student_kernel - teacher_kernel)) / 35
     np.testing.assert_allclose(ops.convert_to_numpy(hidden.kernel), student_kernel - gradient, atol=1e-5)
@@ -171,7 +171,7 @@ def test_sample_weights_weigh_both_terms(distill):
         hidden = Doubling()(layers.Dense(4)(layers.Flatten()(inputs)))
         model = keras.Model(inputs, layers.Dense(3, activation="softmax")(hidden))
         ssd = keras_ssd.wrap(
-            model, teacher="snapshot", distill=distill, percentile=0, n_teachers=3, similarity="cosine"
+            model, teacher="snapshot", distill=distill, percentile=0, num_teachers=3, similarity="cosine"
         )
         ssd.compile(keras.optimizers.SGD(1.0), "sparse_categorical_crossentropy")
         model.set_weights([w + 0.3 for w in model.get_weights()])
@@ -201,7 +201,7 @@ def test_class_weight_weighs_both_terms():
     assert_equal(*results)
 
 
-def test_regularisation_stays_and_task_weight_does_not_touch_it():
+def test_the_loss_is_task_and_regularisation_and_the_weighted_term():
     keras.utils.set_random_seed(3)
     inputs = keras.Input((4,))
     model = keras.Model(
@@ -209,12 +209,12 @@ def test_regularisation_stays_and_task_weight_does_not_touch_it():
     )
     model.compile("sgd", "mse")
     x, y = X[:, :4, 0], np.ones((24, 3), "float32")
-    ssd = keras_ssd.wrap(model, task_weight=0.25, kd_weight=2.0)
+    ssd = keras_ssd.wrap(model, kd_weight=2.0)
     kernel = ops.convert_to_numpy(model.layers[-1].kernel)
     prediction = 2 * model.layers[1](x) @ model.layers[-1].kernel
     task = np.mean((ops.convert_to_numpy(prediction) - y) ** 2)
     logs = ssd.train_on_batch(x, y, return_dict=True)
-    expected = 0.25 * task + 0.5 * np.sum(kernel**2) + 2.0 * float(logs["kd_loss"])
+    expected = task + 0.5 * np.sum(kernel**2) + 2.0 * float(logs["kd_loss"])
     assert float(logs["loss"]) == pytest.approx(expected, rel=1e-4)
 
 
@@ -230,7 +230,7 @@ def test_teachers_that_are_not_finite_leave_the_task_alone():
         ssd = keras_ssd.wrap(model, teacher="snapshot", kd_weight=1.0 if broken else 0.0, distill="both", percentile=0)
         ssd.compile("sgd", "sparse_categorical_crossentropy")
         if broken:
-            for held in ssd.held_weights.held:
+            for held in ssd._held_weights.held:
                 held.assign(np.full(held.shape, np.nan))
         logs = ssd.train_on_batch(x, Y, return_dict=True)
         results.append((float(logs["loss"]), *model.get_weights()))
@@ -246,7 +246,7 @@ def test_every_pass_draws_its_own_noise(chunk):
     model = keras.Model(inputs, layers.Dense(2)(layers.Dropout(0.5, name="noise")(inputs)))
     ssd = keras_ssd.wrap(
         model,
-        n_teachers=10,
+        num_teachers=10,
         teacher_chunk=chunk,
         distill="representation",
         similarity="uniform",
@@ -286,19 +286,19 @@ def test_wrapping_draws_no_random_numbers():
 def test_teacher_weights_shows_and_changes_nothing():
     _, ssd = twins("snapshot")
     before = [ops.convert_to_numpy(v) for v in ssd.variables]
-    weights, unfiltered = ssd.teacher_weights(X[:5]), ssd.teacher_weights(X[:5], percentile=0)
+    weights, unfiltered = ssd.guidance_weights(X[:5]), ssd.guidance_weights(X[:5], percentile=0)
     assert weights.shape == unfiltered.shape == (5, 30)
     np.testing.assert_allclose(weights.sum(axis=1), 1, atol=1e-5)
     # 3 of 30 are kept, more only where small representations coincide
     assert (np.count_nonzero(weights, axis=1) >= 3).all() and np.median(np.count_nonzero(weights, axis=1)) == 3
     assert (unfiltered > 0).all()
-    np.testing.assert_array_equal(weights, ssd.teacher_weights(X[:5]))
+    np.testing.assert_array_equal(weights, ssd.guidance_weights(X[:5]))
     assert_equal(before, [ops.convert_to_numpy(v) for v in ssd.variables])
 
 
 def test_deterministic_teacher_is_the_control():
     model = network(lambda seed: Doubling())
-    ssd = keras_ssd.wrap(model, teacher="snapshot", stochastic_layers=(), n_teachers=1, similarity="uniform")
+    ssd = keras_ssd.wrap(model, teacher="snapshot", stochastic_layers=(), num_teachers=1, similarity="uniform")
     with keras.StatelessScope([(v, v.value) for v in ssd.variables]):
         _, _, given = ssd._roles.student_pass(X)
         _, representation = ssd._teacher_pass(given)

@@ -78,7 +78,7 @@ def binary_entropy(p):
 
 
 def predict(model, x=X, **options):
-    return keras_ssd.predict_stochastic(model, x, **{"n_passes": N, "seed": 2, "verbose": 0, **options})
+    return keras_ssd.predict_stochastic(model, x, **{"num_passes": N, "seed": 2, "verbose": 0, **options})
 
 
 def assert_close(prediction, mean, variance, predictive_entropy=None, mutual_information=None):
@@ -200,7 +200,7 @@ def test_dropout_has_its_own_variance():
     w = np.array([1.0, -2.0, 3.0, 0.5])
     model = keras.Sequential([keras.Input((4,)), layers.Dropout(0.2), layers.Dense(1)])
     model.set_weights([w[:, None], np.zeros(1)])
-    prediction = predict(model, np.ones((2, 4), "float32"), n_passes=4000)
+    prediction = predict(model, np.ones((2, 4), "float32"), num_passes=4000)
     np.testing.assert_allclose(prediction.mean, np.full((2, 1), 2.5), atol=4 * (14.25 / 4 / 4000) ** 0.5)
     np.testing.assert_allclose(prediction.variance, np.full((2, 1), 14.25 / 4), rtol=0.1)
 
@@ -219,7 +219,7 @@ def test_every_structure(name):
     for variable in model.non_trainable_weights:
         variable.assign(np.linspace(0.5, 1.5, int(np.prod(variable.shape))).reshape(variable.shape))
     x = batch(model)
-    predictions = predict(model, x, n_passes=3, loss="mse" if name == "subclassed" else None)
+    predictions = predict(model, x, num_passes=3, loss="mse" if name == "subclassed" else None)
     before = state(model)
     for layer in model._flatten_layers():
         layer.trainable = False
@@ -396,20 +396,20 @@ def test_a_student_says_the_same_after_loading(tmp_path):
 
 @pytest.mark.parametrize("teacher", ["self", pytest.param("snapshot", marks=pytest.mark.slow)])
 def test_a_wrapped_model_stands_for_its_student(teacher):
-    ssd = keras_ssd.wrap(network(activation=None), teacher=teacher, n_teachers=4, seed=1)
+    ssd = keras_ssd.wrap(network(activation=None), teacher=teacher, num_teachers=4, seed=1)
     ssd.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     ssd.fit(X, Y, verbose=0)
     expected = predict(ssd.student, loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     assert expected.predictive_entropy is not None
     before = state(ssd)
     assert_same(predict(ssd), expected)
-    assert_same(ssd.predict_stochastic(X, n_passes=N, seed=2, verbose=0), expected)
+    assert_same(ssd.predict_stochastic(X, num_passes=N, seed=2, verbose=0), expected)
     assert_same(state(ssd), before)
 
 
 @pytest.mark.parametrize("averages", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_averaged_weights_are_used_as_in_predict(averages):
-    ssd = keras_ssd.wrap(network(), teacher="ema", n_teachers=2, momentum=0.5, average=averages, seed=1)
+    ssd = keras_ssd.wrap(network(), num_teachers=2, ema_momentum=0.5 if averages else 0, seed=1)
     ssd.compile(keras.optimizers.SGD(1.0), "sparse_categorical_crossentropy")
     for _ in range(3):
         ssd.train_on_batch(X, Y)
@@ -456,9 +456,9 @@ BAD = {
     "rate_0": (lambda: network(layers.Dropout(0.0)), {}, "all have a rate of 0"),
     "no_model": (lambda: "model", {}, "`model` should be a keras.Model. Received: 'model' of type str"),
     "not_built": (lambda: Subclassed(), {}, "`model` is not built"),
-    "one_pass": (network, {"n_passes": 1}, "`n_passes` should be an integer of at least 2.*n_passes=1"),
-    "float_passes": (network, {"n_passes": 3.0}, "n_passes=3.0"),
-    "true_passes": (network, {"n_passes": True}, "n_passes=True"),
+    "one_pass": (network, {"num_passes": 1}, "`num_passes` should be an integer of at least 2.*num_passes=1"),
+    "float_passes": (network, {"num_passes": 3.0}, "num_passes=3.0"),
+    "true_passes": (network, {"num_passes": True}, "num_passes=True"),
     "seed": (network, {"seed": "7"}, "`seed` should be an integer or None. Received: seed='7'"),
     "chunk": (network, {"pass_chunk": 0}, "`pass_chunk` should be a positive integer.*pass_chunk=0"),
     "unknown_layer": (network, {"stochastic_layers": "drop"}, "Unknown: \\['drop'\\]"),
@@ -474,5 +474,5 @@ def test_bad_arguments(make, options, message):
 
 def test_an_unknown_option_of_the_method_is_refused():
     ssd = keras_ssd.wrap(network(), seed=1)
-    with pytest.raises(TypeError, match="n_teachers"):
-        ssd.predict_stochastic(X, n_teachers=3)
+    with pytest.raises(TypeError, match="num_teachers"):
+        ssd.predict_stochastic(X, num_teachers=3)
