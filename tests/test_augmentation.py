@@ -279,6 +279,8 @@ def test_training_saving_and_training_on(teacher, tmp_path):
     assert np.isfinite(loaded.fit(X, Y, verbose=0).history["kd_loss"]).all()
 
 
+@pytest.mark.slow
+@pytest.mark.compiled
 def test_compiled_by_xla():
     if keras.backend.backend() == "torch":
         pytest.skip("Keras compiles nothing on PyTorch unless asked to")

@@ -36,6 +36,7 @@ def compiled(model, **options):
     return model
 
 
+@pytest.mark.compiled
 @averaging
 def test_moving_average_of_the_weights(options):
     """Of the weights behind each step: first a copy, then m = min(momentum, t / (t + 9))."""

@@ -31,6 +31,22 @@ X = np.random.default_rng(0).normal(size=(10, 6)).astype("float32")
 Y = np.random.default_rng(1).integers(0, 3, 10)
 WEIGHTS = np.linspace(0.1, 2.0, 10).astype("float32")
 FEATURES = {}
+# What the quick run tests, with the usual teacher; the slow one tests all features with all teachers.
+QUICK = {
+    "NumPy arrays, a short last batch, validation_data",
+    "sample_weight in a 3-tuple",
+    "masks",
+    "several inputs and outputs, loss_weights",
+    "weighted_metrics",
+    "jit_compile=True",
+    "steps_per_execution",
+    "gradient_accumulation_steps",
+    "mixed_float16 with loss scaling",
+    "activity regularisers, add_loss",
+    "pickle",
+}
+# What is about how Keras compiles a step.
+COMPILED = {"jit_compile=True", "jit_compile=False", "steps_per_execution"}
 # What Keras does not do for a plain model, either.
 REFUSED = {("steps_per_execution", "torch")}
 
@@ -750,12 +766,15 @@ def summary(teacher):
 
 
 def cells():
-    """The usual teacher is tested always, the others in the slow run, once; PyTorch's compiler is slow by itself."""
+    """Every feature with every teacher; other teachers than the usual one say little about a backend."""
     for name in FEATURES:
         for kind in KINDS:
-            marks = [] if kind == "self" else [pytest.mark.slow, pytest.mark.once]
-            if name == "jit_compile=True" and keras.backend.backend() == "torch":
-                marks = [pytest.mark.slow]
+            is_slow_compiler = name == "jit_compile=True" and keras.backend.backend() == "torch"
+            marks = [] if kind == "self" and name in QUICK and not is_slow_compiler else [pytest.mark.slow]
+            if kind != "self" and not is_slow_compiler:
+                marks.append(pytest.mark.once)
+            if name in COMPILED:
+                marks.append(pytest.mark.compiled)
             yield pytest.param(name, kind, marks=marks, id=f"{name}-{kind}")
 
 

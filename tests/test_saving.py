@@ -29,7 +29,9 @@ def network(seed=1):
     return model
 
 
-@pytest.mark.parametrize("teacher", ["self", "snapshot", "ema", "model", "file"])
+@pytest.mark.parametrize(
+    "teacher", ["self", "snapshot", pytest.param("ema", marks=pytest.mark.compiled), "model", "file"]
+)
 def test_training_goes_on_from_a_file(tmp_path, teacher):
     """Generators are not in a Keras file; with their states set by hand the next steps are the same."""
     if teacher == "file":

@@ -91,12 +91,14 @@ def task_losses(teacher=None):
     return [float(log["loss"]) - 0.5 * float(log.get("kd_loss", 0)) for log in logs]
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("teacher", KINDS)
 def test_teachers_leave_unseeded_dropout_alone(teacher):
     """On PyTorch it draws from the global generator: the student's draws must be those of the plain model."""
     np.testing.assert_allclose(task_losses(teacher), task_losses(), rtol=1e-5)
 
 
+@pytest.mark.compiled
 def test_no_gradient_reaches_the_teachers():
     """With the task weighted 0 and equal teachers, the gradient is that of the distance to a constant target."""
     keras.utils.set_random_seed(3)
@@ -161,6 +163,7 @@ def test_logs():
     assert all(value > 0 for value in history["kd_loss"])
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("distill", ["outputs", "representation", "both"])
 def test_sample_weights_weigh_both_terms(distill):
     """Weight 0 is as if the sample were not there, but for the divisor, which is the batch in Keras."""

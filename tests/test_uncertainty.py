@@ -137,6 +137,7 @@ def test_logits_give_the_figures_of_their_probabilities(kind):
 # The passes, against NumPy.
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("batch_size", [None, 3])
 def test_classification_is_that_of_the_drawn_passes(batch_size):
     model = network(Counting())
