@@ -9,6 +9,7 @@ import pytest
 from keras import layers, ops
 
 import keras_ssd
+from models import compiled, dense_network
 from same_weights import arrays, assert_same
 from structures import Subclassed
 
@@ -22,11 +23,7 @@ def negative_distance(student, teachers):
 
 
 def network(seed=1):
-    inputs = keras.Input((4,))
-    x = layers.Dropout(0.4, seed=seed)(layers.BatchNormalization()(layers.Dense(6)(inputs)))
-    model = keras.Model(inputs, layers.Dense(3, activation="softmax")(layers.Dropout(0.2, seed=seed)(x)))
-    model.compile(keras.optimizers.Adam(0.01), "sparse_categorical_crossentropy", metrics=["accuracy"])
-    return model
+    return compiled(dense_network(layers.Dropout(0.4, seed=seed)), keras.optimizers.Adam(0.01))
 
 
 @pytest.mark.parametrize(
