@@ -10,7 +10,8 @@ from keras import layers, ops
 import keras_ssd
 from keras_ssd import augmentation
 from keras_ssd.augmentation import Augmentation, Jitter, Rotation, Scaling, TimeMask, rotation_matrices
-from keras_ssd.passes import is_augmentation, is_noise
+from keras_ssd.stochastic import is_augmentation, is_noise
+from passes import passes
 from structures import Doubling
 
 LAYERS = {
@@ -38,7 +39,7 @@ def test_active_in_training_only(make):
 
 
 @every_layer
-def test_every_window_and_every_call_is_another_draw_and_the_seed_fixes_them(make):
+def test_each_window_and_call_draws_anew_and_the_seed_fixes_it(make):
     same = np.ones((64, 10, 3), "float32")
     layer, again, other = make(seed=1), make(seed=1), make(seed=2)
     first, second = applied(layer, same), applied(layer, same)
@@ -195,10 +196,7 @@ def wrapped(model, **options):
 
 
 def teachers_of(ssd, x):
-    with keras.StatelessScope([(v, v.value) for v in ssd.variables]):
-        _, _, given = ssd._roles.student_pass(x)
-        outputs, _ = ssd._teacher_pass(given)
-    return ops.convert_to_numpy(outputs[0])
+    return passes(ssd, x).teacher_outputs[0]
 
 
 def frozen_with_noise(model, x):
@@ -279,6 +277,8 @@ def test_training_saving_and_training_on(teacher, tmp_path):
     assert np.isfinite(loaded.fit(X, Y, verbose=0).history["kd_loss"]).all()
 
 
+@pytest.mark.slow
+@pytest.mark.compiled
 def test_compiled_by_xla():
     if keras.backend.backend() == "torch":
         pytest.skip("Keras compiles nothing on PyTorch unless asked to")

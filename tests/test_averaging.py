@@ -3,9 +3,13 @@
 import keras
 import numpy as np
 import pytest
-from keras import layers, ops
+from keras import ops
 
 import keras_ssd
+from models import CLASSES as Y
+from models import WINDOWS as X
+from models import compiled, network
+from same_weights import assert_close, assert_same
 
 # The average is deployed with "ema", and with any other teachers if that is asked for.
 averaging = pytest.mark.parametrize(
@@ -17,25 +21,9 @@ averaging = pytest.mark.parametrize(
         pytest.param({"kd_weight": 0}, id="no teachers", marks=pytest.mark.slow),
     ],
 )
-X = np.random.default_rng(0).normal(size=(24, 6, 2)).astype("float32")
-Y = np.random.default_rng(1).integers(0, 3, 24)
 
 
-def network():
-    """Normalization before and behind the first noise layer, an activity and a weight regulariser."""
-    inputs = keras.Input((6, 2))
-    x = layers.BatchNormalization()(layers.Conv1D(5, 3, kernel_regularizer="l2")(inputs))
-    x = layers.Dropout(0.4, seed=1)(layers.GlobalAveragePooling1D()(x))
-    x = layers.BatchNormalization()(layers.Dense(8, activation="relu", activity_regularizer="l1")(x))
-    return keras.Model(inputs, layers.Dense(3, activation="softmax")(layers.Dropout(0.4, seed=2)(x)))
-
-
-def compiled(model, **options):
-    options = {"optimizer": keras.optimizers.SGD(0.1), "loss": "sparse_categorical_crossentropy", **options}
-    model.compile(metrics=["accuracy"], **options)
-    return model
-
-
+@pytest.mark.compiled
 @averaging
 def test_moving_average_of_the_weights(options):
     """Of the weights behind each step: first a copy, then m = min(momentum, t / (t + 9))."""
@@ -48,8 +36,7 @@ def test_moving_average_of_the_weights(options):
         m = min(0.15, t / (t + 9))
         expected = [m * e + (1 - m) * w for e, w in zip(expected or now, now, strict=True)]
         seen.append(now)
-    for a, b in zip(ssd._averaged_weights.held, expected, strict=True):
-        np.testing.assert_allclose(ops.convert_to_numpy(a), b, atol=1e-6)
+    assert_close(ssd.averaged_weights.held, expected, tolerance=1e-6)
     assert not np.allclose(seen[0][0], seen[-1][0])
 
 
@@ -67,8 +54,7 @@ def test_averaging_beside_other_teachers_does_not_touch_the_training(kd_weight):
         for _ in range(3):
             ssd.train_on_batch(X, Y)
         weights.append(ssd.student.get_weights())
-    for a, b in zip(*weights, strict=True):
-        np.testing.assert_array_equal(a, b)
+    assert_same(*weights)
 
 
 @averaging
@@ -81,8 +67,7 @@ def test_fits_with_an_average_go_on_where_the_last_one_ended(options):
         for n in epochs:
             ssd.fit(X, Y, batch_size=24, epochs=n, shuffle=False, verbose=0)
         results.append(ssd.student.get_weights())
-    for a, b in zip(*results, strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-6)
+    assert_close(*results, tolerance=1e-6)
 
 
 @averaging

@@ -18,6 +18,7 @@ from same_weights import arrays, assert_same
 # KDWeightSchedule
 
 
+@pytest.mark.compiled
 def test_the_weight_follows_the_schedule():
     ssd = keras_ssd.wrap(make_model(), num_teachers=2)
     ramp = keras.optimizers.schedules.PolynomialDecay(0.0, decay_steps=2, end_learning_rate=1.0)

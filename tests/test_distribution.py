@@ -394,7 +394,7 @@ def compiled_with_jax(ssd):
     return gradients
 
 
-def test_a_loop_of_ones_own_trains_as_train_on_batch_does():
+def test_a_custom_loop_trains_as_train_on_batch():
     own, other = pair("ema")
     gradients = gradients_with_tensorflow if TENSORFLOW else gradients_with_torch if TORCH else compiled_with_jax(own)
     x, y, _ = batch()
@@ -415,7 +415,7 @@ def test_training_loss_needs_a_compiled_model():
         ssd.training_loss(*batch())
 
 
-def test_only_an_average_is_updated():
-    own = keras_ssd.wrap(structures.sequential(lambda: layers.Dropout(0.5)), ema_momentum=0)
-    with pytest.raises(ValueError, match=r"update_average\(\) is for models that hold a moving average"):
+def test_update_average_needs_an_average():
+    own = keras_ssd.wrap(structures.sequential(lambda: layers.Dropout(0.5)), average=False)
+    with pytest.raises(ValueError, match=r"update_average\(\) is for models wrapped with average=True"):
         own.update_average()

@@ -17,12 +17,10 @@ from same_weights import arrays, assert_same
 from structures import Doubling
 
 NAN, INF = float("nan"), float("inf")
-# As many as can be told apart; the larger run has more of each.
-FEW = settings(max_examples=40, derandomize=True, deadline=None)
-MANY = settings(max_examples=400, derandomize=True, deadline=None)
-FEW_MODELS = settings(max_examples=2, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-# TensorFlow and JAX trace or compile each one.
-MANY_MODELS = settings(FEW_MODELS, max_examples=12 if keras.backend.backend() == "torch" else 5)
+# How many of the equations, the profile says (conftest.py). Models are slow: TensorFlow and JAX trace or compile each.
+MODELS = settings(
+    max_examples=12 if keras.backend.backend() == "torch" else 5, suppress_health_check=[HealthCheck.too_slow]
+)
 
 
 # The equations.
@@ -52,15 +50,13 @@ def representations(draw):
         return student.astype(dtype), teachers.astype(dtype)
 
 
-EQUATIONS = (
+@given(
     representations(),
     st.sampled_from(SIMILARITIES),
     st.sampled_from([1e-6, 0.01, 1.0, 5.0, 1e6]),
     st.sampled_from([0.0, 37.5, 50.0, 90.0, 100.0]),
 )
-
-
-def check_equations(drawn, similarity, temperature, percentile):
+def test_weights_are_a_distribution_and_the_target_a_mean(drawn, similarity, temperature, percentile):
     student, teachers = drawn
     scores = similarity_scores(student, teachers, similarity)
     weights = ops.convert_to_numpy(guidance_weights(scores, temperature, percentile))
@@ -90,23 +86,9 @@ def check_equations(drawn, similarity, temperature, percentile):
             assert among.min() - slack <= value <= among.max() + slack
 
 
-@FEW
-@given(*EQUATIONS)
-def test_weights_are_a_distribution_and_the_target_a_mean(drawn, similarity, temperature, percentile):
-    check_equations(drawn, similarity, temperature, percentile)
-
-
-@pytest.mark.slow
-@MANY
-@given(*EQUATIONS)
-def test_weights_are_a_distribution_and_the_target_a_mean_of_many(drawn, similarity, temperature, percentile):
-    check_equations(drawn, similarity, temperature, percentile)
-
-
 NUMBERS = st.one_of(st.floats(), st.sampled_from([0, 100, 90, -1, True, 1e308, 5e-324]))
 
 
-@FEW
 @given(NUMBERS, NUMBERS)
 def test_options_are_refused_by_name_or_give_a_distribution(temperature, percentile):
     scores = np.float32([[1, 3, 3, -2]])
@@ -195,7 +177,10 @@ def build(make):
         keras.config.set_dtype_policy(before)
 
 
-def check_model(make):
+@pytest.mark.slow
+@MODELS
+@given(makes())
+def test_weight_0_is_the_plain_model(make):
     histories, models = [], []
     for wrap in (False, True):
         keras.utils.set_random_seed(make["seed"])
@@ -213,20 +198,10 @@ def check_model(make):
     assert_same(before, arrays(models[1].variables))
 
 
-@FEW_MODELS
-@given(makes())
-def test_weight_0_is_the_plain_model(make):
-    check_model(make)
-
-
 @pytest.mark.slow
-@MANY_MODELS
+@MODELS
 @given(makes())
-def test_weight_0_is_the_plain_model_of_many(make):
-    check_model(make)
-
-
-def check_evaluation(make):
+def test_evaluation_is_repeatable_and_changes_nothing(make):
     keras.utils.set_random_seed(make["seed"])
     ssd = keras_ssd.wrap(build(make), teacher=make["teacher"], num_teachers=2, distill="outputs", similarity="kl")
     ssd.train_on_batch(X, Y)
@@ -240,19 +215,6 @@ def check_evaluation(make):
     assert_same(before, arrays(variables))
 
 
-@FEW_MODELS
-@given(makes())
-def test_evaluation_is_repeatable_and_changes_nothing(make):
-    check_evaluation(make)
-
-
-@pytest.mark.slow
-@MANY_MODELS
-@given(makes())
-def test_evaluation_is_repeatable_and_changes_nothing_of_many(make):
-    check_evaluation(make)
-
-
 class SaveAfterFirstEpoch(keras.callbacks.Callback):
     def __init__(self, path):
         super().__init__()
@@ -263,7 +225,10 @@ class SaveAfterFirstEpoch(keras.callbacks.Callback):
             self.model.save(self.path)
 
 
-def check_continuation(make):
+@pytest.mark.slow
+@MODELS
+@given(makes())
+def test_a_run_goes_on_from_a_file(make):
     """From a file of the middle of a run, with seeds, training ends as the run itself did."""
     if make["dtype"] == "mixed_float16":
         # Keras skips the state of an optimizer with loss scaling as it loads a model, plain or not.
@@ -279,19 +244,6 @@ def check_continuation(make):
     np.testing.assert_equal(history, {name: values[1:] for name, values in expected.items()})
     assert_same(arrays(ssd.weights), arrays(loaded.weights))
     assert_same(arrays(ssd.optimizer.variables), arrays(loaded.optimizer.variables))
-
-
-@FEW_MODELS
-@given(makes())
-def test_a_run_goes_on_from_a_file(make):
-    check_continuation(make)
-
-
-@pytest.mark.slow
-@MANY_MODELS
-@given(makes())
-def test_a_run_goes_on_from_a_file_of_many(make):
-    check_continuation(make)
 
 
 def distilled(make, teacher_chunk, **options):
@@ -317,9 +269,12 @@ def draws(ssd, n):
     return np.array(rows)
 
 
-def check_chunks(make, n):
-    """Teachers one or three at a time are distributed as all at once: equal means, within five standard errors."""
-    make = dict(make, dtype="float32")
+@pytest.mark.slow
+@settings(MODELS, max_examples=3)
+@given(makes())
+def test_chunks_of_teachers_are_distributed_as_all_at_once(make):
+    """Teachers one or three at a time: equal means, within five standard errors."""
+    make, n = dict(make, dtype="float32"), 200
     all_at_once = draws(distilled(make, None, similarity="uniform"), n)
     for chunk in (1, 3):
         in_chunks = draws(distilled(make, chunk, similarity="uniform"), n)
@@ -327,20 +282,8 @@ def check_chunks(make, n):
         assert (np.abs(all_at_once.mean(axis=0) - in_chunks.mean(axis=0)) <= 5 * error + 1e-6).all()
 
 
-@settings(FEW_MODELS, max_examples=1)
-@given(makes())
-def test_chunks_of_teachers_are_distributed_as_all_at_once(make):
-    check_chunks(make, 100)
-
-
 @pytest.mark.slow
-@settings(MANY_MODELS, max_examples=3)
-@given(makes())
-def test_chunks_of_teachers_are_distributed_as_all_at_once_of_many(make):
-    check_chunks(make, 200)
-
-
-@settings(FEW_MODELS, max_examples=2)
+@settings(MODELS, max_examples=2)
 @given(makes(), st.sampled_from(["kl", "uniform", "euclidean"]))
 def test_chunks_of_equal_teachers_give_what_all_at_once_give(make, similarity):
     names = ["doubling" if name in NOISE else name for name in make["names"]]

@@ -3,7 +3,7 @@ import math
 import keras
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from keras import ops
 
@@ -190,7 +190,6 @@ def test_weights_refuse(argument, value):
         guidance_weights([[1.0, 2.0]], **{argument: value})
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.floats(width=32), min_size=16, max_size=16),
     st.sampled_from([0.01, 1.0, 5.0, 100.0]),

@@ -172,6 +172,7 @@ def test_float16_outputs(kind, shape, expected):
 
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="only TensorFlow has dynamic shapes")
+@pytest.mark.compiled
 @every_output
 def test_dynamic_shapes(kind, shape, expected):
     import tensorflow as tf

@@ -88,6 +88,7 @@ def run(*arguments):
     return subprocess.run([sys.executable, __file__, *map(str, arguments)], capture_output=True, text=True)
 
 
+@pytest.mark.compiled  # compared with processes of their own, which compile
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="SIGKILL is POSIX")
 @pytest.mark.parametrize(
     "teacher, kill",

@@ -30,8 +30,8 @@ def test_defaults_of_another_kind():
 
 
 @pytest.mark.parametrize("name", COLUMNS)
-def test_what_is_given_replaces_one_default(name):
-    given = dict(zip(COLUMNS, (5, "both", 0.0, "cosine", 0.7, 50.0, 0.5), strict=True))[name]
+def test_an_option_replaces_its_own_default_alone(name):
+    given = dict(zip(COLUMNS, (5, "both", 0.0, "cosine", 0.7, 50.0), strict=True))[name]
     settings = Settings("snapshot", **{name: given})
     expected = dict(zip(COLUMNS, DEFAULTS["snapshot"], strict=True)) | {name: given}
     if name == "similarity":
@@ -131,7 +131,7 @@ def test_runaway_warns(distill):
         ("both", "uniform", True, True),
     ],
 )
-def test_what_is_needed(distill, similarity, representation, outputs):
+def test_representation_and_outputs_are_computed_only_if_needed(distill, similarity, representation, outputs):
     settings = Settings("ema", distill=distill, similarity=similarity)
     assert (settings.needs_representation, settings.needs_outputs) == (representation, outputs)
 

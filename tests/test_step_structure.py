@@ -52,7 +52,7 @@ def one_step(ssd, *counters, run_eagerly=True):
     ssd.train_on_batch(x, y)
 
 
-def test_own_weights_add_no_pass_of_what_lies_before_the_dropout():
+def test_own_weights_add_no_pass_before_the_dropout():
     model, before, after = counted_model()
     one_step(keras_ssd.wrap(model, num_teachers=N), before, after)
     assert before.rows == [BATCH]
@@ -61,7 +61,7 @@ def test_own_weights_add_no_pass_of_what_lies_before_the_dropout():
 
 
 @pytest.mark.parametrize("teacher", ["snapshot", "ema"])
-def test_held_weights_add_one_pass_of_what_lies_before_the_dropout(teacher):
+def test_held_weights_add_one_pass_before_the_dropout(teacher):
     model, before, after = counted_model()
     one_step(keras_ssd.wrap(model, teacher, num_teachers=N, distill="outputs", similarity="kl"), before, after)
     assert before.rows == [BATCH, BATCH]
@@ -69,7 +69,7 @@ def test_held_weights_add_one_pass_of_what_lies_before_the_dropout(teacher):
     assert after.rows == [BATCH, N * BATCH]
 
 
-def test_another_model_is_run_once_before_its_dropout_and_the_student_never_again():
+def test_another_model_runs_once_before_its_dropout():
     model, *student = counted_model()
     teacher, before, after = counted_model()
     one_step(keras_ssd.wrap(model, teacher, num_teachers=N), before, after, *student)
@@ -78,7 +78,7 @@ def test_another_model_is_run_once_before_its_dropout_and_the_student_never_agai
     assert after.rows == [N * BATCH]
 
 
-def test_an_ensemble_whose_members_share_their_layers_names_is_run_once_before_its_dropout():
+def test_ensemble_members_of_equal_names_run_once_before_their_dropout():
     student, *_ = counted_model()
     members, *counters = zip(counted_model(), counted_model(), strict=True)
     names = [[layer.name for layer in member.layers] for member in members]
@@ -93,7 +93,7 @@ def test_an_ensemble_whose_members_share_their_layers_names_is_run_once_before_i
 
 @pytest.mark.parametrize("teacher", ["self", "snapshot", "ema"])
 @pytest.mark.parametrize("has_augmentation", [True, False])
-def test_a_clean_sample_for_the_teachers_costs_one_pass_of_what_lies_before_the_dropout(teacher, has_augmentation):
+def test_clean_samples_for_teachers_cost_one_pass_before_the_dropout(teacher, has_augmentation):
     before, augmented, after = Counting(), Counting(), Counting()
     augmenting = [layers.Reshape((8, 1)), Jitter(), layers.Reshape((8,))] if has_augmentation else []
     dropout = layers.Dropout(0.5, seed=1)
@@ -145,10 +145,11 @@ def test_chunks_bound_the_rows_of_a_teacher_pass(chunk):
 
 
 @pytest.mark.skipif(keras.backend.backend() == "torch", reason="Keras does not compile steps on PyTorch")
+@pytest.mark.compiled
 def test_a_compiled_step_traces_each_part_once():
     model, before, after = counted_model()
-    ssd = keras_ssd.wrap(model, num_teachers=N)
-    ssd.compile("sgd", "mse", jit_compile=True)
+    ssd = keras_ssd.wrap(model, n_teachers=N)
+    ssd.compile("sgd", "mse")
     x = np.zeros((BATCH, 8), "float32")
     ssd.train_on_batch(x, np.zeros((BATCH, 3), "float32"))
     before.reset()

@@ -57,6 +57,7 @@ def test_the_best_weights_become_teacher_and_student_in_every_generation():
 
 
 @pytest.mark.skipif(keras.backend.backend() == "torch", reason="PyTorch runs eagerly, there is nothing to compile")
+@pytest.mark.compiled
 def test_the_switch_compiles_once():
     ssd = make_snapshot_model(jit_compile="auto")
     traces, compute_loss = [], ssd.compute_loss

@@ -9,27 +9,14 @@ import pytest
 from keras import layers, ops
 
 import keras_ssd
+from models import CLASSES as Y
+from models import WINDOWS as X
+from models import compiled, network
+from passes import passes, run_passes
+from same_weights import arrays, assert_close, assert_same
 from structures import Doubling
 
 KINDS = ["self", "snapshot", "ema"]
-X = np.random.default_rng(0).normal(size=(24, 6, 2)).astype("float32")
-Y = np.random.default_rng(1).integers(0, 3, 24)
-
-
-def network(noise=None, seeds=(1, 2)):
-    """Normalization before and behind the first noise layer, an activity and a weight regulariser."""
-    noise = noise or (lambda seed: layers.Dropout(0.4, seed=seed))
-    inputs = keras.Input((6, 2))
-    x = layers.BatchNormalization()(layers.Conv1D(5, 3, kernel_regularizer="l2")(inputs))
-    x = noise(seeds[0])(layers.GlobalAveragePooling1D()(x))
-    x = layers.BatchNormalization()(layers.Dense(8, activation="relu", activity_regularizer="l1")(x))
-    return keras.Model(inputs, layers.Dense(3, activation="softmax")(noise(seeds[1])(x)))
-
-
-def compiled(model, **options):
-    options = {"optimizer": keras.optimizers.SGD(0.1), "loss": "sparse_categorical_crossentropy", **options}
-    model.compile(metrics=["accuracy"], **options)
-    return model
 
 
 def twins(teacher="self", seeds=(1, 2), **options):
@@ -39,16 +26,6 @@ def twins(teacher="self", seeds=(1, 2), **options):
     keras.utils.set_random_seed(11)
     ssd = keras_ssd.wrap(compiled(network(seeds=seeds)), teacher=teacher, **options)
     return plain, ssd
-
-
-def statistics(model):
-    return [ops.convert_to_numpy(v) for v in model.non_trainable_variables]
-
-
-def assert_equal(left, right):
-    assert len(left) == len(right)
-    for a, b in zip(left, right, strict=True):
-        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 
 
 @functools.cache
@@ -67,7 +44,7 @@ def test_weight_0_is_the_plain_model_bit_for_bit(teacher, seeds):
     plain_history, plain_weights = fitted_without_teachers(seeds)
     history, weights = fitted_without_teachers(seeds, teacher)
     assert history == plain_history
-    assert_equal(weights, plain_weights)
+    assert_same(weights, plain_weights)
 
 
 @pytest.mark.parametrize("num_teachers", [2, 9])
@@ -77,7 +54,7 @@ def test_teachers_leave_statistics_and_seeds_alone(teacher, num_teachers):
     plain, ssd = twins(teacher, num_teachers=num_teachers, percentile=0)
     plain.train_on_batch(X, Y)
     ssd.train_on_batch(X, Y)
-    assert_equal(statistics(plain), statistics(ssd.student))
+    assert_same(plain.non_trainable_variables, ssd.student.non_trainable_variables)
 
 
 @functools.cache
@@ -91,12 +68,14 @@ def task_losses(teacher=None):
     return [float(log["loss"]) - 0.5 * float(log.get("kd_loss", 0)) for log in logs]
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("teacher", KINDS)
 def test_teachers_leave_unseeded_dropout_alone(teacher):
     """On PyTorch it draws from the global generator: the student's draws must be those of the plain model."""
     np.testing.assert_allclose(task_losses(teacher), task_losses(), rtol=1e-5)
 
 
+@pytest.mark.compiled
 def test_no_gradient_reaches_the_teachers():
     """With the task weighted 0 and equal teachers, the gradient is that of the distance to a constant target."""
     keras.utils.set_random_seed(3)
@@ -136,31 +115,30 @@ def test_own_weights_that_equal_the_student_teach_nothing():
         ssd.compile(keras.optimizers.SGD(0.1), "sparse_categorical_crossentropy")
         ssd.train_on_batch(X[:, :4, 0], Y)
         weights.append(model.get_weights())
-    for a, b in zip(*weights, strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5)
+    assert_close(*weights)
 
 
 @pytest.mark.parametrize("teacher", KINDS)
 def test_evaluation_is_the_plain_models_and_changes_nothing(teacher):
     plain, ssd = twins(teacher)
-    before = [ops.convert_to_numpy(v) for v in ssd.variables if "kd_loss" not in v.path]
+    variables = [v for v in ssd.variables if all(v is not own for metric in ssd.metrics for own in metric.variables)]
+    before = arrays(variables)
     first, second = (ssd.evaluate(X, Y, verbose=0, return_dict=True) for _ in range(2))
     assert first == second
     assert first == pytest.approx(plain.evaluate(X, Y, verbose=0, return_dict=True), rel=1e-6)
     np.testing.assert_array_equal(ssd.predict(X, verbose=0), plain.predict(X, verbose=0))
     assert "kd_loss" not in first and "kd_loss" not in ssd.test_on_batch(X, Y, return_dict=True)
-    after = [ops.convert_to_numpy(v) for v in ssd.variables if "kd_loss" not in v.path]
-    for a, b in zip(before[: len(plain.variables)], after, strict=False):
-        np.testing.assert_array_equal(a, b)
+    assert_same(before, variables)
 
 
-def test_logs():
+def test_fit_logs_the_plain_names_and_kd_loss():
     _, ssd = twins()
     history = ssd.fit(X, Y, epochs=2, batch_size=8, verbose=0, validation_split=0.25).history
     assert sorted(history) == ["accuracy", "kd_loss", "loss", "val_accuracy", "val_loss"]
     assert all(value > 0 for value in history["kd_loss"])
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("distill", ["outputs", "representation", "both"])
 def test_sample_weights_weigh_both_terms(distill):
     """Weight 0 is as if the sample were not there, but for the divisor, which is the batch in Keras."""
@@ -178,8 +156,7 @@ def test_sample_weights_weigh_both_terms(distill):
         logs = ssd.train_on_batch(x, y, sample_weight=weight.astype("float32"), return_dict=True)
         results.append((float(logs["kd_loss"]), *model.get_weights()))
     assert results[0][0] > 1e-4
-    for a, b in zip(*results, strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5)
+    assert_close(*results)
 
 
 def test_sample_weight_0_is_no_update_at_all():
@@ -189,7 +166,7 @@ def test_sample_weight_0_is_no_update_at_all():
     ssd.compile("sgd", "sparse_categorical_crossentropy")
     before = model.get_weights()
     ssd.train_on_batch(X, Y, sample_weight=np.zeros(24, "float32"))
-    assert_equal(before, model.get_weights())
+    assert_same(before, model.get_weights())
 
 
 def test_class_weight_weighs_both_terms():
@@ -198,7 +175,7 @@ def test_class_weight_weighs_both_terms():
         _, ssd = twins(distill="both", similarity="cosine", seed=1)
         ssd.fit(X, Y, batch_size=24, verbose=0, **options)
         results.append(ssd.student.get_weights())
-    assert_equal(*results)
+    assert_same(*results)
 
 
 def test_the_loss_is_task_and_regularisation_and_the_weighted_term():
@@ -234,8 +211,7 @@ def test_teachers_that_are_not_finite_leave_the_task_alone():
                 held.assign(np.full(held.shape, np.nan))
         logs = ssd.train_on_batch(x, Y, return_dict=True)
         results.append((float(logs["loss"]), *model.get_weights()))
-    for a, b in zip(*results, strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-6)
+    assert_close(*results, tolerance=1e-6)
 
 
 @pytest.mark.parametrize("chunk", [None, 4, 3, 10], ids=lambda c: f"chunk={c}")
@@ -254,8 +230,7 @@ def test_every_pass_draws_its_own_noise(chunk):
     )
     draws = []
     for _ in range(2):
-        _, _, given = ssd._roles.student_pass(np.ones((24, 40), "float32"))
-        draws.append(ops.convert_to_numpy(ssd._teacher_pass(given)[1]).reshape(240, 40))
+        draws.append(run_passes(ssd, np.ones((24, 40), "float32")).teacher_representation.reshape(240, 40))
     assert len(np.unique(np.concatenate(draws), axis=0)) == 480
     assert np.mean(np.concatenate(draws) == 0) == pytest.approx(0.5, abs=0.02)
 
@@ -267,7 +242,7 @@ def test_seed_fixes_the_teachers():
         return ssd.student.get_weights()
 
     first, again, other = run(4), run(4), run(5)
-    assert_equal(first, again)
+    assert_same(first, again)
     assert not all(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
 
 
@@ -279,28 +254,24 @@ def test_wrapping_draws_no_random_numbers():
             keras_ssd.wrap(model, teacher="ema")
         return network(seeds=(None, None)).get_weights() + [np.random.random(2), random.random()]
 
-    for a, b in zip(following(False), following(True), strict=True):
-        np.testing.assert_array_equal(ops.convert_to_numpy(a), ops.convert_to_numpy(b))
+    assert_same(following(False), following(True))
 
 
 def test_teacher_weights_shows_and_changes_nothing():
     _, ssd = twins("snapshot")
-    before = [ops.convert_to_numpy(v) for v in ssd.variables]
-    weights, unfiltered = ssd.guidance_weights(X[:5]), ssd.guidance_weights(X[:5], percentile=0)
+    before = arrays(ssd.variables)
+    weights, unfiltered = ssd.teacher_weights(X[:5]), ssd.teacher_weights(X[:5], percentile=0)
     assert weights.shape == unfiltered.shape == (5, 30)
     np.testing.assert_allclose(weights.sum(axis=1), 1, atol=1e-5)
     # 3 of 30 are kept, more only where small representations coincide
     assert (np.count_nonzero(weights, axis=1) >= 3).all() and np.median(np.count_nonzero(weights, axis=1)) == 3
     assert (unfiltered > 0).all()
-    np.testing.assert_array_equal(weights, ssd.guidance_weights(X[:5]))
-    assert_equal(before, [ops.convert_to_numpy(v) for v in ssd.variables])
+    np.testing.assert_array_equal(weights, ssd.teacher_weights(X[:5]))
+    assert_same(before, ssd.variables)
 
 
-def test_deterministic_teacher_is_the_control():
+def test_without_stochastic_layers_the_teacher_is_the_inference_call():
     model = network(lambda seed: Doubling())
-    ssd = keras_ssd.wrap(model, teacher="snapshot", stochastic_layers=(), num_teachers=1, similarity="uniform")
-    with keras.StatelessScope([(v, v.value) for v in ssd.variables]):
-        _, _, given = ssd._roles.student_pass(X)
-        _, representation = ssd._teacher_pass(given)
+    ssd = keras_ssd.wrap(model, teacher="snapshot", stochastic_layers=(), n_teachers=1, similarity="uniform")
     hidden = keras.Model(model.input, model.layers[-1].input)(X, training=False)
-    np.testing.assert_allclose(ops.convert_to_numpy(representation)[:, 0], ops.convert_to_numpy(hidden), atol=1e-6)
+    assert_close(passes(ssd, X).teacher_representation[:, 0], hidden, tolerance=1e-6)

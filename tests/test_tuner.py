@@ -52,20 +52,14 @@ def build_with_units(hp):
     return build(hp)
 
 
-def build_too_large(hp):
-    """A model that can be built, but not trained, with the default hyper-parameters."""
+class Untrained(keras_tuner.HyperModel):
+    """A hypermodel whose trials take no time."""
 
-    def fails(y_true, y_pred):
-        raise ValueError("too large for the memory")
+    def build(self, hp):
+        return build(hp)
 
-    model = build(hp)
-    if hp.Choice("units", [4096, 8]) == 4096:
-        model.compile("adam", fails)
-    return model
-
-
-class UsersMonitor(callbacks.TeacherMonitor):
-    """Defined outside the package, as a user would."""
+    def fit(self, hp, model, *args, **kwargs):
+        return {"val_loss": 1.0}
 
 
 def random_search(hypermodel, folder, max_trials=3, objective="val_loss", **options):
@@ -264,6 +258,8 @@ class TestSearch:
         assert before.items() <= scores.items()
         assert len({json.dumps(one, sort_keys=True) for one in values(trials)}) == 4
 
+    @pytest.mark.slow
+    @pytest.mark.once
     @pytest.mark.parametrize(
         "overrides",
         [dict(optimizer="sgd"), dict(loss="mse"), dict(metrics=["accuracy"])],
@@ -283,6 +279,8 @@ class TestSearch:
         assert distilled[0].metrics.exists("kd_loss")
         assert all(trial.metrics.exists("val_loss") for trial in trials)
 
+    @pytest.mark.slow
+    @pytest.mark.once
     def test_the_users_fit_is_used(self, tmp_path):
         class Users(keras_tuner.HyperModel):
             def build(self, hp):
@@ -426,6 +424,8 @@ class TestErrors:
         with pytest.raises(RuntimeError, match="(?s)^None of the . trials.*failure number 1'"):
             tuner.search(search, **DATA)
 
+    @pytest.mark.slow
+    @pytest.mark.once
     @pytest.mark.filterwarnings("ignore:All-NaN axis:RuntimeWarning")  # NumPy's, in Keras Tuner
     def test_scores_that_are_not_finite(self, tmp_path):
         search = random_search(tuner.SSDHyperModel(build), tmp_path, max_trials=2)
@@ -437,12 +437,12 @@ class TestErrors:
         "changes", [dict(space={"percentile": 0}), dict(teacher="ema"), dict(distill="both")], ids=str
     )
     def test_a_changed_space_does_not_reuse_a_project(self, changes, tmp_path):
-        tuner.search(random_search(tuner.SSDHyperModel(build), tmp_path, max_trials=1), **DATA)
-        changed = random_search(tuner.SSDHyperModel(build, **changes), tmp_path)
+        tuner.search(random_search(tuner.SSDHyperModel(Untrained()), tmp_path, max_trials=1), **DATA)
+        changed = random_search(tuner.SSDHyperModel(Untrained(), **changes), tmp_path)
         with pytest.raises(ValueError, match=rf"another space.*{next(iter(changes))}.*overwrite=True"):
             tuner.search(changed, **DATA)
 
-    def test_nor_does_a_changed_model_space(self, tmp_path):
-        tuner.search(random_search(tuner.SSDHyperModel(build), tmp_path, max_trials=1), **DATA)
+    def test_a_changed_space_of_the_model_does_not_reuse_a_project(self, tmp_path):
+        tuner.search(random_search(tuner.SSDHyperModel(Untrained()), tmp_path, max_trials=1), **DATA)
         with pytest.raises(ValueError, match="another space.*units"):
             tuner.search(random_search(tuner.SSDHyperModel(build_with_units), tmp_path), **DATA)
