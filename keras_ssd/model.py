@@ -400,7 +400,7 @@ class SSDModel(StudentInterface, keras.Model):
         if self._averaging is not None:
             self._averaging.take_back()
             self._evaluate_average(True)
-        if self.optimizer is not None:
+        if self.compiled and self.optimizer is not None:
             self._fit_state.trained = (self.optimizer, [id(v) for v in self.trainable_variables])
 
     def _end_training(self) -> None:

@@ -260,18 +260,18 @@ def test_wrapping_draws_no_random_numbers():
 def test_teacher_weights_shows_and_changes_nothing():
     _, ssd = twins("snapshot")
     before = arrays(ssd.variables)
-    weights, unfiltered = ssd.teacher_weights(X[:5]), ssd.teacher_weights(X[:5], percentile=0)
+    weights, unfiltered = ssd.guidance_weights(X[:5]), ssd.guidance_weights(X[:5], percentile=0)
     assert weights.shape == unfiltered.shape == (5, 30)
     np.testing.assert_allclose(weights.sum(axis=1), 1, atol=1e-5)
     # 3 of 30 are kept, more only where small representations coincide
     assert (np.count_nonzero(weights, axis=1) >= 3).all() and np.median(np.count_nonzero(weights, axis=1)) == 3
     assert (unfiltered > 0).all()
-    np.testing.assert_array_equal(weights, ssd.teacher_weights(X[:5]))
+    np.testing.assert_array_equal(weights, ssd.guidance_weights(X[:5]))
     assert_same(before, ssd.variables)
 
 
 def test_without_stochastic_layers_the_teacher_is_the_inference_call():
     model = network(lambda seed: Doubling())
-    ssd = keras_ssd.wrap(model, teacher="snapshot", stochastic_layers=(), n_teachers=1, similarity="uniform")
+    ssd = keras_ssd.wrap(model, teacher="snapshot", stochastic_layers=(), num_teachers=1, similarity="uniform")
     hidden = keras.Model(model.input, model.layers[-1].input)(X, training=False)
     assert_close(passes(ssd, X).teacher_representation[:, 0], hidden, tolerance=1e-6)
