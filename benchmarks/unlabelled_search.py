@@ -49,10 +49,10 @@ EMA = dict(
     temperature=1.0,
     ratio=3,
     augmented_teachers=False,
-    n_teachers=8,
+    num_teachers=8,
 )
 WARM = dict(EMA, teacher="snapshot", kd_weight=1.0, distill="outputs", similarity="kl", percentile=0, warm=True)
-ONE = dict(n_teachers=1, similarity="uniform", stochastic_layers=())
+ONE = dict(num_teachers=1, similarity="uniform", stochastic_layers=())
 RAMPED = dict(EMA, ramp=10)
 VARIANTS = {
     "plain": PLAIN,

@@ -24,13 +24,13 @@ def plot_teacher_weights(ssd, x, ax=None):
     """
     _check_wrapped(ssd)
     ax = _axes(ax)
-    before, after = ssd.teacher_weights(x, percentile=0), ssd.teacher_weights(x)
-    n_teachers = before.shape[1]
+    before, after = ssd.guidance_weights(x, percentile=0), ssd.guidance_weights(x)
+    num_teachers = before.shape[1]
     gap = np.full((len(before), 1), np.nan)
     image = ax.imshow(np.hstack([before, gap, after]), aspect="auto", interpolation="nearest", vmin=0.0)
-    middle = (n_teachers - 1) / 2
-    labels = [f"before the percentile\n({n_teachers} teachers)", f"after ({ssd.settings.percentile:g})"]
-    ax.set_xticks([middle, n_teachers + 1 + middle], labels)
+    middle = (num_teachers - 1) / 2
+    labels = [f"before the percentile\n({num_teachers} teachers)", f"after ({ssd.settings.percentile:g})"]
+    ax.set_xticks([middle, num_teachers + 1 + middle], labels)
     ax.set_ylabel("sample")
     ax.set_title("weights of the teachers")
     ax.figure.colorbar(image, ax=ax)

@@ -69,7 +69,7 @@ def make_model(teacher):
         metrics=["accuracy"],
         jit_compile=BACKEND == "jax",
     )
-    return keras_ssd.wrap(model, teacher=teacher, n_teachers=4, kd_weight=0.5)
+    return keras_ssd.wrap(model, teacher=teacher, num_teachers=4, kd_weight=0.5)
 
 
 def state(model):

@@ -93,7 +93,7 @@ class Experiment:
 
         The weights of its epochs are, bit for bit, those of `model.fit`.
         """
-        return self.fit(keras_ssd.wrap(model, kd_weight=0, average=True), n_epochs, seed=seed)
+        return self.fit(keras_ssd.wrap(model, kd_weight=0, ema_momentum=0.99), n_epochs, seed=seed)
 
     def outcome(self, method, model, watch, n_epochs, weights=None, predict=None, before=()):
         """What a trained model, or one that is given `weights`, predicts; what was trained before it costs, too."""

@@ -25,7 +25,7 @@ def plain(experiment):
     swa = [np.mean(kept, axis=0, dtype="float64") for kept in zip(*watch.weights[-n_last:], strict=True)]
 
     def with_dropout(x):
-        return keras_ssd.predict_stochastic(model, x, n_passes=30, seed=experiment.seed).mean
+        return keras_ssd.predict_stochastic(model, x, num_passes=30, seed=experiment.seed).mean
 
     score = functools.partial(experiment.outcome, model=model, watch=watch, n_epochs=experiment.n_epochs)
     yield score("plain, averaged", weights=averaged)
@@ -63,7 +63,7 @@ def distilled(
         before.append(watch)
     for epochs in np.array_split(np.arange(n_epochs), generations):
         model = experiment.model(weights)
-        ssd = keras_ssd.wrap(model, seed=experiment.seed, average=True, **options)
+        ssd = keras_ssd.wrap(model, seed=experiment.seed, ema_momentum=0.99, **options)
         rising = functools.partial(_rising, full=float(ssd.kd_weight), epochs=ramp)
         callbacks = [keras_ssd.callbacks.KDWeightSchedule(rising)] if ramp else []
         data = experiment.joined() if unlabelled else None
@@ -160,7 +160,7 @@ def soups(experiment, n=5, **options):
     for number in range(n):
         seed = 1000 * (number + 1) + experiment.seed
         model = experiment.model(experiment.first_stage[1], seed)  # with dropout of its own
-        student = keras_ssd.wrap(model, average=True, **options) if options else model
+        student = keras_ssd.wrap(model, ema_momentum=0.99, **options) if options else model
         watch = experiment.fit(student, experiment.second_stage, seed=seed)
         weights.append(model.get_weights())
         seconds += watch.total()
@@ -212,8 +212,8 @@ def ensemble(experiment, n):
 _PAPER = dict(keras_ssd.settings.PAPER)
 _UNIFORM = {"similarity": "uniform", "percentile": 0.0}
 _OUTPUTS = dict(keras_ssd.settings.SEMI_SUPERVISED)
-_DETERMINISTIC = {"stochastic_layers": (), "n_teachers": 1, **_UNIFORM}
-_FIVE = {"n_teachers": 8, "distill": "outputs", "kd_weight": 1.0, "similarity": "kl", "percentile": 0.0}
+_DETERMINISTIC = {"stochastic_layers": (), "num_teachers": 1, **_UNIFORM}
+_FIVE = {"num_teachers": 8, "distill": "outputs", "kd_weight": 1.0, "similarity": "kl", "percentile": 0.0}
 
 
 def _ssd(name, **options):

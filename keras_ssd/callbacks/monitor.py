@@ -46,7 +46,7 @@ class TeacherMonitor(TeacherCallback):
         self._first_norm = None
         self._warned = set()
         with variable_scope(self.model):
-            self.model.observe(TeacherStatistics(has_votes=self.model.teachers_classify))
+            self.model._observe(TeacherStatistics(has_votes=self.model._teachers_classify))
 
     def on_epoch_begin(self, epoch, logs=None):
         """Measure this epoch, if it is its turn."""
@@ -79,7 +79,7 @@ class TeacherMonitor(TeacherCallback):
                 '"cosine", a frozen teacher (teacher="snapshot") or a smaller kd_weight.',
             )
         # Rounding leaves a trace of a spread where the teachers are equal.
-        if self.model.settings.n_teachers > 1 and statistics["teacher_spread"] < 1e-6:
+        if self.model.settings.num_teachers > 1 and statistics["teacher_spread"] < 1e-6:
             self._warn(
                 "spread",
                 f"All teachers are identical (spread 0 in epoch {epoch + 1}): their noise is off, or the units behind "

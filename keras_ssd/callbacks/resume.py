@@ -66,7 +66,7 @@ class SeedEachEpoch(keras.callbacks.Callback):
         for state, value in zip(states, drawn[1:], strict=True):
             state.assign(np.array([value, 0], dtype=keras.backend.standardize_dtype(state.dtype)))
         if isinstance(self.model, SSDModel):
-            self.model.begin_epoch(epoch)
+            self.model._begin_epoch(epoch)
 
 
 class AtomicBackup(keras.callbacks.Callback):

@@ -146,7 +146,7 @@ class TeacherSnapshot(TeacherCallback):
     def on_train_begin(self, logs=None):
         """Begin with the plain stage."""
         self._forget()
-        self.model.teaching = False
+        self.model._teaches = False
 
     def on_epoch_begin(self, epoch, logs=None):
         """Restore the stage of a resumed run."""
@@ -154,13 +154,13 @@ class TeacherSnapshot(TeacherCallback):
             return
         # Only now have BackupAndRestore, wherever it stands in the list, and `initial_epoch` had their say.
         self._stage_is_known = True
-        steps = self.model.held_weights.steps
+        steps = self.model._held_weights.steps
         if epoch == 0:
             steps.assign(np.zeros((), "int32"))
         self.generation = min(int(ops.convert_to_numpy(steps.value)), self.generations)
         if self.generation == 0 and self.at_epoch is not None and epoch >= self.at_epoch:
             self._take(epoch - 1)
-        self.model.teaching = self.generation > 0
+        self.model._teaches = self.generation > 0
 
     def on_epoch_end(self, epoch, logs=None):
         """Take the snapshot if it is time."""
@@ -226,7 +226,7 @@ class TeacherSnapshot(TeacherCallback):
             source = f"epoch {epoch + 1}" if self.best_epoch is None else f"epoch {self.best_epoch + 1}, the best"
             print(f"\nEpoch {epoch + 1}: TeacherSnapshot {self.generation} of {self.generations}, weights of {source}")
         self._begin_generation()
-        self.model.teaching = True
+        self.model._teaches = True
         for callback in self.restart:
             callback.on_train_begin()
 

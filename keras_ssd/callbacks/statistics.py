@@ -77,7 +77,7 @@ def teacher_statistics(weights, student, teachers, predictions=()):
         weights: `(batch, teachers)`, the teachers' weights `a`.
         student: `(batch, features)`, `f_S`.
         teachers: `(batch, teachers, features)`, `f_T`.
-        predictions: list of `(OutputDistance, teachers' output (batch, teachers, ...))` of classifications; without it,
+        predictions: list of `(Output, teachers' output (batch, teachers, ...))` of classifications; without it,
             there is no `teacher_disagreement`.
 
     Returns:

@@ -30,7 +30,7 @@ class SSDHyperModel(keras_tuner.HyperModel):
     |---|---|---|
     | `ssd_distill` | no, yes | always; "no" is the plain model, bit for bit |
     | `ssd_similarity` | all, or `"kl"` and `"uniform"` for a subclassed model | if distilled |
-    | `ssd_n_teachers` | 2 to 32, logarithmic | if distilled |
+    | `ssd_num_teachers` | 2 to 32, logarithmic | if distilled |
     | `ssd_kd_weight` | a tenth to ten times the default of the teacher, logarithmic | if distilled |
     | `ssd_temperature` | 1 to 10, logarithmic | if distilled, and outputs are distilled or compared |
     | `ssd_dropout_rate` | 0.05 to 0.6 | if distilled |
@@ -63,7 +63,7 @@ class SSDHyperModel(keras_tuner.HyperModel):
             cannot be distilled.
 
     Example:
-        >>> hypermodel = keras_ssd.tuner.SSDHyperModel(build, space={"n_teachers": [4, 8], "percentile": None})
+        >>> hypermodel = keras_ssd.tuner.SSDHyperModel(build, space={"num_teachers": [4, 8], "percentile": None})
         >>> tuner = keras_tuner.RandomSearch(hypermodel, "val_accuracy", max_trials=20)
         >>> keras_ssd.tuner.search(tuner, x, y, validation_data=(x_val, y_val), epochs=50)
         >>> student = tuner.get_best_models()[0].student
@@ -133,7 +133,7 @@ class SSDHyperModel(keras_tuner.HyperModel):
                 f"{error} (The trial has {options}; fix or drop what does not fit by `space`, for example "
                 'space={"similarity": "kl"}.)'
             ) from error
-        if ssd.averages:
+        if ssd._averages:
             # The score was measured with the averaged weights, so a loaded student gets these.
             ssd.load_weights = functools.partial(self._load_averaged, ssd)
         # Weights are loaded into this model, and both are saved: without the optimizers' variables Keras warns.
@@ -155,13 +155,13 @@ class SSDHyperModel(keras_tuner.HyperModel):
         """
         # Hyperband continues an earlier trial, whose weights are loaded.
         goes_on = "tuner/trial_id" in hp.values
-        if goes_on and model.averages:
+        if goes_on and model._averages:
             model.student.set_weights(self._loaded_weights)
         if self.kind == "snapshot" and not goes_on:
             model.student.set_weights(self._plain_stage(hp, model, args, kwargs))
-            if model.distills:
+            if model._distills:
                 model.take_snapshot()
-        if not model.distills:
+        if not model._distills:
             kwargs["callbacks"] = _without_teachers(kwargs.get("callbacks"))
         results = self._fit(hp, model, *args, **kwargs)
         self._check_reported(results)
