@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 import keras_ssd
 import ucr
-import ucr_data
+from _support import ucr_data
 
 EPOCHS = 80
 

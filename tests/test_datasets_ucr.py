@@ -181,7 +181,11 @@ DAMAGE = {
     "too large": ("tsv", lambda text: text.replace("7.0", "1e40"), "line 2: it holds an infinite number"),
     "commas": ("tsv", lambda text: text.replace("\t", ","), "line 1: .* separated by tabs"),
     "UTF-16": ("tsv", lambda text: text.encode("utf-16"), "it should be UTF-8 text"),
-    "UTF-16 without a mark": ("tsv", lambda text: text.encode("utf-16-le"), "it should be text. Received: bytes of value 0"),
+    "UTF-16 without a mark": (
+        "tsv",
+        lambda text: text.encode("utf-16-le"),
+        "it should be text. Received: bytes of value 0",
+    ),
     "no data": ("ts", lambda text: text[: text.index("@data")], "no line follows @data"),
     "no label": ("ts", lambda text: text.rsplit(":", 1)[0], "line 6: it should end in a colon and a label"),
     "label unknown": ("ts", lambda text: text.replace(":2\n", ":?\n"), "line 5: its label is missing"),
