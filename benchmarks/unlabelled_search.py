@@ -20,10 +20,9 @@ import pandas as pd
 from sklearn.metrics import accuracy_score, log_loss
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "examples"))
-import comparison
 import har
-import har_data
 import keras_ssd
+from _support import comparison, har_data
 from keras_ssd import augmentation as aug
 from unlabelled import strong_augmentation
 

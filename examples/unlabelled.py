@@ -37,10 +37,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-import comparison
 import har
-import har_data
 import keras_ssd
+from _support import comparison, har_data
 from keras_ssd.augmentation import Jitter, Rotation, Scaling, TimeMask
 
 BATCH_SIZE = 16  # labelled windows
