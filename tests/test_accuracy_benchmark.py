@@ -240,7 +240,7 @@ def instead_of_training(look=lambda model, **options: None):
 
     def fit(model, n_epochs, **options):
         look(model, **options)
-        watch = experiments._Watch()
+        watch = experiments.Watch()
         watch.weights, watch.seconds = [getattr(model, "student", model).get_weights()], [1.0] * n_epochs
         return watch
 
@@ -307,9 +307,27 @@ def test_plain_is_what_keras_fit_makes(monkeypatch):
 
 
 @pytest.mark.slow
+def test_keras_own_average_is_of_the_weights_of_model_fit(monkeypatch):
+    monkeypatch.setattr(experiments, "STEPS_PER_EPOCH", 1)  # then the weights of every step are known
+    one = experiments.Experiment(data.load("digits", None, "labels 0.2", 0), "unnormalised", "constant", 0, n_epochs=4)
+    outcomes = {outcome.method: outcome for outcome in methods.keras_average(one)}
+    model = one.model()
+    watch = one.fit(model, 4)
+    last = one.outcome("", model, watch, 4, weights=watch.weights[-1])
+    np.testing.assert_array_equal(outcomes["Keras' average, last weights"].test, last.test)
+    average = watch.weights[0]
+    for weights in watch.weights[1:]:
+        average = [0.99 * kept + 0.01 * new for kept, new in zip(average, weights, strict=True)]
+    expected = one.outcome("", model, watch, 4, weights=average)
+    np.testing.assert_allclose(outcomes["Keras' average"].test, expected.test, atol=1e-5)
+    assert np.abs(expected.test - last.test).max() > 1e-3
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
+        "Keras' average",
         "continued",
         "deterministic logits",
         "deterministic features",

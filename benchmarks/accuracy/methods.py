@@ -13,7 +13,7 @@ import numpy as np
 from keras import ops
 
 import keras_ssd
-from experiments import LEARNING_RATE, Outcome
+from experiments import LEARNING_RATE, LOSS, Outcome, Watch
 
 
 def plain(experiment):
@@ -34,6 +34,23 @@ def plain(experiment):
     yield score("plain, best epoch", weights=min(watch.weights, key=loss))
     yield score("plain", weights=last)
     yield score("Monte Carlo dropout", weights=last, predict=with_dropout)
+
+
+def keras_average(experiment):
+    """The optimizer's own average of what it trains; the statistics of BatchNormalization are those of the last step.
+
+    The best epoch is what a checkpoint behind `SwapEMAWeights` keeps.
+    """
+    model = experiment.model()
+    model.compile(keras.optimizers.Adam(LEARNING_RATE, use_ema=True, ema_momentum=0.99), LOSS)
+    averaged = Watch()
+    swap = keras.callbacks.SwapEMAWeights(swap_on_epoch=True)
+    watch = experiment.fit(model, experiment.n_epochs, callbacks=[swap, averaged])
+    score = functools.partial(experiment.outcome, model=model, watch=watch, n_epochs=experiment.n_epochs)
+    yield score("Keras' average")
+    loss = functools.partial(validation_loss, model=model, experiment=experiment)
+    yield score("Keras' average, best epoch", weights=min(averaged.weights, key=loss))
+    yield score("Keras' average, last weights", weights=watch.weights[-1])
 
 
 def validation_loss(weights, model, experiment):
@@ -146,7 +163,7 @@ class RDrop(keras.Model):
 def r_drop(experiment, weight=1.0):
     model = experiment.model()
     student = RDrop(model, weight)
-    student.compile(keras.optimizers.Adam(LEARNING_RATE), "sparse_categorical_crossentropy")
+    student.compile(keras.optimizers.Adam(LEARNING_RATE), LOSS)
     watch = experiment.fit(student, experiment.n_epochs)
     yield experiment.outcome("R-Drop", model, watch, experiment.n_epochs)
 
@@ -226,6 +243,10 @@ def _semi(name, **options):
 
 TRAININGS = {
     "plain": (plain, ("plain, averaged", "SWA", "plain, best epoch", "plain", "Monte Carlo dropout")),
+    "Keras' average": (
+        keras_average,
+        ("Keras' average", "Keras' average, best epoch", "Keras' average, last weights"),
+    ),
     "continued": (continued, ("stopped early", "continued", "continued, averaged")),
     "self": _ssd("self"),
     "self, uniform": _ssd("self, uniform", **_UNIFORM),

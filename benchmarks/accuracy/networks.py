@@ -14,12 +14,14 @@ from keras.layers import (
 )
 
 
-def conv(shape, n_classes, filters=(32, 64, 32)):
+def conv(shape, n_classes, filters=(32, 64, 32), normalised=True):
     """Three convolutions, dropout behind the pooling."""
     inputs = x = keras.Input(shape)
     for n_filters, width in zip(filters, (8, 5, 3), strict=True):
-        x = Conv1D(n_filters, width, padding="same", use_bias=False)(x)
-        x = Activation("relu")(BatchNormalization(momentum=0.9)(x))
+        x = Conv1D(n_filters, width, padding="same", use_bias=not normalised)(x)
+        if normalised:
+            x = BatchNormalization(momentum=0.9)(x)
+        x = Activation("relu")(x)
     x = Dropout(0.3, name="representation")(GlobalAveragePooling1D()(x))
     return keras.Model(inputs, Dense(n_classes, activation="softmax")(x))
 
@@ -27,6 +29,11 @@ def conv(shape, n_classes, filters=(32, 64, 32)):
 def small(shape, n_classes):
     """`conv` with a quarter of its filters, hence a fourteenth of its weights: for the smallest devices."""
     return conv(shape, n_classes, filters=(8, 16, 8))
+
+
+def unnormalised(shape, n_classes):
+    """`conv` without BatchNormalization: all that changes in training is a trained weight."""
+    return conv(shape, n_classes, normalised=False)
 
 
 def resnet(shape, n_classes):
@@ -57,4 +64,10 @@ def transformer(shape, n_classes):
     return keras.Model(inputs, Dense(n_classes, activation="softmax")(x))
 
 
-NETWORKS = {"conv": conv, "small": small, "resnet": resnet, "transformer": transformer}
+NETWORKS = {
+    "conv": conv,
+    "small": small,
+    "unnormalised": unnormalised,
+    "resnet": resnet,
+    "transformer": transformer,
+}
