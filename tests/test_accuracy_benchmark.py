@@ -16,6 +16,8 @@ import analysis
 import data
 import experiments
 import methods
+import networks
+import published
 import run
 
 pytestmark = pytest.mark.once  # trains by every method of others, too
@@ -208,9 +210,9 @@ def test_what_only_some_sets_have_is_not_averaged():
     assert list(analysis.means_by_unit(rows, "accuracy").columns) == ["plain"]
 
 
-def experiment(n_epochs=4):
+def experiment(n_epochs=4, network="conv"):
     return experiments.Experiment(
-        data.load("digits", None, "labels 0.2", 0), "conv", "constant", seed=0, n_epochs=n_epochs
+        data.load("digits", None, "labels 0.2", 0), network, "constant", seed=0, n_epochs=n_epochs
     )
 
 
@@ -224,6 +226,62 @@ def test_every_row_of_a_large_set_is_trained_on():
         seen.extend(np.concatenate([rows[step][1] for step in range(len(rows))]))
         rows.on_epoch_end()
     assert np.bincount(seen, minlength=1000).tolist() == [4] * 1000
+
+
+@pytest.mark.parametrize(
+    "name, n_weights",
+    [
+        # Kernels, their bias, four of BatchNormalization for each filter, the head.
+        ("fcn", (8 * 1 + 5) * 128 + (5 * 128 + 5) * 256 + (3 * 256 + 5) * 128 + (128 + 1) * 10),
+        ("fcn_half", (8 * 1 + 5) * 64 + (5 * 64 + 5) * 128 + (3 * 128 + 5) * 64 + (64 + 1) * 10),
+        # A block of 64 filters with a shortcut of one step, one of 128, one whose shortcut has no kernel.
+        (
+            "resnet_published",
+            (8 * 1 + 5 * 64 + 3 * 64 + 1 * 1 + 4 * 5) * 64
+            + (8 * 64 + 5 * 128 + 3 * 128 + 1 * 64 + 4 * 5) * 128
+            + ((8 + 5 + 3) * 128 + 3 * 5 + 4) * 128
+            + (128 + 1) * 10,
+        ),
+        # Kernels of 40, 20, 10 steps behind a bottleneck of 32, which the single channel does not need, and one behind
+        # the pooling; 128 filters go on.
+        (
+            "inception_time",
+            (40 + 20 + 10 + 1) * 1 * 32
+            + 5 * (128 * 32 + (40 + 20 + 10) * 32 * 32 + 128 * 32)
+            + (6 + 2) * 4 * 128
+            + (1 * 128 + 128)
+            + (128 * 128 + 128)
+            + (128 + 1) * 10,
+        ),
+    ],
+)
+def test_published_networks_have_their_size(name, n_weights):
+    model = networks.NETWORKS[name]((24, 1), 10)
+    assert model.count_params() == n_weights
+    *before, head = model.layers
+    assert before[-1].name == "representation" and head.units == 10
+    assert published.blocks(model) == tuple(f"block_{number + 1}" for number in range(len(published.blocks(model))))
+
+
+@pytest.mark.parametrize("name, n_blocks", [("fcn", 3), ("resnet_published", 3), ("inception_time", 6)])
+def test_blocks_of_a_published_network(name, n_blocks):
+    assert len(published.blocks(networks.NETWORKS[name]((24, 1), 2))) == n_blocks
+
+
+def test_images_are_read_by_class(tmp_path):
+    for split, levels in (("train", (0, 255)), ("test", (255, 51))):
+        for name, level in zip(("cat", "dog"), levels, strict=True):
+            folder = tmp_path / "CIFAR-10-dataset" / split / name
+            folder.mkdir(parents=True)
+            for number in range(5):
+                keras.utils.save_img(folder / f"{number}.png", np.full((4, 4, 3), level), scale=False)
+    task = data.load("cifar10", tmp_path, "all labels", seed=0)
+    x, y = (np.concatenate(parts) for parts in zip(task.training, task.validation, strict=True))
+    assert x.shape == (10, 4, 4, 3) and x.dtype == np.float32 and task.n_classes == 2
+    np.testing.assert_array_equal(x[:, 0, 0, 0], np.where(y == 1, 1.0, -1.0))
+    np.testing.assert_allclose(task.test[0][:, 0, 0, 0], np.where(task.test[1] == 0, 1.0, -0.6), atol=1e-6)
+    with pytest.raises(FileNotFoundError, match="should hold CIFAR-10-dataset/train/<class>"):
+        data.read_images(tmp_path / "nowhere" / "CIFAR-10-dataset")
 
 
 def test_the_logits_of_a_network_are_those_before_its_softmax():
@@ -309,7 +367,7 @@ def test_plain_is_what_keras_fit_makes(monkeypatch):
 @pytest.mark.slow
 def test_keras_own_average_is_of_the_weights_of_model_fit(monkeypatch):
     monkeypatch.setattr(experiments, "STEPS_PER_EPOCH", 1)  # then the weights of every step are known
-    one = experiments.Experiment(data.load("digits", None, "labels 0.2", 0), "unnormalised", "constant", 0, n_epochs=4)
+    one = experiment(network="unnormalised")
     outcomes = {outcome.method: outcome for outcome in methods.keras_average(one)}
     model = one.model()
     watch = one.fit(model, 4)
@@ -321,6 +379,14 @@ def test_keras_own_average_is_of_the_weights_of_model_fit(monkeypatch):
     expected = one.outcome("", model, watch, 4, weights=average)
     np.testing.assert_allclose(outcomes["Keras' average"].test, expected.test, atol=1e-5)
     assert np.abs(expected.test - last.test).max() > 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["plain, no dropout", "continued"])
+def test_trainings_without_teachers_take_a_network_without_dropout(name, monkeypatch):
+    monkeypatch.setattr(experiments, "STEPS_PER_EPOCH", 2)
+    function, names = methods.training(name)
+    assert tuple(outcome.method for outcome in function(experiment(network="fcn_half"))) == names
 
 
 @pytest.mark.slow

@@ -1,4 +1,7 @@
-"""The networks of the accuracy benchmark, small ones for windows of sensors: every one has dropout."""
+"""The networks of the accuracy benchmark: small ones for windows of sensors, all with dropout, and one for images.
+
+Those of the field, which have no dropout, stand in published.py.
+"""
 
 import keras
 from keras.layers import (
@@ -6,12 +9,18 @@ from keras.layers import (
     Add,
     BatchNormalization,
     Conv1D,
+    Conv2D,
     Dense,
     Dropout,
     GlobalAveragePooling1D,
+    GlobalAveragePooling2D,
     LayerNormalization,
     MultiHeadAttention,
+    RandomFlip,
+    RandomTranslation,
 )
+
+import published
 
 
 def conv(shape, n_classes, filters=(32, 64, 32), normalised=True):
@@ -64,10 +73,32 @@ def transformer(shape, n_classes):
     return keras.Model(inputs, Dense(n_classes, activation="softmax")(x))
 
 
+def image_resnet(shape, n_classes, filters=(16, 32, 64)):
+    """Three residual blocks of two convolutions for images that are mirrored and shifted; dropout behind the pooling.
+
+    The augmentation is the model's, so that teachers see the very image that the student sees.
+    """
+    inputs = keras.Input(shape)
+    x = RandomTranslation(0.125, 0.125, fill_mode="constant")(RandomFlip("horizontal")(inputs))
+    x = Conv2D(filters[0], 3, padding="same", use_bias=False)(x)
+    x = Activation("relu")(BatchNormalization(momentum=0.9)(x))
+    for number, n_filters in enumerate(filters):
+        strides = 1 if number == 0 else 2
+        shortcut = Conv2D(n_filters, 1, strides, use_bias=False)(x)
+        x = Conv2D(n_filters, 3, strides, padding="same", use_bias=False)(x)
+        x = Activation("relu")(BatchNormalization(momentum=0.9)(x))
+        x = BatchNormalization(momentum=0.9)(Conv2D(n_filters, 3, padding="same", use_bias=False)(x))
+        x = Activation("relu")(Add()([x, shortcut]))
+    x = Dropout(0.3, name="representation")(GlobalAveragePooling2D()(x))
+    return keras.Model(inputs, Dense(n_classes, activation="softmax")(x))
+
+
 NETWORKS = {
     "conv": conv,
     "small": small,
     "unnormalised": unnormalised,
     "resnet": resnet,
     "transformer": transformer,
+    "image_resnet": image_resnet,
+    **published.NETWORKS,
 }
