@@ -19,6 +19,7 @@ import methods
 import networks
 import published
 import run
+import summary
 
 pytestmark = pytest.mark.once  # trains by every method of others, too
 
@@ -200,6 +201,54 @@ def test_a_comparison_that_was_asked_for_is_not_left_out_silently():
     )
     with pytest.raises(SystemExit, match="no seed was run on every data set with both 'theirs' and 'plain'"):
         analysis.comparisons(rows, [("ours", "plain"), ("theirs", "plain")])
+
+
+SUMMARISED = {
+    # Of two sets and two seeds; the averaged one has the first seed only.
+    "plain": {"a": (0.5, 0.6), "b": (0.7, 0.8)},
+    "self, averaged": {"a": (0.6, 0.7), "b": (0.7, 0.8)},
+    "plain, averaged": {"a": (0.6,), "b": (0.9,)},
+}
+
+
+def test_summary_of_a_regime(tmp_path, monkeypatch):
+    rows = pd.DataFrame(
+        [
+            (network, dataset, seed, method, accuracy)
+            for network in ("conv", "resnet")
+            for method, of_sets in SUMMARISED.items()
+            for dataset, of_seeds in of_sets.items()
+            for seed, accuracy in enumerate(of_seeds)
+        ]
+        + [("conv", "digits", seed, "plain", 0.1) for seed in (0, 1)],
+        columns=["network", "dataset", "seed", "method", "accuracy"],
+    )
+    rows.loc[rows.network == "resnet", "accuracy"] = 0.0
+    rows.to_csv(tmp_path / "rows.csv", index=False)
+    regimes = [
+        summary.Regime("one", "rows.csv", {"network": "conv"}),
+        summary.Regime("not run", "nowhere.csv"),
+    ]
+    monkeypatch.setattr(summary, "REGIMES", regimes)
+    table, found = summary.summary(tmp_path)
+    assert list(table.index) == list(found) == ["one"]
+    line = table.loc["one"]
+    assert line["sets x seeds"] == "2 x 2", "digits stand apart"
+    assert line["`model.fit`"] == ".650" and line["`wrap`"] == ".700" and line["averaged"] == ".750 (seeds: 1)"
+    assert line["best epoch"] == line["paper"] == line["continued"] == line["paper - continued"] == ""
+    # .1 and 0: the standard error is .05, t(0.975, 1) = 12.706.
+    assert line["`wrap` - `model.fit`"] == "+5.0 ± 63.5"
+    # The first seed of both: 0 and -.2.
+    assert line["`wrap` - averaged"] == "-10.0 ± 127.1"
+    summary.forest(found, tmp_path / "forest.png")
+    assert (tmp_path / "forest.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_stored_rows_can_be_summarised(capsys):
+    summary.main([])
+    printed = capsys.readouterr().out
+    assert "| all labels | 25 x 3 | .829 | .846 | .860 | .862 | " in printed
+    assert "| +3.3 ± 1.8 | +1.6 ± 0.9 | +0.2 ± 0.3 | +0.1 ± 1.7 |" in printed
 
 
 def test_what_only_some_sets_have_is_not_averaged():
