@@ -131,7 +131,7 @@ def test_no_gradient_flows_back_through_the_values_that_teachers_share():
     teachers = ops.convert_to_numpy(head(normalization(2 * hidden(x), training=False)))
     compiled(plain, loss=task_and_term, metrics=())
     plain.train_on_batch(x, np.hstack([np.eye(3)[Y], teachers]).astype("float32"))
-    ssd = compiled(keras_ssd.wrap(model, n_teachers=2, kd_weight=0.7, temperature=1.0, similarity="uniform"))
+    ssd = compiled(keras_ssd.wrap(model, num_teachers=2, kd_weight=0.7, temperature=1.0, similarity="uniform"))
     logs = ssd.train_on_batch(x, Y, return_dict=True)
     assert float(logs["kd_loss"]) > 1e-3
     assert_close(plain.trainable_variables, model.trainable_variables, tolerance=1e-6)
@@ -275,7 +275,7 @@ def test_every_noise_layer_draws_its_own_noise(seeds):
     inputs = keras.Input((40,))
     dropped = layers.Concatenate(name="both")([layers.Dropout(0.5, seed=seed)(inputs) for seed in seeds])
     model = keras.Model(inputs, layers.Dense(2)(dropped))
-    options = dict(n_teachers=3, distill="representation", similarity="uniform", representation="both")
+    options = dict(num_teachers=3, distill="representation", similarity="uniform", representation="both")
     teachers = passes(keras_ssd.wrap(model, **options), np.ones((8, 40), "float32")).teacher_representation
     assert 0.4 < np.mean(teachers[..., :40] != teachers[..., 40:]) < 0.6
 
