@@ -6,7 +6,6 @@ import keras
 from keras import ops, tree
 
 from keras_ssd import _backend
-from keras_ssd._typing import Tensor
 from keras_ssd.averaging import HeldWeights, averaged_variables
 from keras_ssd.graph import Graph
 from keras_ssd.noise import choose_noise

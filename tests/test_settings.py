@@ -136,7 +136,6 @@ def test_representation_and_outputs_are_computed_only_if_needed(distill, similar
     assert (settings.needs_representation, settings.needs_outputs) == (representation, outputs)
 
 
-
 @pytest.mark.parametrize("kind, expected", {"self": 0, "snapshot": 0, "model": 0, "ema": 0.99}.items())
 def test_without_teachers_only_ema_averages_by_default(kind, expected):
     assert Settings(kind, kd_weight=0).ema_momentum == expected

@@ -93,6 +93,8 @@ def distilled(
         before.append(watch)
     for epochs in np.array_split(np.arange(n_epochs), generations):
         model = experiment.model(weights)
+        if unlabelled:
+            options["kd_sample_weight"] = False
         if behind_blocks:
             options["stochastic_layers"] = published.blocks(model)
         ssd = keras_ssd.wrap(model, seed=experiment.seed, ema_momentum=0.99, **options)
