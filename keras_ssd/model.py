@@ -11,6 +11,7 @@ from keras import ops, tree
 from keras_ssd import _backend, saving
 from keras_ssd._typing import Tensor
 from keras_ssd.averaging import Averaging, HeldWeights, averaged_variables
+from keras_ssd.cost import TeacherCost
 from keras_ssd.distillation import StepOutputs, distillation_loss, weigh_teachers
 from keras_ssd.graph import Graph, call_student, is_functional
 from keras_ssd.inspection import Inspection
@@ -19,6 +20,7 @@ from keras_ssd.settings import OPTIONS, Settings, check_weight
 from keras_ssd.step import Evaluation, FitState, TrainingStep, Untracked, values_set
 from keras_ssd.student import StudentInterface, StudentWatch, check_model, check_overrides
 from keras_ssd.teachers import StudentTeacherGraph, check_replaceable, output_structure, resolve_kind
+from keras_ssd.thinning import Thinning
 from keras_ssd.unlabelled import JoinedDataset
 
 _step, _evaluation = TrainingStep(), Evaluation()
@@ -79,6 +81,10 @@ class SSDModel(Inspection, StudentInterface, keras.Model):
             self._wiring, self._teacher_network = wiring, Untracked(network)
             self._fit_state = FitState()
             self._add_state(settings)
+        self._thinning = None
+        if wiring is not None:
+            settings.kd_fraction = wiring.cost.fraction
+            self._thinning = Untracked(Thinning(settings.kd_fraction)) if settings.kd_fraction < 1 else None
         if isinstance(teacher_model, SSDModel) and teacher_model._averages and wiring is not None:
             self._held_weights.copy(teacher_model._deployed()[1])
         self._forms = [] if graph is None or graph.is_opaque else [output_form(graph, x) for x in graph.outputs]
@@ -159,7 +165,14 @@ class SSDModel(Inspection, StudentInterface, keras.Model):
     def _distillation_loss(self, y_pred: Any, sample_weight: Any) -> Tensor:
         (representation, cut_values), _step.student_pass = _step.student_pass, None
         outputs = self._describe_outputs(y_pred)
-        step = self._teach(y_pred, representation, cut_values)
+        scales = None
+        if self._thinning is not None:
+            thin = self._thinning.content
+            rows, whole = thin.draw(y_pred, self._teacher_seed_generator), tree.flatten(y_pred)
+            y_pred, representation, sample_weight = thin.take((y_pred, representation, sample_weight), rows)
+            cut_values = self._wiring.take_rows(cut_values, thin, rows)
+            scales = thin.mask_scales(whole, tree.flatten(y_pred))
+        step = self._teach(y_pred, representation, cut_values)._replace(scales=scales)
         guidance = weigh_teachers(step, outputs, self.settings)
         if self._fit_state.statistics is not None:
             predictions = list(zip(outputs, step.teacher_outputs, strict=False))
@@ -424,6 +437,11 @@ class SSDModel(Inspection, StudentInterface, keras.Model):
                 f"`kd_weight` of a model wrapped with kd_weight=0 cannot be changed: it trains without teachers. "
                 f"Received: kd_weight={value}. Wrap the model with a kd_weight above 0."
             )
+
+    @property
+    def teacher_cost(self) -> TeacherCost:
+        """The part of each batch that is distilled, and what the teachers cost in multiplications of a plain step."""
+        return TeacherCost(0.0, 0.0) if self._wiring is None else self._wiring.cost
 
     def training_loss(self, x: Any, y: Any = None, sample_weight: Any = None) -> Tensor:
         """Return the loss of one training step: task, distillation and regularisation. `fit` minimises the same.

@@ -18,6 +18,7 @@ DISTILL = ("outputs", "representation", "both")
 _PAPER: dict[str, Any] = dict(
     num_teachers=30, distill="representation", kd_weight=1.0, similarity="dot", percentile=90.0, ema_momentum=0.0
 )
+_PAPER["kd_fraction"] = 1.0
 # Teachers that move with the student must not pull hard: on outputs, with little weight and soft guidance they do no
 # harm; representation with dot products makes the norms of both run away.
 _MOVING: dict[str, Any] = dict(
@@ -54,6 +55,7 @@ class Settings:
     distill: str | None = None
     kd_weight: float | None = None
     kd_sample_weight: bool = True
+    kd_fraction: float | None = None
     temperature: float = 3.0
     representation: str | None = None
     # guidance
@@ -124,6 +126,11 @@ class Settings:
             raise ValueError(
                 "`dropout_rate` should lie between 0 and 1, both excluded, or be None to keep the model's own rates. "
                 f"Received: dropout_rate={self.dropout_rate}"
+            )
+        if self.kd_fraction is not None and (not is_number(self.kd_fraction) or not 0 < self.kd_fraction <= 1):
+            raise ValueError(
+                "`kd_fraction` should lie in (0, 1], or be None for the largest part of a batch that keeps teachers "
+                f"cheap. Received: kd_fraction={self.kd_fraction}"
             )
         if not is_number(self.ema_momentum) or not 0 <= self.ema_momentum < 1:
             raise ValueError(

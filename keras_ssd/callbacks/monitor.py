@@ -16,7 +16,7 @@ class TeacherMonitor(TeacherCallback):
     `keras_ssd.callbacks.statistics.teacher_statistics` defines them. They are Keras metrics while `fit` runs, hence
     History, CSVLogger, TensorBoard and the progress bar show them, and they are absent from validation. In epochs that
     are not measured, or that have no teachers, they are NaN. `teacher_disagreement` exists for classification, where
-    the teachers are run as far as the outputs.
+    the teachers are run as far as the outputs. `kd_fraction` and `teacher_cost` are those of `SSDModel.teacher_cost`.
 
     Args:
         every: measure every so many epochs, beginning with the first. Defaults to `1`.
@@ -56,7 +56,9 @@ class TeacherMonitor(TeacherCallback):
                     metric.activate()
 
     def on_epoch_end(self, epoch, logs=None):
-        """Warn of a collapse."""
+        """Show the cost of the teachers, and warn of a collapse."""
+        if logs is not None:
+            logs["kd_fraction"], logs["teacher_cost"] = self.model.teacher_cost
         statistics = {name: float(logs[name]) for name in TeacherStatistics.names if name in (logs or {})}
         # Weights are finite by construction, so NaN here means that nothing was measured.
         if math.isnan(statistics.get("effective_teachers", math.nan)):
