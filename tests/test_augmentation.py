@@ -10,7 +10,7 @@ from keras import layers, ops
 import keras_ssd
 from keras_ssd import augmentation
 from keras_ssd.augmentation import Augmentation, Jitter, Rotation, Scaling, TimeMask, rotation_matrices
-from keras_ssd.stochastic import is_augmentation, is_noise
+from keras_ssd.noise import is_augmentation, is_noise
 from passes import passes
 from structures import Doubling
 
