@@ -20,10 +20,9 @@ import pandas as pd
 from sklearn.metrics import accuracy_score, log_loss
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "examples"))
-import comparison
 import har
-import har_data
 import keras_ssd
+from _support import comparison, har_data
 from keras_ssd import augmentation as aug
 from unlabelled import strong_augmentation
 
@@ -60,14 +59,11 @@ VARIANTS = {
     "averaged, strong": dict(AVERAGED, augmentation="strong"),
     "snapshot, 1": WARM,
     "ema, 1, ramp": dict(RAMPED, kd_weight=1.0),
-    "snapshot, 3, confidence": dict(WARM, kd_weight=3.0, confidence_weighted=True),
-    "ema, 3, ramp, confidence": dict(RAMPED, confidence_weighted=True),
     "warm ema, 3": dict(WARM, teacher="ema", kd_weight=3.0),
     "averaged, weak": dict(AVERAGED, augmentation="weak"),
     "averaged, rotation": dict(AVERAGED, augmentation="rotation"),
     "averaged, unturned": dict(AVERAGED, augmentation="unturned"),
     "snapshot, 4, T 0.5": dict(WARM, kd_weight=4.0, temperature=0.5),
-    "snapshot, 1, confidence": dict(WARM, confidence_weighted=True),
     "warm ema, 1": dict(WARM, teacher="ema"),
     "snapshot, 10": dict(WARM, kd_weight=10.0),
     "snapshot, 1, teachers augmented": dict(WARM, augmented_teachers=True),
@@ -101,6 +97,8 @@ def train(x, y, labelled, unlabelled, n_classes, seed, augmentation, teacher, ra
         comparison.fit(f"{augmentation} {teacher} {options}", model, task, seed, epochs, callbacks=callbacks)
         return model
 
+    if ratio:
+        options["kd_sample_weight"] = False
     known = x[labelled], y[labelled]
     few = data = har_data.EvenEpochs(*known, STEPS, BATCH_SIZE, seed)
     if ratio:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 import keras_ssd
 import ucr
-import ucr_data
+from _support import ucr_data
 
 PICTURE = pathlib.Path(__file__).parents[1] / "docs" / "pictures.png"
 EPOCHS = 80

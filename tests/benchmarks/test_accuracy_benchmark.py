@@ -11,7 +11,10 @@ import analysis
 import data
 import experiments
 import methods
+import networks
+import published
 import run
+import summary
 
 pytestmark = pytest.mark.once  # trains by every method of others, too
 
@@ -195,6 +198,54 @@ def test_a_comparison_that_was_asked_for_is_not_left_out_silently():
         analysis.comparisons(rows, [("ours", "plain"), ("theirs", "plain")])
 
 
+SUMMARISED = {
+    # Of two sets and two seeds; the averaged one has the first seed only.
+    "plain": {"a": (0.5, 0.6), "b": (0.7, 0.8)},
+    "self, averaged": {"a": (0.6, 0.7), "b": (0.7, 0.8)},
+    "plain, averaged": {"a": (0.6,), "b": (0.9,)},
+}
+
+
+def test_summary_of_a_regime(tmp_path, monkeypatch):
+    rows = pd.DataFrame(
+        [
+            (network, dataset, seed, method, accuracy)
+            for network in ("conv", "resnet")
+            for method, of_sets in SUMMARISED.items()
+            for dataset, of_seeds in of_sets.items()
+            for seed, accuracy in enumerate(of_seeds)
+        ]
+        + [("conv", "digits", seed, "plain", 0.1) for seed in (0, 1)],
+        columns=["network", "dataset", "seed", "method", "accuracy"],
+    )
+    rows.loc[rows.network == "resnet", "accuracy"] = 0.0
+    rows.to_csv(tmp_path / "rows.csv", index=False)
+    regimes = [
+        summary.Regime("one", "rows.csv", {"network": "conv"}),
+        summary.Regime("not run", "nowhere.csv"),
+    ]
+    monkeypatch.setattr(summary, "REGIMES", regimes)
+    table, found = summary.summary(tmp_path)
+    assert list(table.index) == list(found) == ["one"]
+    line = table.loc["one"]
+    assert line["sets x seeds"] == "2 x 2", "digits stand apart"
+    assert line["`model.fit`"] == ".650" and line["`wrap`"] == ".700" and line["averaged"] == ".750 (seeds: 1)"
+    assert line["best epoch"] == line["paper"] == line["continued"] == line["paper - continued"] == ""
+    # .1 and 0: the standard error is .05, t(0.975, 1) = 12.706.
+    assert line["`wrap` - `model.fit`"] == "+5.0 ± 63.5"
+    # The first seed of both: 0 and -.2.
+    assert line["`wrap` - averaged"] == "-10.0 ± 127.1"
+    summary.forest(found, tmp_path / "forest.png")
+    assert (tmp_path / "forest.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_stored_rows_can_be_summarised(capsys):
+    summary.main([])
+    printed = capsys.readouterr().out
+    assert "| all labels | 25 x 3 | .829 | .846 | .860 | .862 | " in printed
+    assert "| +3.3 ± 1.8 | +1.6 ± 0.9 | +0.2 ± 0.3 | +0.1 ± 1.7 |" in printed
+
+
 def test_what_only_some_sets_have_is_not_averaged():
     rows = pd.DataFrame(
         [("a", 0, "plain", 0.5), ("b", 0, "plain", 0.7), ("a", 0, "ours", 0.9)],
@@ -203,9 +254,9 @@ def test_what_only_some_sets_have_is_not_averaged():
     assert list(analysis.means_by_unit(rows, "accuracy").columns) == ["plain"]
 
 
-def experiment(n_epochs=4):
+def experiment(n_epochs=4, network="conv"):
     return experiments.Experiment(
-        data.load("digits", None, "labels 0.2", 0), "conv", "constant", seed=0, n_epochs=n_epochs
+        data.load("digits", None, "labels 0.2", 0), network, "constant", seed=0, n_epochs=n_epochs
     )
 
 
@@ -219,6 +270,62 @@ def test_every_row_of_a_large_set_is_trained_on():
         seen.extend(np.concatenate([rows[step][1] for step in range(len(rows))]))
         rows.on_epoch_end()
     assert np.bincount(seen, minlength=1000).tolist() == [4] * 1000
+
+
+@pytest.mark.parametrize(
+    "name, n_weights",
+    [
+        # Kernels, their bias, four of BatchNormalization for each filter, the head.
+        ("fcn", (8 * 1 + 5) * 128 + (5 * 128 + 5) * 256 + (3 * 256 + 5) * 128 + (128 + 1) * 10),
+        ("fcn_half", (8 * 1 + 5) * 64 + (5 * 64 + 5) * 128 + (3 * 128 + 5) * 64 + (64 + 1) * 10),
+        # A block of 64 filters with a shortcut of one step, one of 128, one whose shortcut has no kernel.
+        (
+            "resnet_published",
+            (8 * 1 + 5 * 64 + 3 * 64 + 1 * 1 + 4 * 5) * 64
+            + (8 * 64 + 5 * 128 + 3 * 128 + 1 * 64 + 4 * 5) * 128
+            + ((8 + 5 + 3) * 128 + 3 * 5 + 4) * 128
+            + (128 + 1) * 10,
+        ),
+        # Kernels of 40, 20, 10 steps behind a bottleneck of 32, which the single channel does not need, and one behind
+        # the pooling; 128 filters go on.
+        (
+            "inception_time",
+            (40 + 20 + 10 + 1) * 1 * 32
+            + 5 * (128 * 32 + (40 + 20 + 10) * 32 * 32 + 128 * 32)
+            + (6 + 2) * 4 * 128
+            + (1 * 128 + 128)
+            + (128 * 128 + 128)
+            + (128 + 1) * 10,
+        ),
+    ],
+)
+def test_published_networks_have_their_size(name, n_weights):
+    model = networks.NETWORKS[name]((24, 1), 10)
+    assert model.count_params() == n_weights
+    *before, head = model.layers
+    assert before[-1].name == "representation" and head.units == 10
+    assert published.blocks(model) == tuple(f"block_{number + 1}" for number in range(len(published.blocks(model))))
+
+
+@pytest.mark.parametrize("name, n_blocks", [("fcn", 3), ("resnet_published", 3), ("inception_time", 6)])
+def test_blocks_of_a_published_network(name, n_blocks):
+    assert len(published.blocks(networks.NETWORKS[name]((24, 1), 2))) == n_blocks
+
+
+def test_images_are_read_by_class(tmp_path):
+    for split, levels in (("train", (0, 255)), ("test", (255, 51))):
+        for name, level in zip(("cat", "dog"), levels, strict=True):
+            folder = tmp_path / "CIFAR-10-dataset" / split / name
+            folder.mkdir(parents=True)
+            for number in range(5):
+                keras.utils.save_img(folder / f"{number}.png", np.full((4, 4, 3), level), scale=False)
+    task = data.load("cifar10", tmp_path, "all labels", seed=0)
+    x, y = (np.concatenate(parts) for parts in zip(task.training, task.validation, strict=True))
+    assert x.shape == (10, 4, 4, 3) and x.dtype == np.float32 and task.n_classes == 2
+    np.testing.assert_array_equal(x[:, 0, 0, 0], np.where(y == 1, 1.0, -1.0))
+    np.testing.assert_allclose(task.test[0][:, 0, 0, 0], np.where(task.test[1] == 0, 1.0, -0.6), atol=1e-6)
+    with pytest.raises(FileNotFoundError, match="should hold CIFAR-10-dataset/train/<class>"):
+        data.read_images(tmp_path / "nowhere" / "CIFAR-10-dataset")
 
 
 def test_the_logits_of_a_network_are_those_before_its_softmax():
@@ -235,7 +342,7 @@ def instead_of_training(look=lambda model, **options: None):
 
     def fit(model, n_epochs, **options):
         look(model, **options)
-        watch = experiments._Watch()
+        watch = experiments.Watch()
         watch.weights, watch.seconds = [getattr(model, "student", model).get_weights()], [1.0] * n_epochs
         return watch
 
@@ -302,9 +409,35 @@ def test_plain_is_what_keras_fit_makes(monkeypatch):
 
 
 @pytest.mark.slow
+def test_keras_own_average_is_of_the_weights_of_model_fit(monkeypatch):
+    monkeypatch.setattr(experiments, "STEPS_PER_EPOCH", 1)  # then the weights of every step are known
+    one = experiment(network="unnormalised")
+    outcomes = {outcome.method: outcome for outcome in methods.keras_average(one)}
+    model = one.model()
+    watch = one.fit(model, 4)
+    last = one.outcome("", model, watch, 4, weights=watch.weights[-1])
+    np.testing.assert_allclose(outcomes["Keras' average, last weights"].test, last.test, atol=1e-6)
+    average = watch.weights[0]
+    for weights in watch.weights[1:]:
+        average = [0.99 * kept + 0.01 * new for kept, new in zip(average, weights, strict=True)]
+    expected = one.outcome("", model, watch, 4, weights=average)
+    np.testing.assert_allclose(outcomes["Keras' average"].test, expected.test, atol=1e-5)
+    assert np.abs(expected.test - last.test).max() > 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["plain, no dropout", "continued"])
+def test_trainings_without_teachers_take_a_network_without_dropout(name, monkeypatch):
+    monkeypatch.setattr(experiments, "STEPS_PER_EPOCH", 2)
+    function, names = methods.training(name)
+    assert tuple(outcome.method for outcome in function(experiment(network="fcn_half"))) == names
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
+        "Keras' average",
         "continued",
         "deterministic logits",
         "deterministic features",
