@@ -51,8 +51,9 @@ class SSDHyperModel(keras_tuner.HyperModel):
     `get_best_models` of a tuner returns `SSDModel`s; deploy their `student`.
 
     Args:
-        hypermodel: a function `build(hp)`, or a `keras_tuner.HyperModel`, that returns a compiled, plain model with
-            dropout. If the HyperModel has a `fit`, it is used.
+        hypermodel: a function `build(hp)`, or a `keras_tuner.HyperModel`, that returns a compiled, plain model. If the
+            model has no noise layer, `dropout_rate` must be part of the space, as it is by default. If the HyperModel
+            has a `fit`, it is used.
         teacher: as for `keras_ssd.wrap`. Defaults to `"self"`.
         space: dict from a name (without the prefix) to its range: a tuple `(min, max)`, a list of choices, a single
             value to fix, or `None` for the default of `keras_ssd.wrap`. Defaults to `None`, the table above.
