@@ -4,3 +4,8 @@ from typing import Any
 
 # A tensor of the backend, a NumPy array or a Keras variable: Keras ships no types.
 Tensor = Any
+
+# The shape of a tensor; `None` for a size that is not known.
+Shape = tuple[int | None, ...]
+# The logs that Keras passes to callbacks.
+Logs = dict[str, Any] | None

@@ -9,10 +9,12 @@ Keras itself has such layers for images. Its `GaussianNoise` computes what `Jitt
 """
 
 import math
+from typing import Any
 
 import keras
 from keras import ops
 
+from keras_ssd._typing import Shape, Tensor
 from keras_ssd.settings import is_number
 
 
@@ -25,14 +27,14 @@ class Augmentation(keras.layers.Layer):
         seed: integer or `None`.
     """
 
-    def __init__(self, seed=None, **kwargs):
+    def __init__(self, seed: int | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
         self.supports_masking = True
         self.built = True
 
-    def augment(self, x):
+    def augment(self, x: Tensor) -> Tensor:
         """Augment windows; subclasses define it.
 
         Args:
@@ -43,15 +45,15 @@ class Augmentation(keras.layers.Layer):
         """
         raise NotImplementedError(f"{type(self).__name__} should define `augment(x)`.")
 
-    def call(self, x, training=False):
+    def call(self, x: Tensor, training: bool | None = False) -> Tensor:
         """Augment in training; return `x` unchanged otherwise."""
         return self.augment(x) if training else x
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         """Return the shape of the input."""
         return input_shape
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """Return the arguments."""
         return {**super().get_config(), "seed": self.seed}
 
@@ -66,15 +68,15 @@ class Jitter(Augmentation):
         seed: integer or `None`.
     """
 
-    def __init__(self, stddev=0.05, seed=None, **kwargs):
+    def __init__(self, stddev: float = 0.05, seed: int | None = None, **kwargs: Any) -> None:
         super().__init__(seed, **kwargs)
         self.stddev = _positive("stddev", stddev)
 
-    def augment(self, x):
+    def augment(self, x: Tensor) -> Tensor:
         """Return `x + noise`."""
         return x + keras.random.normal(ops.shape(x), 0.0, self.stddev, self.compute_dtype, self.seed_generator)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """Return the arguments."""
         return {**super().get_config(), "stddev": self.stddev}
 
@@ -88,16 +90,16 @@ class Scaling(Augmentation):
         seed: integer or `None`.
     """
 
-    def __init__(self, stddev=0.1, seed=None, **kwargs):
+    def __init__(self, stddev: float = 0.1, seed: int | None = None, **kwargs: Any) -> None:
         super().__init__(seed, **kwargs)
         self.stddev = _positive("stddev", stddev)
 
-    def augment(self, x):
+    def augment(self, x: Tensor) -> Tensor:
         """Return `factor * x`, with a factor `(batch, 1, channels)`."""
         batch, _, channels = ops.shape(x)
         return x * keras.random.normal((batch, 1, channels), 1.0, self.stddev, self.compute_dtype, self.seed_generator)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """Return the arguments."""
         return {**super().get_config(), "stddev": self.stddev}
 
@@ -112,11 +114,11 @@ class TimeMask(Augmentation):
         seed: integer or `None`.
     """
 
-    def __init__(self, max_fraction=0.25, seed=None, **kwargs):
+    def __init__(self, max_fraction: float = 0.25, seed: int | None = None, **kwargs: Any) -> None:
         super().__init__(seed, **kwargs)
         self.max_fraction = _positive("max_fraction", max_fraction, most=1)
 
-    def augment(self, x):
+    def augment(self, x: Tensor) -> Tensor:
         """Return `x` with a span set to 0."""
         batch, steps, _ = ops.shape(x)
         drawn = keras.random.uniform((2, batch, 1, 1), dtype="float32", seed=self.seed_generator)
@@ -127,7 +129,7 @@ class TimeMask(Augmentation):
         masked = ops.logical_and(step >= start, step < start + length)
         return ops.where(masked, ops.zeros_like(x), x)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """Return the arguments."""
         return {**super().get_config(), "max_fraction": self.max_fraction}
 
@@ -145,11 +147,11 @@ class Rotation(Augmentation):
         seed: integer or `None`.
     """
 
-    def __init__(self, max_angle=30.0, seed=None, **kwargs):
+    def __init__(self, max_angle: float = 30.0, seed: int | None = None, **kwargs: Any) -> None:
         super().__init__(seed, **kwargs)
         self.max_angle = _positive("max_angle", max_angle, most=180)
 
-    def augment(self, x):
+    def augment(self, x: Tensor) -> Tensor:
         """Multiply every triple of channels of a window by the window's matrix."""
         batch, steps, channels = ops.shape(x)
         if channels % 3:
@@ -163,12 +165,12 @@ class Rotation(Augmentation):
         # On PyTorch a product of float64 is float32.
         return ops.cast(ops.reshape(turned, (batch, steps, channels)), self.compute_dtype)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """Return the arguments."""
         return {**super().get_config(), "max_angle": self.max_angle}
 
 
-def rotation_matrices(axis, angle):
+def rotation_matrices(axis: Tensor, angle: Tensor) -> Tensor:
     """Return matrices that turn column vectors about an axis (Rodrigues' formula).
 
     Args:
@@ -185,7 +187,7 @@ def rotation_matrices(axis, angle):
     return ops.eye(3) + sine * cross + (1 - cosine) * ops.matmul(cross, cross)
 
 
-def _positive(name, value, most=math.inf):
+def _positive(name: str, value: Any, most: float = math.inf) -> float:
     if not is_number(value) or not 0 < value <= most:
         limit = "" if most == math.inf else f" of at most {most}"
         raise ValueError(f"`{name}` should be a float above 0{limit}. Received: {name}={value!r}")

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import functools
 import inspect
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -19,7 +20,9 @@ class Step:
         inputs, outputs: the symbolic tensors that go in and come out, as flat lists.
     """
 
-    def __init__(self, layer, args, kwargs, outputs):
+    def __init__(
+        self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: list[keras.KerasTensor]
+    ) -> None:
         self.layer = layer
         self.args = args
         # Whoever runs the step says whether it is training; masks given by name are kept, they are tensors.
@@ -27,7 +30,7 @@ class Step:
         self.inputs = [x for x in tree.flatten((args, self.kwargs)) if isinstance(x, keras.KerasTensor)]
         self.outputs = outputs
 
-    def run(self, values, training):
+    def run(self, values: dict[int, Any], training: bool | None) -> None:
         """Call the layer on `values`, a dict by `id` of the symbolic tensors, and add its outputs to it."""
         args, kwargs = tree.map_structure(lambda x: values.get(id(x), x), (self.args, self.kwargs))
         if isinstance(self.layer, keras.Layer):
@@ -35,14 +38,14 @@ class Step:
         results = self._flat(self.layer(*args, **kwargs))
         values.update(zip(map(id, self.outputs), results, strict=True))
 
-    def _flat(self, results):
+    def _flat(self, results: Any) -> list[Any]:
         return tree.flatten(results)
 
 
 class _WholeModel(Step):
     """A subclassed model as one step: one symbolic tensor stands for its whole structure of inputs, one for outputs."""
 
-    def _flat(self, results):
+    def _flat(self, results: Any) -> list[Any]:
         return [results]
 
 
@@ -61,21 +64,21 @@ class Graph:
         is_opaque: whether the model is subclassed, so that nothing is known of its inside.
     """
 
-    def __init__(self, model):
+    def __init__(self, model: keras.Model) -> None:
         self.model = model
-        self.steps = []
-        self.nested = []
-        self.moved = {}
+        self.steps: list[Step] = []
+        self.nested: list[tuple[keras.Model, list[keras.KerasTensor]]] = []
+        self.moved: dict[int, keras.KerasTensor] = {}
         self.is_opaque = not is_functional(model)
         if self.is_opaque:
             self.inputs, output = keras.KerasTensor((None,)), keras.KerasTensor((None,))
             self.steps = [_WholeModel(model, (self.inputs,), {}, [output])]
             self.outputs = [output]
             return
-        with _names_of_their_own(model):
+        with _unique_names(model):
             self.inputs, self.outputs = self._replay(model)
 
-    def _replay(self, model, inputs=None):
+    def _replay(self, model: keras.Model, inputs: Any = None) -> tuple[Any, list[keras.KerasTensor]]:
         """Call the layers of `model` anew, on new symbolic inputs, and record the calls.
 
         `clone_model` with a `call_function` is the exported way to walk a graph. It does not tell which tensors became
@@ -84,9 +87,9 @@ class Graph:
         markers = [keras.layers.Identity(name=f"keras_ssd_output_{index}") for index in range(len(model.outputs))]
         model_inputs = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
         marked = keras.Model(model_inputs, [marker(x) for marker, x in zip(markers, model.outputs, strict=True)])
-        outputs = {}
+        outputs: dict[int, keras.KerasTensor] = {}
 
-        def call(layer, *args, **kwargs):
+        def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
             if layer in markers:
                 outputs[markers.index(layer)] = args[0]
                 return args[0]
@@ -99,8 +102,8 @@ class Graph:
         replayed = keras.models.clone_model(marked, inputs, clone_function=lambda layer: layer, call_function=call)
         return replayed.input, [outputs[index] for index in range(len(markers))]
 
-    def _record(self, layer, *args, **kwargs):
-        if args and is_functional(layer) and _takes_as_they_come(layer, args[0]):
+    def _record(self, layer: Any, *args: Any, **kwargs: Any) -> Any:
+        if args and is_functional(layer) and _takes_unchanged(layer, args[0]):
             _, outputs = self._replay(layer, args[0])
             self.nested.append((layer, outputs))
             reference = outputs if isinstance(layer, keras.Sequential) else layer.output
@@ -110,7 +113,7 @@ class Graph:
         self.steps.append(Step(layer, args, kwargs, tree.flatten(outputs)))
         return outputs
 
-    def with_layers_behind(self, layers):
+    def with_layers_behind(self, layers: Sequence[tuple[keras.KerasTensor, keras.Layer]]) -> "Graph":
         """Return this graph with further layers behind some of its tensors; the graph itself stays as it is.
 
         Args:
@@ -125,7 +128,7 @@ class Graph:
         graph.steps, graph.moved = [], {}
         behind = {id(tensor): layer for tensor, layer in layers}
 
-        def insert(tensors):
+        def insert(tensors: Iterable[keras.KerasTensor]) -> None:
             for x in tensors:
                 if id(x) in behind:
                     moved = behind[id(x)](x)
@@ -140,10 +143,10 @@ class Graph:
         graph.outputs = [graph.moved.get(id(x), x) for x in self.outputs]
         return graph
 
-    def needed(self, wanted, given=()):
-        """The steps that lead from the symbolic tensors `given` (and the inputs) to those in `wanted`, in order."""
-        known = {id(x) for x in given}
-        open_tensors = {id(x) for x in wanted} - known
+    def needed(self, targets: Iterable[keras.KerasTensor], sources: Iterable[keras.KerasTensor] = ()) -> list[Step]:
+        """Return the steps, in order, that lead from the symbolic tensors `sources` (and the inputs) to `targets`."""
+        known = {id(x) for x in sources}
+        open_tensors = {id(x) for x in targets} - known
         steps = []
         for step in reversed(self.steps):
             if any(id(x) in open_tensors for x in step.outputs):
@@ -151,34 +154,34 @@ class Graph:
                 open_tensors |= {id(x) for x in step.inputs} - known
         return steps[::-1]
 
-    def producer(self, tensor):
-        """The step that puts out a symbolic tensor; None for an input."""
+    def producer(self, tensor: keras.KerasTensor) -> Step | None:
+        """Return the step that puts out a symbolic tensor; `None` for an input."""
         return next((step for step in self.steps if any(x is tensor for x in step.outputs)), None)
 
-    def reader(self, tensors):
-        """A callable `(x, training=...)` that runs the model once and returns the values of symbolic `tensors`.
+    def reader(self, tensors: Sequence[keras.KerasTensor]) -> Callable[..., list[Any]]:
+        """Return a callable `(x, training=...)` that runs the model once and returns the values of symbolic `tensors`.
 
         It runs as a Keras model does, so that inputs are cast and completed, and masks travel, as in the user's model.
         """
         if self.is_opaque:
             output = self.outputs[0]
 
-            def read(x, training):
+            def read(x: Any, training: bool | None) -> list[Any]:
                 is_needed = any(t is output for t in tensors)
                 results = call_student(self.model, x, training) if is_needed else None
                 return [results if t is output else x for t in tensors]
 
             return read
-        with _names_of_their_own(self.model):
+        with _unique_names(self.model):
             model = keras.Model(self.inputs, list(tensors))
         return lambda x, training: tree.flatten(model(x, training=training))
 
 
-def _new_inputs(model):
+def _new_inputs(model: keras.Model) -> Any:
     """Return new symbolic inputs like those of a model, in their structure."""
     layers = {id(layer.output): layer for layer in model.operations if isinstance(layer, keras.layers.InputLayer)}
 
-    def like(x):
+    def like(x: keras.KerasTensor) -> keras.KerasTensor:
         # Keras' own cloning would forget that an input is optional.
         optional = getattr(layers.get(id(x)), "optional", False)
         options = {"optional": True} if optional else {}
@@ -187,27 +190,28 @@ def _new_inputs(model):
     return tree.map_structure(like, model.input)
 
 
-def is_functional(model):
-    """Whether a model is a graph of layers: Functional or Sequential, with a `call` that is Keras' own."""
-    if isinstance(model, keras.Sequential):
-        return type(model).call is keras.Sequential.call
-    return isinstance(model, _functional_class()) and type(model).call is _functional_class().call
+def is_functional(model: Any) -> bool:
+    """Return whether a model is a graph of layers: Functional or Sequential, with a `call` that is Keras' own."""
+    kind: Any = type(model)
+    if issubclass(kind, keras.Sequential):
+        return kind.call is keras.Sequential.call
+    return issubclass(kind, _functional_class()) and kind.call is _functional_class().call
 
 
 @functools.cache
-def _functional_class():
+def _functional_class() -> Any:
     x = keras.Input((1,))
     return type(keras.Model(x, x))
 
 
 @contextlib.contextmanager
-def _names_of_their_own(model):
-    """While a graph is built, every layer in a model and its nested ones has a name that no other has.
+def _unique_names(model: keras.Model) -> Iterator[None]:
+    """Give every layer of a model and of its nested models a unique name while a graph is built.
 
-    Keras demands that of one graph; members of an ensemble, made by one function, come with equal names.
+    Keras demands unique names in a graph; members of an ensemble, made by the same function, have equal names.
     """
-    renamed = []
-    # The inputs of a Sequential are none of its layers, and keep their names.
+    renamed: list[tuple[Any, str]] = []
+    # The inputs of a Sequential are not among its layers, and keep their names.
     taken = {x.name for x in model.inputs} if isinstance(model, keras.Sequential) else set()
     try:
         for operation in _operations(model):
@@ -222,12 +226,13 @@ def _names_of_their_own(model):
             operation.name = name
 
 
-def _operations(model):
-    """The layers and operations of a model's graph and of those nested in it, each once."""
-    found, queue = {}, [model]
+def _operations(model: keras.Model) -> list[Any]:
+    """Return the layers and operations of a model's graph and of all graphs nested in it, each once."""
+    found: dict[int, Any] = {}
+    queue = [model]
     while queue:
-        one = queue.pop()
-        for operation in one.layers if isinstance(one, keras.Sequential) else one.operations:
+        graph = queue.pop()
+        for operation in graph.layers if isinstance(graph, keras.Sequential) else graph.operations:
             if id(operation) not in found:
                 found[id(operation)] = operation
                 if is_functional(operation):
@@ -235,8 +240,8 @@ def _operations(model):
     return list(found.values())
 
 
-def _takes_as_they_come(model, inputs):
-    """Whether a nested model takes its inputs without the casts and reshapes that a call of it would do."""
+def _takes_unchanged(model: keras.Model, inputs: Any) -> bool:
+    """Return whether a nested model takes inputs without the casts and reshapes that a call of it would do."""
     return [(len(x.shape), x.dtype) for x in tree.flatten(inputs)] == [(len(x.shape), x.dtype) for x in model.inputs]
 
 

@@ -8,15 +8,19 @@ float16.
 """
 
 import math
+from collections.abc import Callable
 
 from keras import ops
 
 from keras_ssd._backend import wide
+from keras_ssd._typing import Tensor
 
 SIMILARITIES = ("dot", "cosine", "euclidean", "kl", "uniform")
 
 
-def similarity_scores(student, teachers, similarity="dot"):
+def similarity_scores(
+    student: Tensor, teachers: Tensor, similarity: str | Callable[[Tensor, Tensor], Tensor] = "dot"
+) -> Tensor:
     """Score every stochastic teacher by its similarity to the student, `phi[b, i]`.
 
     | similarity | `phi[b, i]` |
@@ -66,7 +70,7 @@ def similarity_scores(student, teachers, similarity="dot"):
     return ops.where(finite, scores, ops.full_like(scores, float("nan")))
 
 
-def guidance_weights(scores, temperature=5.0, percentile=90.0):
+def guidance_weights(scores: Tensor, temperature: float = 5.0, percentile: float = 90.0) -> Tensor:
     """Turn scores into the teachers' weights: softmax, percentile filter, renormalisation.
 
     `a[b, :] = softmax(phi[b, :] / h)`; every weight below the `percentile`-th percentile of its row (linear
@@ -117,7 +121,7 @@ def guidance_weights(scores, temperature=5.0, percentile=90.0):
     return weights
 
 
-def guided_target(weights, teachers):
+def guided_target(weights: Tensor, teachers: Tensor) -> Tensor:
     """The target of the distillation, `sum_i a[b, i] f_T[b, i]`.
 
     Args:
@@ -140,17 +144,17 @@ def guided_target(weights, teachers):
     return ops.where(spoiled, ops.full_like(target, float("nan")), target)
 
 
-def _dot(student, teachers):
+def _dot(student: Tensor, teachers: Tensor) -> Tensor:
     return ops.squeeze(ops.matmul(teachers, ops.expand_dims(student, -1)), axis=-1)
 
 
-def _unit(x):
+def _unit(x: Tensor) -> Tensor:
     # A vector of zeros stays one, and its gradient small.
     squared_norm = ops.sum(ops.square(x), axis=-1, keepdims=True)
     return x * ops.rsqrt(ops.where(squared_norm < 1e-24, ops.ones_like(squared_norm), squared_norm))
 
 
-def _least_kept(weights, percentile):
+def _least_kept(weights: Tensor, percentile: float) -> Tensor:
     """The smallest weight of each row that is not below its percentile, for a static number of teachers.
 
     Between two order statistics that is the upper one, wherever between them the interpolation lies.

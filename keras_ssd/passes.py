@@ -103,7 +103,7 @@ class StochasticPasses:
             self.cut = self._suffix_inputs
         else:
             shared = shared if augmented else []
-            self.prefix = graph.needed(self._suffix_inputs, given=shared)
+            self.prefix = graph.needed(self._suffix_inputs, shared)
             produced = {id(x) for step in self.prefix for x in step.outputs}
             read = _unique([x for step in self.prefix for x in step.inputs] + self._suffix_inputs)
             self.cut = [x for x in read if id(x) not in produced]

@@ -1,13 +1,19 @@
 """Pictures of a distillation. matplotlib is imported only when a function is called."""
 
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
 import keras
 import numpy as np
 
 from keras_ssd.callbacks.statistics import TeacherStatistics
 from keras_ssd.model import SSDModel
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
-def plot_teacher_weights(ssd, x, ax=None):
+
+def plot_teacher_weights(ssd: SSDModel, x: Any, ax: "Axes | None" = None) -> "Axes":
     """Draw the weights of the teachers of one batch, samples x teachers, before and after the percentile.
 
     Args:
@@ -37,7 +43,9 @@ def plot_teacher_weights(ssd, x, ax=None):
     return ax
 
 
-def plot_representations(ssd, x, samples=None, ax=None):
+def plot_representations(
+    ssd: SSDModel, x: Any, samples: Iterable[int] | None = None, ax: "Axes | None" = None
+) -> "Axes":
     """Draw the teachers' representations as a cloud, with their target and the student, in two principal components.
 
     The components are computed from all points that are drawn. If outputs are both compared and distilled, the first
@@ -72,17 +80,21 @@ def plot_representations(ssd, x, samples=None, ax=None):
     for number, (sample, own) in enumerate(zip(samples, points, strict=True)):
         places = project(own)
         color = f"C{number % 10}"
-        ax.scatter(*places[:-2].T, s=14, alpha=0.5, color=color, label=f"teachers of sample {sample}")
-        marks = dict(s=110, color=color, edgecolors="black", zorder=3)
-        ax.scatter(*places[-2:-1].T, marker="*", label=f"target of sample {sample}", **marks)
-        ax.scatter(*places[-1:].T, marker="X", label=f"student, sample {sample}", **marks)
+        ax.scatter(places[:-2, 0], places[:-2, 1], s=14, alpha=0.5, color=color, label=f"teachers of sample {sample}")
+        marks: dict[str, Any] = dict(s=110, color=color, edgecolors="black", zorder=3)
+        ax.scatter(*places[-2], marker="*", label=f"target of sample {sample}", **marks)
+        ax.scatter(*places[-1], marker="X", label=f"student, sample {sample}", **marks)
     ax.set_xlabel(f"first principal component ({shares[0]:.0%} of the variance)")
     ax.set_ylabel(f"second ({shares[1]:.0%})")
     ax.legend(fontsize="small")
     return ax
 
 
-def plot_history(history, names=None, ax=None):
+def plot_history(
+    history: "keras.callbacks.History | dict[str, list[float]]",
+    names: Iterable[str] | None = None,
+    ax: "Axes | None" = None,
+) -> "Axes":
     """Draw the curves of a training run: losses, and on a second axis the statistics of `TeacherMonitor`, if any.
 
     Args:
@@ -128,7 +140,7 @@ def plot_history(history, names=None, ax=None):
     return ax
 
 
-def _principal_components(points):
+def _principal_components(points: np.ndarray) -> tuple[Callable[[np.ndarray], np.ndarray], np.ndarray]:
     """Return a projection on the two main axes of `(points, features)`, and their shares of the variance."""
     center = points.mean(axis=0)
     _, singular, axes = np.linalg.svd(points - center, full_matrices=False)
@@ -138,7 +150,7 @@ def _principal_components(points):
     return (lambda x: (x - center) @ axes.T), power[:2] / max(power.sum(), 1e-30)
 
 
-def _axes(ax):
+def _axes(ax: "Axes | None") -> "Axes":
     if ax is not None:
         return ax
     try:
@@ -150,6 +162,6 @@ def _axes(ax):
     return pyplot.subplots(layout="constrained")[1]
 
 
-def _check_wrapped(ssd):
+def _check_wrapped(ssd: object) -> None:
     if not isinstance(ssd, SSDModel):
         raise ValueError(f"`ssd` should be a model from keras_ssd.wrap. Received: {ssd!r} of type {type(ssd).__name__}")

@@ -3,6 +3,8 @@
 import contextlib
 import os
 import tempfile
+from collections.abc import Iterator
+from typing import Any
 
 import keras
 
@@ -13,7 +15,7 @@ UNFINISHED = ".unfinished-"
 
 
 @contextlib.contextmanager
-def written_beside(path):
+def written_beside(path: str | os.PathLike[str]) -> Iterator[str]:
     """Give a path to write to, in a folder of its own beside `path`, and rename it to `path` at the end.
 
     After an exception, or the death of the process, `path` is what it was before.
@@ -32,7 +34,7 @@ def written_beside(path):
         os.replace(written, path)
 
 
-def can_be_written_beside(path, suffix):
+def can_be_written_beside(path: Any, suffix: str) -> bool:
     """Return whether `path` names a local file, of the right suffix, in a folder that can take another.
 
     Args:
@@ -48,7 +50,7 @@ def can_be_written_beside(path, suffix):
     return os.path.isdir(folder) and os.access(folder, os.W_OK)
 
 
-def check_config(config, class_name, known, needed):
+def check_config(config: dict[str, Any], class_name: str, known: set[str], needed: set[str]) -> None:
     """Raise unless a configuration holds what this version knows and needs.
 
     Args:
@@ -70,7 +72,7 @@ def check_config(config, class_name, known, needed):
         )
 
 
-def restored(name, config, custom_objects):
+def restored(name: str, config: Any, custom_objects: dict[str, Any] | None) -> Any:
     """Restore a part of the model from its configuration; no code of the file is run.
 
     Functions are resolved only from the registry of custom objects: Keras 3.6 would import whatever a file names.

@@ -373,14 +373,16 @@ class TestErrors:
         with pytest.raises(ValueError, match=message):
             random_search(tuner.SSDHyperModel(built), tmp_path)
 
-    def test_a_model_without_noise_is_refused_when_the_tuner_is_made(self, tmp_path):
+    def test_a_model_without_noise_needs_the_dropout_rate(self, tmp_path):
         def built(hp):
             model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
             model.compile("adam", "mse")
             return model
 
-        with pytest.raises(ValueError, match="noise|stochastic"):
-            random_search(tuner.SSDHyperModel(built), tmp_path)
+        search = random_search(tuner.SSDHyperModel(built), tmp_path)
+        assert "ssd_dropout_rate" in [hp.name for hp in search.oracle.get_space().space]
+        with pytest.raises(ValueError, match="has no noise layer .* Pass dropout_rate=0.3"):
+            random_search(tuner.SSDHyperModel(built, space={"dropout_rate": None}), tmp_path)
 
     @pytest.mark.parametrize("objective", ["val_auc", [keras_tuner.Objective("val_f1", "max"), "val_loss"], None])
     def test_an_objective_that_no_trial_reports_is_refused_before_the_first(self, objective, tmp_path):

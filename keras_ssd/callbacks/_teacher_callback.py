@@ -1,5 +1,7 @@
 """The base of the callbacks that need teachers."""
 
+from typing import Any
+
 import keras
 
 from keras_ssd.model import SSDModel
@@ -15,7 +17,7 @@ class TeacherCallback(keras.callbacks.Callback):
 
     needs_teachers = True
 
-    def set_model(self, model):
+    def set_model(self, model: Any) -> None:
         """Take the model of `fit`.
 
         Raises:

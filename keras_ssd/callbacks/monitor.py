@@ -4,6 +4,7 @@ import math
 import warnings
 
 from keras_ssd._backend import variable_scope
+from keras_ssd._typing import Logs
 from keras_ssd.callbacks._teacher_callback import TeacherCallback
 from keras_ssd.callbacks.statistics import TeacherStatistics
 from keras_ssd.settings import check_integer, is_number
@@ -31,35 +32,35 @@ class TeacherMonitor(TeacherCallback):
         >>> history.history["teacher_spread"]
     """
 
-    def __init__(self, every=1, norm_factor=10.0):
+    def __init__(self, every: int = 1, norm_factor: float = 10.0) -> None:
         super().__init__()
         check_integer("every", every, 1)
         if not is_number(norm_factor) or norm_factor <= 1:
             raise ValueError(f"`norm_factor` should be a float above 1. Received: norm_factor={norm_factor!r}")
         self.every = every
         self.norm_factor = norm_factor
-        self._first_norm = None
-        self._warned = set()
+        self._first_norm: float | None = None
+        self._warned: set[str] = set()
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: Logs = None) -> None:
         """Attach the metric; `SSDModel.fit` detaches it, after an exception as well."""
         self._first_norm = None
         self._warned = set()
         with variable_scope(self.model):
             self.model._observe(TeacherStatistics(has_votes=self.model._teachers_classify))
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
         """Measure this epoch, if it is its turn."""
         if epoch % self.every == 0:
             for metric in self.model.metrics:
                 if isinstance(metric, TeacherStatistics):
                     metric.activate()
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
         """Show the cost of the teachers, and warn of a collapse."""
-        if logs is not None:
-            logs["kd_fraction"], logs["teacher_cost"] = self.model.teacher_cost
-        statistics = {name: float(logs[name]) for name in TeacherStatistics.names if name in (logs or {})}
+        logs = {} if logs is None else logs
+        logs["kd_fraction"], logs["teacher_cost"] = self.model.teacher_cost
+        statistics = {name: float(logs[name]) for name in TeacherStatistics.names if name in logs}
         # Weights are finite by construction, so NaN here means that nothing was measured.
         if math.isnan(statistics.get("effective_teachers", math.nan)):
             return
@@ -89,7 +90,7 @@ class TeacherMonitor(TeacherCallback):
                 "behind an active noise layer.",
             )
 
-    def _warn(self, what, message):
+    def _warn(self, what: str, message: str) -> None:
         if what not in self._warned:
             self._warned.add(what)
             warnings.warn(message, stacklevel=2)

@@ -4,10 +4,12 @@ import json
 import os
 import pathlib
 import shutil
+from typing import Any
 
 import keras
 import numpy as np
 
+from keras_ssd._typing import Logs
 from keras_ssd.model import SSDModel
 from keras_ssd.saving import UNFINISHED, written_beside
 from keras_ssd.settings import check_integer
@@ -52,12 +54,12 @@ class SeedEachEpoch(keras.callbacks.Callback):
         >>> ssd.fit(x, y, epochs=100, callbacks=callbacks)
     """
 
-    def __init__(self, seed):
+    def __init__(self, seed: int) -> None:
         super().__init__()
         check_integer("seed", seed, 0)
         self.seed = int(seed)
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
         """Seed this epoch."""
         states = _seed_states(self.model)
         # Below 2**31: some backends hold seeds as int32.
@@ -101,7 +103,7 @@ class AtomicBackup(keras.callbacks.Callback):
     _PREFIX = "backup-"
     _MANIFEST = "manifest.json"
 
-    def __init__(self, backup_dir, delete_checkpoint=True):
+    def __init__(self, backup_dir: str | os.PathLike[str], delete_checkpoint: bool = True) -> None:
         super().__init__()
         is_path = isinstance(backup_dir, (str, os.PathLike)) and os.fspath(backup_dir)
         if not is_path or "://" in os.fspath(backup_dir):
@@ -112,7 +114,7 @@ class AtomicBackup(keras.callbacks.Callback):
         self.backup_dir = os.fspath(backup_dir)
         self.delete_checkpoint = delete_checkpoint
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: Logs = None) -> None:
         """Resume from the newest backup, if there is any."""
         os.makedirs(self.backup_dir, exist_ok=True)
         for name in os.listdir(self.backup_dir):
@@ -131,7 +133,7 @@ class AtomicBackup(keras.callbacks.Callback):
                 f"({error}). If it is of another model, pass another folder; to begin anew remove it."
             ) from error
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
         """Write a backup, then remove the previous backup."""
         older = self._numbers()
         with written_beside(self._folder(older[-1] + 1 if older else 1)) as folder:
@@ -139,14 +141,14 @@ class AtomicBackup(keras.callbacks.Callback):
             pathlib.Path(folder, self._MANIFEST).write_text(json.dumps(_file_sizes(folder)))
         self._remove(older)
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: Logs = None) -> None:
         """Remove the backup."""
         if self.delete_checkpoint:
             self._remove(self._numbers())
             if not os.listdir(self.backup_dir):
                 os.rmdir(self.backup_dir)
 
-    def _check_files(self, folder):
+    def _check_files(self, folder: str) -> None:
         """Raise unless the files of a backup are what its manifest says."""
         manifest = pathlib.Path(folder, self._MANIFEST)
         try:
@@ -160,19 +162,19 @@ class AtomicBackup(keras.callbacks.Callback):
             if sizes[name] != size:
                 raise _damaged(pathlib.Path(folder, name), f"has {sizes[name]} bytes, where {size} were written")
 
-    def _of_keras(self, folder):
+    def _of_keras(self, folder: str) -> keras.callbacks.BackupAndRestore:
         callback = keras.callbacks.BackupAndRestore(folder)
         callback.set_model(self.model)
         return callback
 
-    def _folder(self, number):
+    def _folder(self, number: int) -> str:
         return os.path.join(self.backup_dir, f"{self._PREFIX}{number}")
 
-    def _numbers(self):
+    def _numbers(self) -> list[int]:
         names = [name.removeprefix(self._PREFIX) for name in os.listdir(self.backup_dir)]
         return sorted(int(name) for name in names if name.isdecimal())
 
-    def _remove(self, numbers):
+    def _remove(self, numbers: list[int]) -> None:
         for number in numbers:
             # Renamed first: what is left of a removal that was interrupted must not be taken for a backup.
             removed = os.path.join(self.backup_dir, f"{UNFINISHED}{number}")
@@ -180,20 +182,20 @@ class AtomicBackup(keras.callbacks.Callback):
             shutil.rmtree(removed)
 
 
-def _file_sizes(folder):
+def _file_sizes(folder: str) -> dict[str, int]:
     """Return the size in bytes of each file in a folder, by its path within the folder."""
-    folder = pathlib.Path(folder)
-    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    files = [path for path in pathlib.Path(folder).rglob("*") if path.is_file()]
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
 
 
-def _damaged(path, what):
+def _damaged(path: pathlib.Path, what: str) -> ValueError:
     return ValueError(
         f"`backup_dir` holds a damaged backup: {path} {what}. Copy the backup again, with all of its files, or remove "
         f"{path.parent} to begin anew."
     )
 
 
-def _seed_states(model):
+def _seed_states(model: keras.Model) -> list[Any]:
     """Return the states of all `SeedGenerator`s in a model: `variables` holds them, `weights` does not."""
     weights = {id(variable) for variable in model.weights}
     # The student's states come first, so that they get the same numbers as in the plain model.

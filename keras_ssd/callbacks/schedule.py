@@ -1,7 +1,10 @@
 """A schedule for the weight of the distillation term."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
+from keras_ssd._typing import Logs
 from keras_ssd.callbacks._teacher_callback import TeacherCallback
 
 
@@ -24,7 +27,7 @@ class KDWeightSchedule(TeacherCallback):
         >>> ssd.fit(x, y, epochs=100, callbacks=[keras_ssd.callbacks.KDWeightSchedule(ramp)])
     """
 
-    def __init__(self, schedule):
+    def __init__(self, schedule: Callable[[int], Any]) -> None:
         super().__init__()
         if not callable(schedule):
             raise ValueError(
@@ -33,7 +36,7 @@ class KDWeightSchedule(TeacherCallback):
             )
         self.schedule = schedule
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
         """Set the weight of this epoch."""
         weight = self.schedule(epoch)
         try:
@@ -47,7 +50,7 @@ class KDWeightSchedule(TeacherCallback):
             )
         self.model.kd_weight = weight
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
         """Add the weight to the logs."""
         if logs is not None:
             logs["kd_weight"] = self.model.kd_weight

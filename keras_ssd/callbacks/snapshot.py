@@ -2,12 +2,15 @@
 
 import math
 import warnings
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
 from keras_ssd._backend import variable_scope
+from keras_ssd._typing import Logs
 from keras_ssd.callbacks._teacher_callback import TeacherCallback
 from keras_ssd.settings import check_integer, is_number
 
@@ -66,18 +69,18 @@ class TeacherSnapshot(TeacherCallback):
 
     def __init__(
         self,
-        monitor="val_loss",
-        patience=10,
-        mode="auto",
-        min_delta=0.0,
-        restore_best_weights=True,
-        start_from_epoch=0,
-        at_epoch=None,
-        generations=1,
-        learning_rate=None,
-        restart=(),
-        verbose=0,
-    ):
+        monitor: str = "val_loss",
+        patience: int = 10,
+        mode: str = "auto",
+        min_delta: float = 0.0,
+        restore_best_weights: bool = True,
+        start_from_epoch: int = 0,
+        at_epoch: int | None = None,
+        generations: int = 1,
+        learning_rate: float | None = None,
+        restart: keras.callbacks.Callback | Sequence[keras.callbacks.Callback] = (),
+        verbose: int | str = 0,
+    ) -> None:
         super().__init__()
         if not isinstance(monitor, str):
             raise ValueError(f"`monitor` should be a name in the logs. Received: monitor={monitor!r}")
@@ -112,23 +115,23 @@ class TeacherSnapshot(TeacherCallback):
         self.verbose = verbose
         self._is_tracking = at_epoch is None or restore_best_weights
         self._rises = self._is_tracking and _direction(monitor, mode) == "max"
-        self._start_rate = None
+        self._start_rate: float | None = None
         self._forget()
 
-    def _forget(self):
+    def _forget(self) -> None:
         self.generation = 0
-        self.snapshot_epochs = []
+        self.snapshot_epochs: list[int] = []
         self._stage_is_known = False
         self._was_seen = False
         self._begin_generation()
 
-    def _begin_generation(self):
-        self.best = None
-        self.best_epoch = None
+    def _begin_generation(self) -> None:
+        self.best: float | None = None
+        self.best_epoch: int | None = None
         self.wait = 0
-        self._best_weights = None
+        self._best_weights: list[np.ndarray] | None = None
 
-    def set_model(self, model):
+    def set_model(self, model: Any) -> None:
         """Refuse models that cannot take a snapshot, and note the learning rate before anything changes it."""
         super().set_model(model)
         if model.settings.kind != "snapshot":
@@ -143,12 +146,12 @@ class TeacherSnapshot(TeacherCallback):
                 f"every snapshot. Received: learning_rate={self.learning_rate}. Leave it out, or compile with a float."
             )
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: Logs = None) -> None:
         """Begin with the plain stage."""
         self._forget()
         self.model._teaches = False
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
         """Restore the stage of a resumed run."""
         if self._stage_is_known:
             return
@@ -162,7 +165,7 @@ class TeacherSnapshot(TeacherCallback):
             self._take(epoch - 1)
         self.model._teaches = self.generation > 0
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
         """Take the snapshot if it is time."""
         if self.generation >= self.generations:
             return
@@ -176,7 +179,7 @@ class TeacherSnapshot(TeacherCallback):
         if is_due and not is_last:
             self._take(epoch)
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: Logs = None) -> None:
         """Warn if there was no snapshot."""
         self._best_weights = None
         # Without a single epoch (a run resumed after its end) nothing is known.
@@ -188,7 +191,7 @@ class TeacherSnapshot(TeacherCallback):
                 stacklevel=2,
             )
 
-    def _track(self, epoch, logs):
+    def _track(self, epoch: int, logs: dict[str, Any]) -> None:
         value = logs.get(self.monitor)
         if value is None:
             # Validation need not run in every epoch (`validation_freq`).
@@ -202,17 +205,19 @@ class TeacherSnapshot(TeacherCallback):
             )
         self._was_seen = True
         value = float(value)
-        if math.isfinite(value) and (self.best is None or self._improves(value)):
+        if math.isfinite(value) and self._improves(value):
             self.best, self.best_epoch, self.wait = value, epoch, 0
             if self.restore_best_weights:
                 self._best_weights = [ops.convert_to_numpy(v.value).copy() for v in self.model.student.weights]
         else:
             self.wait += 1
 
-    def _improves(self, value):
+    def _improves(self, value: float) -> bool:
+        if self.best is None:
+            return True
         return (value - self.best if self._rises else self.best - value) > self.min_delta
 
-    def _take(self, epoch):
+    def _take(self, epoch: int) -> None:
         if self._best_weights is not None:
             for variable, value in zip(self.model.student.weights, self._best_weights, strict=True):
                 variable.assign(value)
@@ -231,7 +236,9 @@ class TeacherSnapshot(TeacherCallback):
             callback.on_train_begin()
 
 
-def restart_optimizer(optimizer, variables, learning_rate=None):
+def restart_optimizer(
+    optimizer: keras.optimizers.Optimizer, variables: Sequence[Any], learning_rate: float | None = None
+) -> None:
     """Reset every variable of an optimizer to its initial value: slots, step count, loss scale.
 
     The optimizer stays the same object, so nothing is compiled anew.
@@ -251,14 +258,14 @@ def restart_optimizer(optimizer, variables, learning_rate=None):
         optimizer.learning_rate = learning_rate
 
 
-def _constant_rate(optimizer):
+def _constant_rate(optimizer: keras.optimizers.Optimizer) -> float | None:
     """Return the learning rate, or `None` if a schedule or a callable gives it."""
     inner = getattr(optimizer, "inner_optimizer", optimizer)
     rate = inner.get_config()["learning_rate"]
     return float(rate) if is_number(rate) else None
 
 
-def _direction(monitor, mode):
+def _direction(monitor: str, mode: str) -> str:
     if mode != "auto":
         return mode
     name = monitor.lower()

@@ -1,10 +1,15 @@
 """Statistics of the teachers of a batch: a pure function, and the metric that averages it over an epoch."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import keras
 import numpy as np
 from keras import ops
 
 from keras_ssd._backend import wide
+from keras_ssd._typing import Tensor
+from keras_ssd.outputs import Output
 
 
 class TeacherStatistics(keras.metrics.Metric):
@@ -19,7 +24,7 @@ class TeacherStatistics(keras.metrics.Metric):
         names: the names of the statistics, which are the keys of the result.
     """
 
-    names = (
+    names: tuple[str, ...] = (
         "teacher_spread",
         "effective_teachers",
         "teachers_kept",
@@ -28,7 +33,7 @@ class TeacherStatistics(keras.metrics.Metric):
         "teacher_disagreement",
     )
 
-    def __init__(self, has_votes, name="teacher_statistics", **kwargs):
+    def __init__(self, has_votes: bool, name: str = "teacher_statistics", **kwargs: Any) -> None:
         super().__init__(name=name, dtype="float32", **kwargs)
         if not has_votes:
             self.names = self.names[:-1]
@@ -36,16 +41,22 @@ class TeacherStatistics(keras.metrics.Metric):
         self.count = self.add_variable((), "zeros", name="count")
         self.active = self.add_variable((), "zeros", name="active")
 
-    def activate(self):
+    def activate(self) -> None:
         """Compute the statistics until the next `reset_state`."""
         self.active.assign(np.ones((), "float32"))
 
-    def update_state(self, weights, student, teachers, predictions=()):
+    def update_state(
+        self,
+        weights: Tensor,
+        student: Tensor,
+        teachers: Tensor,
+        predictions: Sequence[tuple[Output, Tensor]] = (),
+    ) -> None:
         """Add a batch; for the arguments see `teacher_statistics`."""
         predictions = [pair for pair in predictions if pair[0].kind != "regression"]
         n_samples = ops.cast(ops.shape(student)[0], "float32")
 
-        def compute():
+        def compute() -> Tensor:
             statistics = teacher_statistics(weights, student, teachers, predictions)
             return ops.stack([statistics[name] for name in self.names]) * n_samples
 
@@ -54,14 +65,19 @@ class TeacherStatistics(keras.metrics.Metric):
         self.total.assign(self.total.value + total)
         self.count.assign(self.count.value + ops.where(is_active, n_samples, 0.0))
 
-    def result(self):
+    def result(self) -> dict[str, Tensor]:
         """Return a dict of the means; NaN if there was no batch."""
         count = self.count.value
         means = self.total.value / ops.where(count > 0, count, float("nan"))
         return {name: means[index] for index, name in enumerate(self.names)}
 
 
-def teacher_statistics(weights, student, teachers, predictions=()):
+def teacher_statistics(
+    weights: Tensor,
+    student: Tensor,
+    teachers: Tensor,
+    predictions: Sequence[tuple[Output, Tensor]] = (),
+) -> dict[str, Tensor]:
     r"""Describe the teachers of one batch by a few numbers, averaged over the samples.
 
     | statistic | for one sample |
@@ -103,15 +119,15 @@ def teacher_statistics(weights, student, teachers, predictions=()):
         "representation_norm": norm,
     }
     if predictions:
-        shares = [_disagreement(distance, ops.stop_gradient(wide(x))) for distance, x in predictions]
+        shares = [_disagreement(output, ops.stop_gradient(wide(x))) for output, x in predictions]
         statistics["teacher_disagreement"] = sum(shares) / len(shares)
     return {name: ops.mean(value) for name, value in statistics.items()}
 
 
-def _disagreement(distance, outputs):
+def _disagreement(output: Output, predictions: Tensor) -> Tensor:
     """Return the share of the teachers outside the majority, averaged over positions (or binary units)."""
-    if distance.kind == "binary":
-        share = ops.mean(ops.cast(outputs > (0.0 if distance.from_logits else 0.5), "float32"), axis=1)
+    if output.kind == "binary":
+        share = ops.mean(ops.cast(predictions > (0.0 if output.from_logits else 0.5), "float32"), axis=1)
         return ops.mean(1.0 - ops.maximum(share, 1.0 - share))
-    votes = ops.one_hot(ops.argmax(outputs, axis=-1), outputs.shape[-1], dtype="float32")
+    votes = ops.one_hot(ops.argmax(predictions, axis=-1), predictions.shape[-1], dtype="float32")
     return ops.mean(1.0 - ops.max(ops.mean(votes, axis=1), axis=-1))

@@ -1,27 +1,29 @@
-"""From series as they were recorded, with gaps and of unequal length, to an array that a network can be trained on."""
+"""Turns recorded series, with gaps and of unequal length, into an array for training."""
+
+from typing import Any
 
 import numpy as np
 
 
-def prepare(series, length=None):
+def prepare(series: Any, length: int | None = None) -> np.ndarray:
     """Fill gaps, give every series the same length, and mean 0 and deviation 1.
 
-    In this order: values missing between two others are interpolated linearly; the tail is cropped to `length`; each
-    series is normalised by the mean and the deviation of its own values; what is missing at either end, and the tail up
-    to `length`, becomes 0, the series' mean. A constant series becomes 0.
+    The steps, in this order: values missing between two others are interpolated linearly; the tail is cropped to
+    `length`; each series is normalised by the mean and the deviation of its own values; values missing at either end,
+    and the tail up to `length`, become 0, the mean of the series. A constant series becomes 0.
 
     Args:
-        series: Floats of shape `(rows, steps)` or `(rows, steps, 1)`; NaN stands for missing values.
-        length: Integer, steps of the result. Defaults to those of `series`.
+        series: floats of shape `(rows, steps)` or `(rows, steps, 1)`; NaN stands for missing values.
+        length: integer, number of steps of the result. Defaults to the number of steps of `series`.
 
     Returns:
         Array of shape `(rows, length, 1)`, float32.
 
     Raises:
-        ValueError: If the shape is another, or a series holds no value in its first `length` steps.
+        ValueError: if `series` has another shape, or a series holds no value in its first `length` steps.
 
     Example:
-        prepare([[1.0, float("nan"), 3.0, float("nan")]])[0, :, 0]  # [-1.22, 0, 1.22, 0]
+        >>> prepare([[1.0, float("nan"), 3.0, float("nan")]])[0, :, 0]  # [-1.2247, 0.0, 1.2247, 0.0]
     """
     series = np.asarray(series, dtype="float64")
     if series.ndim == 3 and series.shape[-1] == 1:
@@ -47,7 +49,7 @@ def prepare(series, length=None):
     return padded[..., None].astype("float32")
 
 
-def _interpolate(values):
+def _interpolate(values: np.ndarray) -> np.ndarray:
     """Fill the gaps between values; what is missing before the first and after the last stays so."""
     known = np.flatnonzero(~np.isnan(values))
     if not len(known):

@@ -1,8 +1,9 @@
-"""Where the published files are: in a folder that was given, or, known by its checksum, on the publisher's server."""
+"""Published files: in a given folder, or on the publisher's server, where their checksums are known."""
 
 import contextlib
 import queue
 import threading
+from typing import Any
 
 import requests
 from tensorflow_datasets.core.download import resource
@@ -11,14 +12,14 @@ TIMEOUT = 5  # seconds
 N_NAMES = 8  # of what lies in a folder, in an error
 
 
-def given_folder(dl_manager):
+def given_folder(dl_manager: Any) -> Any:
     """Return the folder of `DownloadConfig(manual_dir=...)`, or `None` where it does not exist or is empty."""
     with contextlib.suppress(AssertionError):  # so TFDS says it
         return dl_manager.manual_dir
     return None
 
 
-def describe(folder):
+def describe(folder: Any) -> str:
     """Return what an error says of the result of `given_folder`: the folder and what lies in it."""
     if folder is None:
         return "a folder that does not exist or is empty"
@@ -26,22 +27,23 @@ def describe(folder):
     return f"{folder}, which holds {names[:N_NAMES]}{' and more' if len(names) > N_NAMES else ''}"
 
 
-def download(dl_manager, name, url, url_infos):
+def download(dl_manager: Any, name: str, url: str, url_infos: dict[str, Any] | None) -> Any:
     """Download a file whose checksum is known; a file that was downloaded before is used again.
 
     Args:
         dl_manager: TFDS' download manager.
-        name: String, the data set's.
-        url: String.
-        url_infos: The builder's property of that name: sizes and checksums by URL, from its checksums.tsv.
+        name: string, the data set's.
+        url: string.
+        url_infos: the builder's property of that name: sizes and checksums by URL, from its checksums.tsv.
 
     Returns:
         The file's path.
 
     Raises:
-        Exception: Of any kind, if the server is not reached within seconds, or sends another file.
+        Exception: of any kind, if the server is not reached within seconds, or sends another file.
     """
-    if url not in (url_infos or {}):
+    url_infos = url_infos or {}
+    if url not in url_infos:
         raise ValueError(f"no checksum of {url} is known")  # TFDS would download it unchecked
     kept = dl_manager.download_dir / name / resource.get_dl_fname(url, url_infos[url].checksum)
     if not kept.exists():
@@ -49,11 +51,11 @@ def download(dl_manager, name, url, url_infos):
     return dl_manager.download(url)
 
 
-def _check_reachable(url):
+def _check_reachable(url: str) -> None:
     """Ask for the file's header. In a thread, as looking up a name knows no timeout."""
-    answer = queue.Queue()
+    answer: queue.Queue[Exception | None] = queue.Queue()
 
-    def ask():
+    def ask() -> None:
         try:
             with requests.get(url, stream=True, timeout=TIMEOUT) as response:
                 response.raise_for_status()

@@ -1,21 +1,23 @@
 """Validation by whole subjects: windows of one person are too alike to be on both sides of a split."""
 
+from typing import Any
+
 import numpy as np
 
 
-def hold_out_subjects(subjects, fraction=0.2, seed=0):
-    """Split rows into those to train on and those to validate on, so that no subject is on both sides.
+def hold_out_subjects(subjects: Any, fraction: float = 0.2, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Split rows into a training and a validation part, so that no subject is in both.
 
     Args:
-        subjects: Integers of shape `(rows,)`, whose each row is.
-        fraction: Float between 0 and 1, the share of the subjects to hold out, rounded up. Defaults to `0.2`.
-        seed: Integer, chooses which subjects. Defaults to `0`.
+        subjects: integers of shape `(rows,)`, the subject of each row.
+        fraction: float between 0 and 1, the share of the subjects to hold out, rounded up. Defaults to `0.2`.
+        seed: integer that chooses the subjects. Defaults to `0`.
 
     Returns:
         Two arrays of row numbers: training and validation.
 
     Raises:
-        ValueError: If a subject is unknown (-1), there is only one, or `fraction` would leave none to train on.
+        ValueError: if a subject is unknown (-1), there is only one, or `fraction` would leave none to train on.
     """
     from sklearn.model_selection import GroupShuffleSplit  # takes longer to import than all of this module's package
 

@@ -1,9 +1,13 @@
 """Tables of numbers in text files, read so that an error names the line and what is wrong with it."""
 
+from typing import Any
+
 import numpy as np
 
+Lines = list[tuple[int, str]]
 
-def read_lines(path):
+
+def read_lines(path: Any) -> Lines:
     """Read the lines of a text file that are not blank.
 
     Args:
@@ -13,7 +17,7 @@ def read_lines(path):
         List of `(number, text)`, numbers counted from 1 as editors do.
 
     Raises:
-        ValueError: If the file is not UTF-8 text, or holds nothing.
+        ValueError: if the file is not UTF-8 text, or holds nothing.
     """
     try:
         text = path.read_bytes().decode("utf-8-sig")
@@ -27,21 +31,21 @@ def read_lines(path):
     return lines
 
 
-def to_numbers(lines, dtype, delimiter=None):
+def to_numbers(lines: Lines, dtype: Any, delimiter: str | None = None) -> np.ndarray:
     """Turn lines into a table of numbers, of which none is infinite.
 
     Args:
-        lines: List of `(number, text)`, as `read_lines` returns it.
-        dtype: The table's dtype.
-        delimiter: String between two numbers. Defaults to any white space.
+        lines: list of `(number, text)`, as `read_lines` returns it.
+        dtype: the table's dtype.
+        delimiter: string between two numbers. Defaults to any white space.
 
     Returns:
         Array of shape `(lines, columns)`.
 
     Raises:
-        ValueError: If a line holds what is no number, or more or fewer numbers than the first.
+        ValueError: if a line holds what is no number, or more or fewer numbers than the first.
     """
-    options = {"dtype": dtype, "delimiter": delimiter, "comments": None, "ndmin": 2}
+    options: dict[str, Any] = {"dtype": dtype, "delimiter": delimiter, "comments": None, "ndmin": 2}
     try:
         table = np.loadtxt([text for _, text in lines], **options)
     except ValueError as error:
@@ -52,7 +56,7 @@ def to_numbers(lines, dtype, delimiter=None):
     return table
 
 
-def _first_fault(lines, dtype, delimiter):
+def _first_fault(lines: Lines, dtype: Any, delimiter: str | None) -> str | None:
     """Describe the first line that cannot be read like the first one; `None` if each can."""
     n_columns = None
     kind = "whole number" if np.issubdtype(dtype, np.integer) else "number"

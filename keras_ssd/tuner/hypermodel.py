@@ -8,6 +8,8 @@ import json
 import os
 import pathlib
 import uuid
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any
 
 import keras
 import keras_tuner
@@ -49,8 +51,9 @@ class SSDHyperModel(keras_tuner.HyperModel):
     `get_best_models` of a tuner returns `SSDModel`s; deploy their `student`.
 
     Args:
-        hypermodel: a function `build(hp)`, or a `keras_tuner.HyperModel`, that returns a compiled, plain model with
-            dropout. If the HyperModel has a `fit`, it is used.
+        hypermodel: a function `build(hp)`, or a `keras_tuner.HyperModel`, that returns a compiled, plain model. If the
+            model has no noise layer, `dropout_rate` must be part of the space, as it is by default. If the HyperModel
+            has a `fit`, it is used.
         teacher: as for `keras_ssd.wrap`. Defaults to `"self"`.
         space: dict from a name (without the prefix) to its range: a tuple `(min, max)`, a list of choices, a single
             value to fix, or `None` for the default of `keras_ssd.wrap`. Defaults to `None`, the table above.
@@ -69,7 +72,14 @@ class SSDHyperModel(keras_tuner.HyperModel):
         >>> student = tuner.get_best_models()[0].student
     """
 
-    def __init__(self, hypermodel, teacher="self", space=None, snapshot_epochs=None, **options):
+    def __init__(
+        self,
+        hypermodel: "keras_tuner.HyperModel | Callable[[keras_tuner.HyperParameters], keras.Model]",
+        teacher: Any = "self",
+        space: dict[str, Any] | None = None,
+        snapshot_epochs: int | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__()
         if isinstance(hypermodel, SSDHyperModel):
             raise ValueError("`hypermodel` is an SSDHyperModel already. Pass the build function of the plain model.")
@@ -87,7 +97,7 @@ class SSDHyperModel(keras_tuner.HyperModel):
         self._build_plain = hypermodel.build if isinstance(hypermodel, keras_tuner.HyperModel) else hypermodel
         self.start_search()
 
-    def start_search(self, objectives=(), directory=None):
+    def start_search(self, objectives: Iterable[str] = (), directory: str | os.PathLike[str] | None = None) -> None:
         """Forget the state of an earlier search. `search` calls it.
 
         Args:
@@ -96,21 +106,21 @@ class SSDHyperModel(keras_tuner.HyperModel):
         """
         self._objectives = tuple(objectives)
         self._directory = None if directory is None else pathlib.Path(directory)
-        self._plain_weights = {}
-        self._loaded_weights = None
+        self._plain_weights: dict[str, list[np.ndarray]] = {}
+        self._loaded_weights: list[np.ndarray] | None = None
 
     @property
-    def fits(self):
+    def fits(self) -> bool:
         """Return whether the user's HyperModel has a `fit` of its own."""
         return isinstance(self.hypermodel, keras_tuner.HyperModel) and (
             type(self.hypermodel).fit is not keras_tuner.HyperModel.fit
         )
 
-    def declare_hyperparameters(self, hp):
+    def declare_hyperparameters(self, hp: keras_tuner.HyperParameters) -> None:
         if isinstance(self.hypermodel, keras_tuner.HyperModel):
             self.hypermodel.declare_hyperparameters(hp)
 
-    def build(self, hp):
+    def build(self, hp: keras_tuner.HyperParameters) -> SSDModel:
         """Build the user's model and wrap it.
 
         Args:
@@ -141,7 +151,7 @@ class SSDHyperModel(keras_tuner.HyperModel):
             network.optimizer.build(network.trainable_variables)
         return ssd
 
-    def fit(self, hp, model, *args, **kwargs):
+    def fit(self, hp: keras_tuner.HyperParameters, model: SSDModel, *args: Any, **kwargs: Any) -> Any:
         """Train a trial, with the user's `HyperModel.fit` if there is any.
 
         Args:
@@ -167,10 +177,12 @@ class SSDHyperModel(keras_tuner.HyperModel):
         self._check_reported(results)
         return results
 
-    def _fit(self, hp, model, *args, **kwargs):
+    def _fit(self, hp: keras_tuner.HyperParameters, model: keras.Model, *args: Any, **kwargs: Any) -> Any:
         return self.hypermodel.fit(hp, model, *args, **kwargs) if self.fits else model.fit(*args, **kwargs)
 
-    def _plain_stage(self, hp, model, args, kwargs):
+    def _plain_stage(
+        self, hp: keras_tuner.HyperParameters, model: SSDModel, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> list[np.ndarray]:
         """Return the weights of the plain stage for the hyper-parameters of the user's model; train it if needed."""
         own = keras_tuner.HyperParameters()
         own.values = dict(hp.values)
@@ -193,7 +205,7 @@ class SSDHyperModel(keras_tuner.HyperModel):
         self._plain_weights[key] = weights
         return weights
 
-    def _plain_arguments(self, kwargs):
+    def _plain_arguments(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         kwargs = {name: value for name, value in kwargs.items() if name != "initial_epoch"}
         if self.snapshot_epochs is not None:
             kwargs["epochs"] = self.snapshot_epochs
@@ -210,19 +222,19 @@ class SSDHyperModel(keras_tuner.HyperModel):
         ]
         return {**kwargs, "callbacks": [*users, early]}
 
-    def _load_averaged(self, ssd, *args, **kwargs):
+    def _load_averaged(self, ssd: SSDModel, *args: Any, **kwargs: Any) -> None:
         SSDModel.load_weights(ssd, *args, **kwargs)
         self._loaded_weights = ssd.student.get_weights()
         ssd.write_average()
 
-    def _check_reported(self, results):
+    def _check_reported(self, results: Any) -> None:
         if isinstance(results, keras.callbacks.History):
             results = results.history
         if isinstance(results, dict):
             check_objectives(self._objectives, list(results))
 
 
-def _checked_options(options):
+def _checked_options(options: dict[str, Any]) -> dict[str, Any]:
     allowed = set(inspect.signature(wrap).parameters) - {"model", "teacher", *PARAMETERS}
     unknown = sorted(set(options) - allowed)
     if unknown:
@@ -233,7 +245,7 @@ def _checked_options(options):
     return options
 
 
-def _check_built(model):
+def _check_built(model: object) -> None:
     if isinstance(model, SSDModel):
         raise keras_tuner.errors.FatalValueError(
             "The build function returned a model that is wrapped already (an SSDModel). Return the plain, compiled "
@@ -251,7 +263,7 @@ def _check_built(model):
         )
 
 
-def check_objectives(names, reported):
+def check_objectives(names: Iterable[str], reported: Collection[str]) -> None:
     """Raise unless a trial reports every objective.
 
     Args:
@@ -269,12 +281,12 @@ def check_objectives(names, reported):
         )
 
 
-def _without_teachers(callbacks):
+def _without_teachers(callbacks: Iterable[keras.callbacks.Callback] | None) -> list[keras.callbacks.Callback]:
     """Return the callbacks that a plain model can have."""
     return [callback for callback in callbacks or [] if not getattr(callback, "needs_teachers", False)]
 
 
-def write_once(path, weights):
+def write_once(path: pathlib.Path, weights: Sequence[np.ndarray]) -> None:
     """Write weights to a file that other processes see whole or not at all; an existing file stays.
 
     Args:

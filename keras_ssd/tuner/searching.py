@@ -7,6 +7,7 @@ import math
 import os
 import pathlib
 import tempfile
+from typing import Any
 
 import keras
 import keras_tuner
@@ -17,7 +18,7 @@ from keras_ssd.tuner.hypermodel import SSDHyperModel, check_objectives
 _RECORD = "ssd_space.json"
 
 
-def search(tuner, *args, **kwargs):
+def search(tuner: keras_tuner.Tuner, *args: Any, **kwargs: Any) -> list[Any] | None:
     """Run a search, and fail loudly where Keras Tuner is quiet.
 
     It calls `tuner.search(*args, **kwargs)` and adds:
@@ -85,13 +86,13 @@ def search(tuner, *args, **kwargs):
     return trials
 
 
-def _finished(oracle):
+def _finished(oracle: keras_tuner.Oracle) -> list[Any]:
     """Return the trials with a finite score, best first."""
     trials = [trial for trial in oracle.trials.values() if trial.status == "COMPLETED" and math.isfinite(trial.score)]
     return sorted(trials, key=lambda trial: trial.score, reverse=oracle.objective.direction == "max")
 
 
-def _all_failed(oracle):
+def _all_failed(oracle: keras_tuner.Oracle) -> RuntimeError:
     trials = [oracle.trials[name] for name in oracle.start_order]
     if not trials:
         return RuntimeError("The search ran no trial: `max_trials` is 0 or the space is exhausted.")
@@ -101,7 +102,7 @@ def _all_failed(oracle):
     )
 
 
-def _try_objectives(tuner, names, args, kwargs):
+def _try_objectives(tuner: keras_tuner.Tuner, names: list[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Raise if a plain model, trained and validated on one batch each, does not report the objective.
 
     A model that cannot be trained says nothing about the objective. It is left to Keras Tuner, where its own trial
@@ -130,7 +131,7 @@ def _try_objectives(tuner, names, args, kwargs):
     check_objectives(names, list(history))
 
 
-def _check_project(tuner):
+def _check_project(tuner: keras_tuner.Tuner) -> None:
     """Raise if the project was searched with another space."""
     hypermodel, oracle = tuner.hypermodel, tuner.oracle
     path = pathlib.Path(tuner.project_dir, _RECORD)
@@ -165,25 +166,22 @@ def _check_project(tuner):
         changed = [name for name in record if record[name] != before.get(name)]
         details = {name: (before.get(name), record[name]) for name in changed if name != "space"}
         if "space" in changed:
-            details["space"] = tuple(sorted(set(a) - set(b)) for a, b in _both_ways(before["space"], record["space"]))
+            earlier, now = set(before["space"]), set(record["space"])
+            details["space"] = sorted(earlier - now), sorted(now - earlier)
         raise ValueError(f"The project was searched with another space: (before, now) = {details}. {remedy}")
 
 
-def _both_ways(a, b):
-    return (a, b), (b, a)
-
-
-def _named(value):
+def _named(value: Any) -> Any:
     return getattr(value, "__name__", value)
 
 
-def _insert_plain(oracle):
+def _insert_plain(oracle: keras_tuner.Oracle) -> None:
     """Make the first trial, of each bracket in Hyperband, the plain model."""
     if getattr(oracle.populate_space, "inserts_plain", False):
         return
     populate_space = oracle.populate_space
 
-    def with_plain(trial_id):
+    def with_plain(trial_id: str) -> dict[str, Any]:
         response = populate_space(trial_id)
         values = response.get("values")
         if response["status"] != "RUNNING" or values.get("tuner/round", 0) != 0 or "ssd_distill" not in values:
@@ -200,11 +198,11 @@ def _insert_plain(oracle):
             space.values = {k: v for k, v in space.values.items() if k not in known or space.is_active(k)}
         return {**response, "values": space.values}
 
-    with_plain.inserts_plain = True
+    with_plain.inserts_plain = True  # type: ignore[attr-defined]
     oracle.populate_space = with_plain
 
 
-def _resume_grid(oracle):
+def _resume_grid(oracle: keras_tuner.Oracle) -> None:
     """Let a reloaded GridSearch continue.
 
     It does not store its position (keras-tuner 1.4.8), so that a reloaded search stops at once, or raises KeyError.

@@ -1,6 +1,9 @@
 """The hyper-parameters of the distillation, their ranges and conditions."""
 
 import functools
+from typing import Any
+
+import keras_tuner
 
 from keras_ssd.guidance import SIMILARITIES
 from keras_ssd.settings import DEFAULTS, GUIDANCE_TEMPERATURES, Settings
@@ -19,7 +22,9 @@ _LOGARITHMIC = ("num_teachers", "kd_weight", "temperature", "guidance_temperatur
 _GUIDANCE = ("guidance_temperature", "percentile")
 
 
-def sample(hp, kind, space, options, functional):
+def sample(
+    hp: keras_tuner.HyperParameters, kind: str, space: dict[str, Any], options: dict[str, Any], functional: bool
+) -> dict[str, Any]:
     """Return the options of `wrap` in a trial, without inactive options.
 
     Args:
@@ -64,7 +69,7 @@ def sample(hp, kind, space, options, functional):
     return options
 
 
-def checked_space(kind, space):
+def checked_space(kind: str, space: dict[str, Any] | None) -> dict[str, Any]:
     """Check the user's `space` for a kind of teacher.
 
     Args:
@@ -108,7 +113,7 @@ def checked_space(kind, space):
     return space
 
 
-def _ranges(defaults, functional):
+def _ranges(defaults: dict[str, Any], functional: bool) -> dict[str, Any]:
     similarities = list(SIMILARITIES) if functional else ["kl", "uniform"]
     return {
         "similarity": similarities,
@@ -120,14 +125,14 @@ def _ranges(defaults, functional):
     }
 
 
-def _listed(domain, default):
+def _listed(domain: Any, default: Any) -> list[Any]:
     """Return the similarities that a trial can have."""
     if isinstance(domain, list):
         return domain
     return [default if domain is None else domain]
 
 
-def _register(hp, name, domain, default):
+def _register(hp: keras_tuner.HyperParameters, name: str, domain: Any, default: Any) -> Any:
     """Register a hyper-parameter and return its value in this trial; `None` if it is not active."""
     full = f"ssd_{name}"
     if isinstance(domain, tuple):

@@ -3,12 +3,14 @@
 import contextlib
 import zipfile
 import zlib
+from collections.abc import Iterator
+from typing import Any
 
 FOLDER = "UCI HAR Dataset"
 ZIPS = ("human+activity+recognition+using+smartphones.zip", f"{FOLDER}.zip")  # the second lies inside the first
 
 
-def find_given(folder):
+def find_given(folder: Any) -> Any:
     """Return the data set's folder inside `folder`, or its zip, or `folder` itself; `None` if it is not there.
 
     Names may be in lower case, folders lie in each other up to three deep, and the zip have another name.
@@ -18,7 +20,7 @@ def find_given(folder):
     return find_root(folder) or find_zip(folder)
 
 
-def find_root(folder, depth=3):
+def find_root(folder: Any, depth: int = 3) -> Any:
     """Return `folder` or the first folder in it that holds the windows, else one that has its name."""
     if is_root(folder):
         return folder
@@ -28,19 +30,19 @@ def find_root(folder, depth=3):
     return next(found, named)
 
 
-def is_root(folder):
+def is_root(folder: Any) -> bool:
     """Return whether a folder holds the windows of the training split."""
     return child(child(folder, "train"), "Inertial Signals").is_dir()
 
 
-def find_zip(folder):
+def find_zip(folder: Any) -> Any:
     """Return the zip under one of its published names, else the only one that holds such files."""
     zips = [path for path in entries(folder) if path.is_file() and path.name.lower().endswith(".zip")]
     published = [path for name in ZIPS for path in zips if same(path.name, name)]
     return next(iter(published or filter(holds_the_data, zips)), None)
 
 
-def holds_the_data(path):
+def holds_the_data(path: Any) -> bool:
     """Return whether a file is a zip with labels of the training split in it."""
     try:
         with zipfile.ZipFile(path) as archive:
@@ -49,40 +51,40 @@ def holds_the_data(path):
         return False
 
 
-def inner_zip(archive):
+def inner_zip(archive: zipfile.ZipFile) -> str | None:
     """Return the name of the zip that lies in the published one, or `None`."""
     return next((name for name in archive.namelist() if same(name.rpartition("/")[2], f"{FOLDER}.zip")), None)
 
 
-def root_in_zip(archive):
+def root_in_zip(archive: zipfile.ZipFile) -> str | None:
     """Return the folder of a zip, `""` or with a `/` at its end, that holds the labels of `train`, or `None`."""
     labels = "train/y_train.txt"
     found = [name for name in archive.namelist() if f"/{name}".lower().endswith(f"/{labels}")]
     return min(found, key=len)[: -len(labels)] if found else None
 
 
-def entries(folder):
+def entries(folder: Any) -> list[Any]:
     """Return what lies in a folder, sorted by name."""
     return sorted(folder.iterdir(), key=lambda path: path.name) if folder.is_dir() else []
 
 
-def child(folder, name):
+def child(folder: Any, name: str) -> Any:
     """Return the entry of a folder by its name, whether or not its letters are capital; it may be missing."""
     path = folder / name
     return path if path.exists() else next((entry for entry in entries(folder) if same(entry.name, name)), path)
 
 
-def same(name, other):
+def same(name: str, other: str) -> bool:
     """Return whether two names differ in capital letters at most."""
     return name.lower() == other.lower()
 
 
 @contextlib.contextmanager
-def opened(path):
+def opened(path: Any) -> Iterator[Any]:
     """Give the data set's folder as a path: `path`, or what lies in it if it is a zip, or in the zip in that.
 
     Raises:
-        ValueError: If the zip is damaged, or holds something else.
+        ValueError: if the zip is damaged, or holds something else.
     """
     if path.is_dir():
         yield path

@@ -1,6 +1,8 @@
 """Builder of `uci_har`: six activities recognised from a smartphone at the waist."""
 
 import warnings
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -23,7 +25,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     RELEASE_NOTES = {"1.0.0": "Initial release."}
     MANUAL_DOWNLOAD_INSTRUCTIONS = f"Not needed if {URL} can be downloaded. {WHAT_TO_DO}"
 
-    def _info(self):
+    def _info(self) -> tfds.core.DatasetInfo:
         return self.dataset_info_from_configs(
             features=tfds.features.FeaturesDict(
                 {
@@ -41,7 +43,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             license="CC BY 4.0",
         )
 
-    def _split_generators(self, dl_manager):
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
         folder = sources.given_folder(dl_manager)
         path = find_given(folder) or self._download(dl_manager, folder)
         try:
@@ -56,11 +58,11 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             )
         return {split: self._generate_examples(*arrays) for split, arrays in splits.items()}
 
-    def _generate_examples(self, signals, labels, subjects):
+    def _generate_examples(self, signals: np.ndarray, labels: np.ndarray, subjects: np.ndarray) -> Iterator[Any]:
         for row in range(len(labels)):
             yield row, {"signals": signals[row], "label": labels[row], "subject": subjects[row]}
 
-    def _download(self, dl_manager, folder):
+    def _download(self, dl_manager: Any, folder: Any) -> Any:
         try:
             return sources.download(dl_manager, self.name, URL, self.url_infos)
         except Exception as error:

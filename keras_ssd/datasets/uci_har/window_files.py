@@ -1,5 +1,7 @@
 """The text files of UCI HAR: windows, activities and subjects of a split."""
 
+from typing import Any
+
 import numpy as np
 
 from keras_ssd.datasets import tables
@@ -10,18 +12,18 @@ STEPS = 128
 ACTIVITIES = ("WALKING", "WALKING_UPSTAIRS", "WALKING_DOWNSTAIRS", "SITTING", "STANDING", "LAYING")  # 1 to 6
 
 
-def read_split(root, split):
+def read_split(root: Any, split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Read one split.
 
     Args:
-        root: Path of the data set's folder.
-        split: String, `"train"` or `"test"`.
+        root: path of the data set's folder.
+        split: string, `"train"` or `"test"`.
 
     Returns:
         Signals `(rows, 128, 9)`, labels 0 to 5 and subjects `(rows,)`, -1 where unknown.
 
     Raises:
-        ValueError: If a file is missing or damaged; the error names file, line and cause.
+        ValueError: if a file is missing or damaged; the error names file, line and cause.
     """
     folder = child(root, split)
     path = child(folder, f"y_{split}.txt")
@@ -50,7 +52,7 @@ def read_split(root, split):
     return signals, labels[:, 0] - 1, subjects[:, 0]
 
 
-def read(path, dtype):
+def read(path: Any, dtype: Any) -> np.ndarray:
     """Return the numbers of a text file, `(rows, columns)`."""
     try:
         return tables.to_numbers(tables.read_lines(path), dtype)
@@ -60,6 +62,6 @@ def read(path, dtype):
         raise fault(path, error) from error
 
 
-def fault(path, reason):
+def fault(path: Any, reason: object) -> ValueError:
     """Return the error that says what is wrong with a file."""
     return ValueError(f"{path}: {reason}")

@@ -1,7 +1,9 @@
 """Files of the UCR archive: the archive's own layout (.tsv) and that of aeon and sktime (.ts)."""
 
 import re
+from collections.abc import Iterable
 from decimal import Decimal
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +13,7 @@ from keras_ssd.datasets import tables
 _NUMBER = re.compile(r"[+-]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
 
 
-def read(path):
+def read(path: Any) -> tuple[np.ndarray, list[str]]:
     """Read the series and labels of a .tsv or .ts file.
 
     Args:
@@ -22,7 +24,7 @@ def read(path):
         of the classes' names.
 
     Raises:
-        ValueError: If the file holds anything else; the error names file, line and cause.
+        ValueError: if the file holds anything else; the error names file, line and cause.
     """
     try:
         return (read_ts if path.suffix == ".ts" else read_tsv)(path)
@@ -30,7 +32,7 @@ def read(path):
         raise ValueError(f"{path}: {error}") from error
 
 
-def read_tsv(path):
+def read_tsv(path: Any) -> tuple[np.ndarray, list[str]]:
     """Read the archive's own layout: a line is a label and the values, separated by tabs; NaN is a missing value."""
     rows, labels = [], []
     for number, line in tables.read_lines(path):
@@ -42,7 +44,7 @@ def read_tsv(path):
     return tables.to_numbers(rows, "float32", "\t"), labels
 
 
-def read_ts(path):
+def read_ts(path: Any) -> tuple[np.ndarray, list[str]]:
     """Read the layout of aeon and sktime: a header up to @data, then lines of values and, after a colon, the label."""
     lines = tables.read_lines(path)
     header = next((place for place, (_, line) in enumerate(lines) if line.strip().lower() == "@data"), len(lines))
@@ -61,13 +63,13 @@ def read_ts(path):
     return series, labels
 
 
-def _label(number, text):
+def _label(number: int, text: str) -> str:
     if text.strip().lower() in ("", "?", "nan"):
         raise ValueError(f"line {number}: its label is missing. Received: {text.strip()!r}")
     return label_name(text)
 
 
-def label_name(label):
+def label_name(label: str) -> str:
     """Return the name of a class, the same from both layouts: `1`, `1.0` and `1.0000000e+00` are one class.
 
     Numbers are compared digit by digit, however many they have; anything else is a word.
@@ -80,7 +82,7 @@ def label_name(label):
     return "0" if digits in ("-0", "") else digits.removeprefix("+")
 
 
-def sorted_labels(labels):
+def sorted_labels(labels: Iterable[str]) -> list[str]:
     """Return the distinct names of classes in order: by number if all are numbers, else by letter."""
     distinct = set(labels)
     are_numbers = all(_NUMBER.fullmatch(label) for label in distinct)

@@ -2,6 +2,8 @@
 
 import dataclasses
 import re
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -32,7 +34,7 @@ NAMES = """
 """.split()
 
 
-def config_name(archive_name):
+def config_name(archive_name: str) -> str:
     """TFDS' name of a data set, in snake case: `ECGFiveDays` is `ecg_five_days`."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", archive_name).lower()
 
@@ -64,7 +66,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         '`aeon.datasets.load_classification("Coffee", extract_path="folder")` and `manual_dir="folder"`.'
     )
 
-    def _info(self):
+    def _info(self) -> tfds.core.DatasetInfo:
         return self.dataset_info_from_configs(
             features=tfds.features.FeaturesDict(
                 {
@@ -79,7 +81,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             homepage=HOMEPAGE,
         )
 
-    def _split_generators(self, dl_manager):
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
         folder = sources.given_folder(dl_manager)
         # Both splits are read before anything is written.
         splits = {split: self._read_split(folder, split) for split in ("train", "test")}
@@ -88,12 +90,12 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         self.info.features["label"].names = names
         return {split: self._generate_examples(*arrays, length) for split, arrays in splits.items()}
 
-    def _generate_examples(self, series, labels, length):
+    def _generate_examples(self, series: np.ndarray, labels: list[str], length: int) -> Iterator[Any]:
         padded = np.pad(series, [(0, 0), (0, length - series.shape[1])], constant_values=np.nan)
         for row, label in enumerate(labels):
             yield row, {"series": padded[row, :, None], "label": label}
 
-    def _read_split(self, folder, split):
+    def _read_split(self, folder: Any, split: str) -> tuple[np.ndarray, list[str]]:
         try:
             return series_files.read(self._find(folder, split))
         except ValueError as error:
@@ -101,7 +103,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
                 f"{self.builder_config.archive_name} cannot be read from {error}. {self.MANUAL_DOWNLOAD_INSTRUCTIONS}"
             ) from error
 
-    def _find(self, folder, split):
+    def _find(self, folder: Any, split: str) -> Any:
         name = self.builder_config.archive_name
         files = [f"{name}_{split.upper()}.tsv", f"{name}_{split.upper()}.ts"]
         if folder is not None:
