@@ -75,30 +75,30 @@ MUTATIONS = [
         "return target",
         "guidance",
     ),
-    Mutation("no T^2", "axis=-1) * self.temperature**2", "axis=-1)", "losses"),
+    Mutation("no T^2", "axis=-1) * self.temperature**2", "axis=-1)", "outputs"),
     Mutation(
         "the divergence the other way round",
         "target * (log_target - log_student)",
         "ops.exp(log_student) * (log_student - log_target)",
-        "losses",
+        "outputs",
     ),
     Mutation(
         "a student that chooses its teachers",
-        "ops.stop_gradient(self._features(student)), self._features(teachers)",
-        "self._features(student), self._features(teachers)",
-        "losses",
+        "student = ops.stop_gradient(self._features(",
+        "student = (self._features(",
+        "outputs",
     ),
     Mutation(
         "binary units summed",
         'ops.mean(divergence, axis=-1) if self.kind == "binary"',
         'ops.sum(divergence, axis=-1) if self.kind == "binary"',
-        "losses",
+        "outputs",
     ),
     Mutation(
         "loss_weights ignored",
-        "weight = 1.0 if weight is None else float(weight)",
+        "weight = 1.0 if weight is None else weight",
         "weight = 1.0",
-        "losses wrap",
+        "outputs wrap",
     ),
     Mutation(
         "no sample weights for representations",
@@ -189,14 +189,14 @@ MUTATIONS = [
     ),
     Mutation(
         "wrapping draws random numbers",
-        "        random.setstate(state)",
-        "        pass",
+        "^ 0x55D\n    finally:\n        random.setstate(state)",
+        "^ 0x55D\n    finally:\n        pass",
         "training",
     ),
     Mutation(
         "augmentation taken for noise",
-        "_makes_noise(part) for part in _parts(layer) if not isinstance(part, _AUGMENTATION))",
-        "_makes_noise(part) for part in _parts(layer))",
+        "makes_noise(part) for part in parts if id(part) not in augmenting)",
+        "makes_noise(part) for part in parts)",
         "structures augmentation",
     ),
     # The training step, and the weights that teach.
@@ -207,7 +207,10 @@ MUTATIONS = [
         "structures training",
     ),
     Mutation(
-        "the term in the logs of evaluate", '            logs.pop("kd_loss", None)', "            pass", "training"
+        "the term in the logs of evaluate",
+        "                logs.pop(name, None)\n        return logs",
+        "                pass\n        return logs",
+        "training",
     ),
     Mutation(
         "weights of the snapshot not copied",
@@ -218,14 +221,17 @@ MUTATIONS = [
     Mutation("momentum from the first step on", "ops.minimum(momentum, t / (t + 9.0))", "momentum", "averaging"),
     Mutation(
         "the average fed before the step",
-        "            result = super().train_step(*args, **kwargs)\n        if self.averaged_weights is not None:\n"
+        "            result = super().train_step(*args, **kwargs)\n        if self._averaging is not None:\n"
         "            return _backend.after_train_step(self, result, self._averaging.update)",
-        "            if self.averaged_weights is not None:\n                self._averaging.update()\n"
+        "            if self._averaging is not None:\n                self._averaging.update()\n"
         "            result = super().train_step(*args, **kwargs)",
         "averaging",
     ),
     Mutation(
-        "the average not evaluated", "if self.averages and not training:", "if False and not training:", "averaging"
+        "the average not evaluated",
+        "            return self._call_averaged(inputs)",
+        "            return call_student(self.student, inputs, training)",
+        "averaging",
     ),
     Mutation(
         "fit goes on from the average",
@@ -292,7 +298,7 @@ def run_tests(root, tests, backend):
 
 def copy_tree(tree, folder):
     """Copy what the tests need of a working tree into a folder."""
-    for name in ("keras_ssd", "tests", "docs"):
+    for name in ("keras_ssd", "tests", "tools", "docs"):
         shutil.copytree(tree / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("setup.cfg", "README.md"):
         shutil.copy(tree / name, folder)
