@@ -1,6 +1,6 @@
 """What augmentation and distillation gain on UCI HAR: rows of examples/unlabelled.py with and without --augment.
 
-    python benchmarks/unlabelled_gains.py docs/results/unlabelled.csv docs/results/unlabelled_augmented.csv
+    cd benchmarks; python unlabelled_gains.py results/examples/unlabelled.csv results/examples/unlabelled_augmented.csv
 
 Prints, for each share of labels, differences of test accuracy over the same seeds: mean, half of Student's 95 %
 interval, p of Wilcoxon's signed-rank test (not corrected), and with how many seeds the first is better, equal, worse.

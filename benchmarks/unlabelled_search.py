@@ -48,10 +48,10 @@ EMA = dict(
     temperature=1.0,
     ratio=3,
     augmented_teachers=False,
-    n_teachers=8,
+    num_teachers=8,
 )
 WARM = dict(EMA, teacher="snapshot", kd_weight=1.0, distill="outputs", similarity="kl", percentile=0, warm=True)
-ONE = dict(n_teachers=1, similarity="uniform", stochastic_layers=())
+ONE = dict(num_teachers=1, similarity="uniform", stochastic_layers=())
 RAMPED = dict(EMA, ramp=10)
 VARIANTS = {
     "plain": PLAIN,
@@ -59,14 +59,11 @@ VARIANTS = {
     "averaged, strong": dict(AVERAGED, augmentation="strong"),
     "snapshot, 1": WARM,
     "ema, 1, ramp": dict(RAMPED, kd_weight=1.0),
-    "snapshot, 3, confidence": dict(WARM, kd_weight=3.0, confidence_weighted=True),
-    "ema, 3, ramp, confidence": dict(RAMPED, confidence_weighted=True),
     "warm ema, 3": dict(WARM, teacher="ema", kd_weight=3.0),
     "averaged, weak": dict(AVERAGED, augmentation="weak"),
     "averaged, rotation": dict(AVERAGED, augmentation="rotation"),
     "averaged, unturned": dict(AVERAGED, augmentation="unturned"),
     "snapshot, 4, T 0.5": dict(WARM, kd_weight=4.0, temperature=0.5),
-    "snapshot, 1, confidence": dict(WARM, confidence_weighted=True),
     "warm ema, 1": dict(WARM, teacher="ema"),
     "snapshot, 10": dict(WARM, kd_weight=10.0),
     "snapshot, 1, teachers augmented": dict(WARM, augmented_teachers=True),
@@ -100,6 +97,8 @@ def train(x, y, labelled, unlabelled, n_classes, seed, augmentation, teacher, ra
         comparison.fit(f"{augmentation} {teacher} {options}", model, task, seed, epochs, callbacks=callbacks)
         return model
 
+    if ratio:
+        options["kd_sample_weight"] = False
     known = x[labelled], y[labelled]
     few = data = har_data.EvenEpochs(*known, STEPS, BATCH_SIZE, seed)
     if ratio:

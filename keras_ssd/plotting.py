@@ -1,9 +1,9 @@
-"""Pictures of a distillation. matplotlib is imported when a function is called, not before."""
+"""Pictures of a distillation. matplotlib is imported only when a function is called."""
 
 import keras
 import numpy as np
 
-from keras_ssd.figures import TeacherFigures
+from keras_ssd.callbacks.statistics import TeacherStatistics
 from keras_ssd.model import SSDModel
 
 
@@ -16,21 +16,21 @@ def plot_teacher_weights(ssd, x, ax=None):
         ax: the `matplotlib.axes.Axes` to draw on. Defaults to `None`: a new figure.
 
     Returns:
-        The Axes. Its image holds the weights before the filter in the columns `0..N-1`, an empty column, and those
-        after it.
+        The Axes. Its image holds N columns of weights before the filter, an empty column, and N columns of weights
+        after the filter.
 
     Example:
         >>> keras_ssd.plotting.plot_teacher_weights(ssd, x[:32]).figure.savefig("weights.png")
     """
     _check_wrapped(ssd)
     ax = _axes(ax)
-    before, after = ssd.teacher_weights(x, percentile=0), ssd.teacher_weights(x)
-    n_teachers = before.shape[1]
+    before, after = ssd.guidance_weights(x, percentile=0), ssd.guidance_weights(x)
+    num_teachers = before.shape[1]
     gap = np.full((len(before), 1), np.nan)
     image = ax.imshow(np.hstack([before, gap, after]), aspect="auto", interpolation="nearest", vmin=0.0)
-    middle = (n_teachers - 1) / 2
-    labels = [f"before the percentile\n({n_teachers} teachers)", f"after ({ssd.settings.percentile:g})"]
-    ax.set_xticks([middle, n_teachers + 1 + middle], labels)
+    middle = (num_teachers - 1) / 2
+    labels = [f"before the percentile\n({num_teachers} teachers)", f"after ({ssd.settings.percentile:g})"]
+    ax.set_xticks([middle, num_teachers + 1 + middle], labels)
     ax.set_ylabel("sample")
     ax.set_title("weights of the teachers")
     ax.figure.colorbar(image, ax=ax)
@@ -40,13 +40,13 @@ def plot_teacher_weights(ssd, x, ax=None):
 def plot_representations(ssd, x, samples=None, ax=None):
     """Draw the teachers' representations as a cloud, with their target and the student, in two principal components.
 
-    The components are those of all points that are drawn. Where outputs are both compared and distilled, the first
+    The components are computed from all points that are drawn. If outputs are both compared and distilled, the first
     output takes the place of the representation.
 
     Args:
         ssd: a model from `keras_ssd.wrap`.
         x: one batch of inputs.
-        samples: which samples of the batch to draw, one colour each. Defaults to `None`: the first three.
+        samples: numbers of the samples to draw, each in a colour of its own. Defaults to `None`: the first three.
         ax: the `matplotlib.axes.Axes` to draw on. Defaults to `None`: a new figure.
 
     Returns:
@@ -83,15 +83,15 @@ def plot_representations(ssd, x, samples=None, ax=None):
 
 
 def plot_history(history, names=None, ax=None):
-    """Draw the curves of a training run: losses, and the figures of `TeacherMonitor` on a second axis if there are any.
+    """Draw the curves of a training run: losses, and on a second axis the statistics of `TeacherMonitor`, if any.
 
     Args:
         history: what `fit` returned, or its `history` dict.
-        names: which values to draw. Defaults to `None`: every loss, and the figures of `TeacherMonitor`.
+        names: which values to draw. Defaults to `None`: every loss, and the statistics of `TeacherMonitor`.
         ax: the `matplotlib.axes.Axes` to draw on. Defaults to `None`: a new figure.
 
     Returns:
-        The Axes of the losses (and of whatever else is named). The figures' own, if any, is the figure's last one.
+        The Axes of the losses (and of all other names). The second axis, if any, is the last of the figure.
 
     Raises:
         ValueError: if a name is not in the history.
@@ -102,34 +102,34 @@ def plot_history(history, names=None, ax=None):
     """
     history = history.history if isinstance(history, keras.callbacks.History) else history
     if names is None:
-        names = [name for name in history if name.endswith("loss") or name in TeacherFigures.names]
+        names = [name for name in history if name.endswith("loss") or name in TeacherStatistics.names]
     unknown = [name for name in names if name not in history]
     if unknown or not names:
         raise ValueError(f"`names` should be taken from {sorted(history)}. Received: {unknown or names}")
     ax = _axes(ax)
-    other = None
+    second = None
     handles = []
     for number, name in enumerate(names):
-        on = ax
-        if name in TeacherFigures.names:
-            other = on = ax.twinx() if other is None else other
+        axis = ax
+        if name in TeacherStatistics.names:
+            second = axis = ax.twinx() if second is None else second
         epochs = np.arange(1, len(history[name]) + 1)
-        style = "--" if on is other else "-"
-        handles += on.plot(epochs, history[name], style, marker=".", color=f"C{number % 10}", label=name)
+        style = "--" if axis is second else "-"
+        handles += axis.plot(epochs, history[name], style, marker=".", color=f"C{number % 10}", label=name)
     ax.set_xlabel("epoch")
-    left = [name for name in names if name not in TeacherFigures.names]
+    left = [name for name in names if name not in TeacherStatistics.names]
     ax.set_ylabel("loss" if all(name.endswith("loss") for name in left) else "value")
-    if other is not None:
-        other.set_ylabel("teachers")
-        # Both axes in one legend, on top of what either of them draws.
-        other.legend(handles=handles, fontsize="small")
+    if second is not None:
+        second.set_ylabel("teachers")
+        # A single legend for both axes, on top of both.
+        second.legend(handles=handles, fontsize="small")
     else:
         ax.legend(handles=handles, fontsize="small")
     return ax
 
 
 def _principal_components(points):
-    """A projection on the two main axes of `(points, features)`, and the shares of the variance that lie on them."""
+    """Return a projection on the two main axes of `(points, features)`, and their shares of the variance."""
     center = points.mean(axis=0)
     _, singular, axes = np.linalg.svd(points - center, full_matrices=False)
     # Fewer than two features or points leave axes out.

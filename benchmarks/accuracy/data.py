@@ -5,6 +5,7 @@ import pathlib
 import sys
 from typing import NamedTuple
 
+import keras
 import numpy as np
 import sklearn.datasets
 from sklearn.model_selection import train_test_split
@@ -15,10 +16,11 @@ from _support import har_data, ucr_data  # noqa: E402
 
 OFFLINE = ("ArrowHead", "GunPoint", "ItalyPowerDemand", "digits")  # carried by aeon and scikit-learn
 OTHERS = ("uci_har", "digits")
+IMAGES = "CIFAR-10-dataset"  # its folder
 
 
 class Task(NamedTuple):
-    """Arrays `(rows, steps, channels)` in float32 and labels 0..n_classes-1.
+    """Arrays `(rows, steps, channels)`, of images `(rows, height, width, channels)`, in float32; labels 0..n_classes-1.
 
     Attributes:
         name: of the data set.
@@ -38,7 +40,7 @@ class Task(NamedTuple):
 
 
 def names(data_dir):
-    """The data sets that can be read: without a folder those that aeon and scikit-learn carry."""
+    """The series that can be read: without a folder those that aeon and scikit-learn carry; not the images."""
     return OFFLINE if data_dir is None else (*ucr_data.names(data_dir), *OTHERS)
 
 
@@ -57,8 +59,24 @@ def read(name, data_dir):
         mean, deviation = har.x_train.mean((0, 1)), har.x_train.std((0, 1))
         scaled = [((x - mean) / deviation).astype("float32") for x in (har.x_train, har.x_test)]
         return (scaled[0], har.y_train), (scaled[1], har.y_test), har.n_classes
+    if name == "cifar10":
+        return read_images(pathlib.Path(data_dir) / IMAGES)
     ucr = ucr_data.load(name, data_dir)
     return (ucr.x_train, ucr.y_train), (ucr.x_test, ucr.y_test), ucr.n_classes
+
+
+def read_images(folder):
+    """Images of `<folder>/train/<class>/<any name>.png` and `<folder>/test/...`, from -1 to 1; what `read` returns."""
+    classes = sorted(path.name for path in (folder / "train").glob("*/"))
+    if not classes:
+        raise FileNotFoundError(f"`data_dir` should hold {folder.name}/train/<class>/<name>.png. There is no {folder}")
+    splits = []
+    for split in ("train", "test"):
+        files = [(path, label) for label, name in enumerate(classes) for path in (folder / split / name).glob("*.png")]
+        files.sort()
+        images = np.stack([keras.utils.img_to_array(keras.utils.load_img(path)) for path, _ in files])
+        splits.append((images / 127.5 - 1, np.array([label for _, label in files])))
+    return *splits, len(classes)
 
 
 def load(name, data_dir, regime, seed):

@@ -12,9 +12,18 @@ from data import har_data  # of the examples
 from networks import NETWORKS
 
 LEARNING_RATE = 1e-3
+LOSS = "sparse_categorical_crossentropy"
 BATCH_SIZE = 16
 STEPS_PER_EPOCH = 50
 PATIENCE = 4  # epochs
+# Of `keras_ssd.wrap`. With weight 0 no teacher is evaluated; a network without dropout could not have several.
+WITHOUT_TEACHERS = {
+    "kd_weight": 0,
+    "stochastic_layers": (),
+    "num_teachers": 1,
+    "similarity": "uniform",
+    "percentile": 0.0,
+}
 
 
 class Outcome(NamedTuple):
@@ -31,7 +40,7 @@ class Outcome(NamedTuple):
     has_likelihood: bool = True
 
 
-class _Watch(keras.callbacks.Callback):
+class Watch(keras.callbacks.Callback):
     """Keeps the student's weights of each epoch, and processor time without that of the first, which compiles."""
 
     def on_train_begin(self, logs=None):
@@ -71,14 +80,14 @@ class Experiment:
         model = NETWORKS[network or self.network](self.task.training[0].shape[1:], self.task.n_classes)
         if weights is not None:
             model.set_weights(weights)
-        model.compile(keras.optimizers.Adam(LEARNING_RATE), "sparse_categorical_crossentropy")
+        model.compile(keras.optimizers.Adam(LEARNING_RATE), LOSS)
         return model
 
     def fit(self, model, n_epochs, data=None, validate=False, callbacks=(), seed=None):
-        """Trains; returns `_Watch`."""
+        """Trains; returns `Watch`."""
         seed = self.seed if seed is None else seed
         keras.utils.set_random_seed(seed)  # the same batches for all
-        watch = _Watch()
+        watch = Watch()
         callbacks = [watch, *callbacks]
         if self.schedule == "cosine":
             falling = keras.optimizers.schedules.CosineDecay(LEARNING_RATE, n_epochs)
@@ -89,11 +98,11 @@ class Experiment:
         return watch
 
     def fit_averaged(self, model, n_epochs, seed=None):
-        """Trains without teachers and leaves the moving average of the weights in the model; returns `_Watch`.
+        """Trains without teachers and leaves the moving average of the weights in the model; returns `Watch`.
 
         The weights of its epochs are, bit for bit, those of `model.fit`.
         """
-        return self.fit(keras_ssd.wrap(model, kd_weight=0, average=True), n_epochs, seed=seed)
+        return self.fit(keras_ssd.wrap(model, ema_momentum=0.99, **WITHOUT_TEACHERS), n_epochs, seed=seed)
 
     def outcome(self, method, model, watch, n_epochs, weights=None, predict=None, before=()):
         """What a trained model, or one that is given `weights`, predicts; what was trained before it costs, too."""

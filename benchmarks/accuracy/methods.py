@@ -13,10 +13,11 @@ import numpy as np
 from keras import ops
 
 import keras_ssd
-from experiments import LEARNING_RATE, Outcome
+import published
+from experiments import LEARNING_RATE, LOSS, WITHOUT_TEACHERS, Outcome, Watch
 
 
-def plain(experiment):
+def plain(experiment, monte_carlo=True):
     """The whole budget without teachers, bit for bit what `model.fit` does; the average is fed behind its back."""
     model = experiment.model()
     watch = experiment.fit_averaged(model, experiment.n_epochs)
@@ -25,7 +26,7 @@ def plain(experiment):
     swa = [np.mean(kept, axis=0, dtype="float64") for kept in zip(*watch.weights[-n_last:], strict=True)]
 
     def with_dropout(x):
-        return keras_ssd.predict_stochastic(model, x, n_passes=30, seed=experiment.seed).mean
+        return keras_ssd.predict_stochastic(model, x, num_passes=30, seed=experiment.seed).mean
 
     score = functools.partial(experiment.outcome, model=model, watch=watch, n_epochs=experiment.n_epochs)
     yield score("plain, averaged", weights=averaged)
@@ -33,7 +34,25 @@ def plain(experiment):
     loss = functools.partial(validation_loss, model=model, experiment=experiment)
     yield score("plain, best epoch", weights=min(watch.weights, key=loss))
     yield score("plain", weights=last)
-    yield score("Monte Carlo dropout", weights=last, predict=with_dropout)
+    if monte_carlo:
+        yield score("Monte Carlo dropout", weights=last, predict=with_dropout)
+
+
+def keras_average(experiment):
+    """The optimizer's own average of what it trains; the statistics of BatchNormalization are those of the last step.
+
+    The best epoch is what a checkpoint behind `SwapEMAWeights` keeps.
+    """
+    model = experiment.model()
+    model.compile(keras.optimizers.Adam(LEARNING_RATE, use_ema=True, ema_momentum=0.99), LOSS)
+    averaged = Watch()
+    swap = keras.callbacks.SwapEMAWeights(swap_on_epoch=True)
+    watch = experiment.fit(model, experiment.n_epochs, callbacks=[swap, averaged])
+    score = functools.partial(experiment.outcome, model=model, watch=watch, n_epochs=experiment.n_epochs)
+    yield score("Keras' average")
+    loss = functools.partial(validation_loss, model=model, experiment=experiment)
+    yield score("Keras' average, best epoch", weights=min(averaged.weights, key=loss))
+    yield score("Keras' average, last weights", weights=watch.weights[-1])
 
 
 def validation_loss(weights, model, experiment):
@@ -43,13 +62,24 @@ def validation_loss(weights, model, experiment):
 
 
 def distilled(
-    experiment, name, warm=False, unlabelled=False, ramp=0, generations=1, members=0, large=None, budgets=1, **options
+    experiment,
+    name,
+    warm=False,
+    unlabelled=False,
+    ramp=0,
+    generations=1,
+    members=0,
+    large=None,
+    budgets=1,
+    behind_blocks=False,
+    **options,
 ):
     """Teachers by `keras_ssd`, from scratch or from the early-stopped weights; last and averaged weights.
 
     `ramp` is for how many epochs the weight of the term rises; `generations` share the second half of the budget;
     of so many `members`, trained before, the teacher is the mean; or it is the network `large`, trained before.
     From scratch it may take several `budgets`, as the control of a teacher that was trained before.
+    `behind_blocks`: the teachers' dropout comes behind every block of a published network.
     """
     n_epochs = experiment.second_stage if warm else round(budgets * experiment.n_epochs)
     weights, seconds = experiment.first_stage[1] if warm else None, 0.0
@@ -63,7 +93,11 @@ def distilled(
         before.append(watch)
     for epochs in np.array_split(np.arange(n_epochs), generations):
         model = experiment.model(weights)
-        ssd = keras_ssd.wrap(model, seed=experiment.seed, average=True, **options)
+        if unlabelled:
+            options["kd_sample_weight"] = False
+        if behind_blocks:
+            options["stochastic_layers"] = published.blocks(model)
+        ssd = keras_ssd.wrap(model, seed=experiment.seed, ema_momentum=0.99, **options)
         rising = functools.partial(_rising, full=float(ssd.kd_weight), epochs=ramp)
         callbacks = [keras_ssd.callbacks.KDWeightSchedule(rising)] if ramp else []
         data = experiment.joined() if unlabelled else None
@@ -90,7 +124,7 @@ def continued(experiment):
     """The control of every warm start: the same weights, the same steps, no teachers."""
     watch, weights = experiment.first_stage
     yield experiment.outcome("stopped early", experiment.model(), watch, len(watch.seconds), weights=weights)
-    yield from distilled(experiment, "continued", warm=True, kd_weight=0)
+    yield from distilled(experiment, "continued", warm=True, **WITHOUT_TEACHERS)
 
 
 def born_again(experiment, features=False):
@@ -146,7 +180,7 @@ class RDrop(keras.Model):
 def r_drop(experiment, weight=1.0):
     model = experiment.model()
     student = RDrop(model, weight)
-    student.compile(keras.optimizers.Adam(LEARNING_RATE), "sparse_categorical_crossentropy")
+    student.compile(keras.optimizers.Adam(LEARNING_RATE), LOSS)
     watch = experiment.fit(student, experiment.n_epochs)
     yield experiment.outcome("R-Drop", model, watch, experiment.n_epochs)
 
@@ -160,7 +194,7 @@ def soups(experiment, n=5, **options):
     for number in range(n):
         seed = 1000 * (number + 1) + experiment.seed
         model = experiment.model(experiment.first_stage[1], seed)  # with dropout of its own
-        student = keras_ssd.wrap(model, average=True, **options) if options else model
+        student = keras_ssd.wrap(model, ema_momentum=0.99, **options) if options else model
         watch = experiment.fit(student, experiment.second_stage, seed=seed)
         weights.append(model.get_weights())
         seconds += watch.total()
@@ -212,8 +246,8 @@ def ensemble(experiment, n):
 _PAPER = dict(keras_ssd.settings.PAPER)
 _UNIFORM = {"similarity": "uniform", "percentile": 0.0}
 _OUTPUTS = dict(keras_ssd.settings.SEMI_SUPERVISED)
-_DETERMINISTIC = {"stochastic_layers": (), "n_teachers": 1, **_UNIFORM}
-_FIVE = {"n_teachers": 8, "distill": "outputs", "kd_weight": 1.0, "similarity": "kl", "percentile": 0.0}
+_DETERMINISTIC = {"stochastic_layers": (), "num_teachers": 1, **_UNIFORM}
+_FIVE = {"num_teachers": 8, "distill": "outputs", "kd_weight": 1.0, "similarity": "kl", "percentile": 0.0}
 
 
 def _ssd(name, **options):
@@ -226,6 +260,28 @@ def _semi(name, **options):
 
 TRAININGS = {
     "plain": (plain, ("plain, averaged", "SWA", "plain, best epoch", "plain", "Monte Carlo dropout")),
+    # Networks without dropout: the teachers have some of their own.
+    "plain, no dropout": (
+        functools.partial(plain, monte_carlo=False),
+        ("plain, averaged", "SWA", "plain, best epoch", "plain"),
+    ),
+    "self, dropout before the head": _ssd("self, dropout before the head", dropout_rate=0.3),
+    "self, dropout behind the blocks": _ssd("self, dropout behind the blocks", dropout_rate=0.3, behind_blocks=True),
+    "paper, dropout before the head": _ssd(
+        "paper, dropout before the head", warm=True, teacher="snapshot", dropout_rate=0.3, **_PAPER
+    ),
+    "paper, dropout behind the blocks": _ssd(
+        "paper, dropout behind the blocks",
+        warm=True,
+        teacher="snapshot",
+        dropout_rate=0.3,
+        behind_blocks=True,
+        **_PAPER,
+    ),
+    "Keras' average": (
+        keras_average,
+        ("Keras' average", "Keras' average, best epoch", "Keras' average, last weights"),
+    ),
     "continued": (continued, ("stopped early", "continued", "continued, averaged")),
     "self": _ssd("self"),
     "self, uniform": _ssd("self, uniform", **_UNIFORM),
@@ -258,7 +314,7 @@ TRAININGS = {
     # A teacher that is better than the student: the mean of five networks, each behind half of the budget.
     "taught by five": _ssd("taught by five", members=5, unlabelled=True, **_FIVE),
     "taught by five, labelled only": _ssd("taught by five, labelled only", members=5, **_FIVE),
-    "plain, as many steps": _ssd("plain, as many steps", budgets=3.5, kd_weight=0),
+    "plain, as many steps": _ssd("plain, as many steps", budgets=3.5, **WITHOUT_TEACHERS),
     "unlabelled, uniform": _semi("unlabelled, uniform", unlabelled=True, **_UNIFORM),
     "unlabelled, deterministic": _semi("unlabelled, deterministic", unlabelled=True, **_DETERMINISTIC),
 }

@@ -1,4 +1,7 @@
-"""The networks of the accuracy benchmark, small ones for windows of sensors: every one has dropout."""
+"""The networks of the accuracy benchmark: small ones for windows of sensors, all with dropout, and one for images.
+
+Those of the field, which have no dropout, stand in published.py.
+"""
 
 import keras
 from keras.layers import (
@@ -6,20 +9,28 @@ from keras.layers import (
     Add,
     BatchNormalization,
     Conv1D,
+    Conv2D,
     Dense,
     Dropout,
     GlobalAveragePooling1D,
+    GlobalAveragePooling2D,
     LayerNormalization,
     MultiHeadAttention,
+    RandomFlip,
+    RandomTranslation,
 )
 
+import published
 
-def conv(shape, n_classes, filters=(32, 64, 32)):
+
+def conv(shape, n_classes, filters=(32, 64, 32), normalised=True):
     """Three convolutions, dropout behind the pooling."""
     inputs = x = keras.Input(shape)
     for n_filters, width in zip(filters, (8, 5, 3), strict=True):
-        x = Conv1D(n_filters, width, padding="same", use_bias=False)(x)
-        x = Activation("relu")(BatchNormalization(momentum=0.9)(x))
+        x = Conv1D(n_filters, width, padding="same", use_bias=not normalised)(x)
+        if normalised:
+            x = BatchNormalization(momentum=0.9)(x)
+        x = Activation("relu")(x)
     x = Dropout(0.3, name="representation")(GlobalAveragePooling1D()(x))
     return keras.Model(inputs, Dense(n_classes, activation="softmax")(x))
 
@@ -27,6 +38,11 @@ def conv(shape, n_classes, filters=(32, 64, 32)):
 def small(shape, n_classes):
     """`conv` with a quarter of its filters, hence a fourteenth of its weights: for the smallest devices."""
     return conv(shape, n_classes, filters=(8, 16, 8))
+
+
+def unnormalised(shape, n_classes):
+    """`conv` without BatchNormalization: all that changes in training is a trained weight."""
+    return conv(shape, n_classes, normalised=False)
 
 
 def resnet(shape, n_classes):
@@ -57,4 +73,32 @@ def transformer(shape, n_classes):
     return keras.Model(inputs, Dense(n_classes, activation="softmax")(x))
 
 
-NETWORKS = {"conv": conv, "small": small, "resnet": resnet, "transformer": transformer}
+def image_resnet(shape, n_classes, filters=(16, 32, 64)):
+    """Three residual blocks of two convolutions for images that are mirrored and shifted; dropout behind the pooling.
+
+    The augmentation is the model's, so that teachers see the very image that the student sees.
+    """
+    inputs = keras.Input(shape)
+    x = RandomTranslation(0.125, 0.125, fill_mode="constant")(RandomFlip("horizontal")(inputs))
+    x = Conv2D(filters[0], 3, padding="same", use_bias=False)(x)
+    x = Activation("relu")(BatchNormalization(momentum=0.9)(x))
+    for number, n_filters in enumerate(filters):
+        strides = 1 if number == 0 else 2
+        shortcut = Conv2D(n_filters, 1, strides, use_bias=False)(x)
+        x = Conv2D(n_filters, 3, strides, padding="same", use_bias=False)(x)
+        x = Activation("relu")(BatchNormalization(momentum=0.9)(x))
+        x = BatchNormalization(momentum=0.9)(Conv2D(n_filters, 3, padding="same", use_bias=False)(x))
+        x = Activation("relu")(Add()([x, shortcut]))
+    x = Dropout(0.3, name="representation")(GlobalAveragePooling2D()(x))
+    return keras.Model(inputs, Dense(n_classes, activation="softmax")(x))
+
+
+NETWORKS = {
+    "conv": conv,
+    "small": small,
+    "unnormalised": unnormalised,
+    "resnet": resnet,
+    "transformer": transformer,
+    "image_resnet": image_resnet,
+    **published.NETWORKS,
+}

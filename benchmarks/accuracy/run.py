@@ -5,6 +5,7 @@
     python benchmarks/accuracy/run.py --data-dir path --regime "labels 0.1" --trainings plain unlabelled --seeds 5
     python benchmarks/accuracy/run.py --data-dir path --trainings 'ema {"teacher": "ema", "kd_weight": 1.0}'
     python benchmarks/accuracy/run.py --data-dir path --regime "search all labels" --seeds 100,101  # on validation rows
+    python benchmarks/accuracy/run.py --data-dir path --datasets cifar10 --network image_resnet
 
 What is compared and why stands in protocol.md, written before the runs. What the CSV file holds already is not run
 again, so that a run can be interrupted or extended at any time. It can be shared out, too: runs that go on at the same
@@ -165,7 +166,7 @@ def read(path):
 
 def write(table, path):
     """A table is never half written."""
-    from keras_ssd.files import written_beside
+    from keras_ssd.saving import written_beside
 
     with written_beside(path) as written:
         table.to_csv(written, index=False)
@@ -177,7 +178,7 @@ def parse(argv):
     from networks import NETWORKS
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-dir", type=pathlib.Path, help="folder of UCRArchive_2018 and UCI HAR Dataset")
+    parser.add_argument("--data-dir", type=pathlib.Path, help="of UCRArchive_2018, UCI HAR Dataset, CIFAR-10-dataset")
     parser.add_argument("--datasets", nargs="+", metavar="NAME", help="default: all that are there")
     parser.add_argument(
         "--trainings",

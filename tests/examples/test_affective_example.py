@@ -134,7 +134,7 @@ class TestNetwork:
     @pytest.mark.slow
     def test_its_teachers_differ(self):
         x = np.random.default_rng(0).normal(size=(4, 64, 1)).astype("float32")
-        ssd = keras_ssd.SSDModel.paper(affective.pain_attn_net(x, 2))
+        ssd = keras_ssd.wrap(affective.pain_attn_net(x, 2), **keras_ssd.PAPER)
         _, teachers, _ = ssd.teacher_representations(x)
         assert teachers.shape == (4, 30, 2250)
         assert teachers.std(axis=1).mean() > 1e-3

@@ -1,0 +1,272 @@
+"""The paper's pipeline in a single `fit`: plain training, then distillation from the best weights."""
+
+import math
+import warnings
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_ssd._backend import variable_scope
+from keras_ssd.callbacks._teacher_callback import TeacherCallback
+from keras_ssd.settings import check_integer, is_number
+
+# Parts of the names of metrics that fall or rise: "loss", "val_auc", "val_mean_absolute_error", ...
+_FALLING = ("loss", "error", "mse", "mae", "mape", "msle", "entropy", "divergence", "hinge", "poisson", "false_")
+_RISING = ("acc", "auc", "precision", "recall", "f1", "iou", "io_u", "score", "r2", "similarity", "sensitiv", "true_")
+
+
+class TeacherSnapshot(TeacherCallback):
+    """Trains plainly, then distils from the best weights: the paper's pipeline in a single `fit`.
+
+    For models wrapped with `teacher="snapshot"`. The run begins as plain training, bit for bit that of the user's
+    model, and no teacher is run (`kd_loss` is 0 in the logs). When the monitored value has stopped improving, or at
+    `at_epoch`, the best weights become those of teacher and student, the optimizer starts afresh, and the rest of the
+    epochs distil. The training step is compiled once for each of the two stages.
+
+    The switch happens at the end of an epoch, in the order of the list of callbacks. Put `TeacherSnapshot` before
+    `BackupAndRestore` and `ModelCheckpoint`, so that they store the switched model. `BackupAndRestore` restores the
+    stage, but neither the best weights so far nor the epochs waited: both are counted anew after a kill. With
+    `at_epoch` and `restore_best_weights=False` nothing is lost.
+
+    `EarlyStopping` and `ReduceLROnPlateau` keep counting across the switch unless they are named in `restart`. Give
+    `EarlyStopping` more patience than this callback: otherwise it ends the run before there is a teacher.
+
+    Args:
+        monitor: name of the value in the logs. Defaults to `"val_loss"`.
+        patience: number of epochs without improvement after which the snapshot is taken. Defaults to `10`.
+        mode: `"min"`, `"max"`, or `"auto"`, which decides by the name. Defaults to `"auto"`.
+        min_delta: smallest change that counts as an improvement, >= 0. Defaults to `0.0`.
+        restore_best_weights: whether the snapshot is taken of the best weights or of the last weights. Defaults to
+            `True`.
+        start_from_epoch: number of epochs to ignore at the beginning. Defaults to `0`.
+        at_epoch: number of plain epochs, at least 1, which replaces `patience`. Each generation takes as many. Defaults
+            to `None`.
+        generations: K, the number of snapshots: the best student of a generation becomes the teacher of the next
+            (born-again networks). Defaults to `1`.
+        learning_rate: of the distilling stages. Defaults to `None`: the learning rate at the beginning of `fit`.
+        restart: callbacks of the same `fit` that begin anew with every snapshot; their `on_train_begin` is called.
+            Defaults to none.
+        verbose: whether to print when a snapshot is taken. Defaults to `0`.
+
+    Attributes:
+        generation: number of snapshots taken; 0 is the plain stage.
+        snapshot_epochs: the epochs after which snapshots were taken, counted from 0.
+        best, best_epoch: the best value of this generation, and its epoch.
+
+    Raises:
+        ValueError: if an argument is out of range, the model is not wrapped with `teacher="snapshot"`, or the logs do
+            not hold the monitored value.
+
+    Example:
+        >>> ssd = keras_ssd.wrap(model, teacher="snapshot")
+        >>> snapshot = keras_ssd.callbacks.TeacherSnapshot(patience=10)
+        >>> ssd.fit(x, y, validation_split=0.2, epochs=200, callbacks=[snapshot])
+    """
+
+    def __init__(
+        self,
+        monitor="val_loss",
+        patience=10,
+        mode="auto",
+        min_delta=0.0,
+        restore_best_weights=True,
+        start_from_epoch=0,
+        at_epoch=None,
+        generations=1,
+        learning_rate=None,
+        restart=(),
+        verbose=0,
+    ):
+        super().__init__()
+        if not isinstance(monitor, str):
+            raise ValueError(f"`monitor` should be a name in the logs. Received: monitor={monitor!r}")
+        if mode not in ("auto", "min", "max"):
+            raise ValueError(f'`mode` should be "auto", "min" or "max". Received: mode={mode!r}')
+        check_integer("patience", patience, 0)
+        check_integer("start_from_epoch", start_from_epoch, 0)
+        check_integer("generations", generations, 1)
+        if at_epoch is not None:
+            check_integer("at_epoch", at_epoch, 1)
+        if not is_number(min_delta) or min_delta < 0:
+            raise ValueError(f"`min_delta` should be a float that is not negative. Received: min_delta={min_delta!r}")
+        if learning_rate is not None and (not is_number(learning_rate) or learning_rate <= 0):
+            raise ValueError(
+                "`learning_rate` should be a positive float, or None for that at the beginning of `fit`. Received: "
+                f"learning_rate={learning_rate!r}"
+            )
+        restart = list(restart) if isinstance(restart, (list, tuple)) else [restart]
+        strangers = [item for item in restart if not isinstance(item, keras.callbacks.Callback)]
+        if strangers:
+            raise ValueError(f"`restart` should hold callbacks of the same fit. Received: {strangers[0]!r}")
+        self.monitor = monitor
+        self.patience = patience
+        self.mode = mode
+        self.min_delta = min_delta
+        self.restore_best_weights = restore_best_weights
+        self.start_from_epoch = start_from_epoch
+        self.at_epoch = at_epoch
+        self.generations = generations
+        self.learning_rate = learning_rate
+        self.restart = restart
+        self.verbose = verbose
+        self._is_tracking = at_epoch is None or restore_best_weights
+        self._rises = self._is_tracking and _direction(monitor, mode) == "max"
+        self._start_rate = None
+        self._forget()
+
+    def _forget(self):
+        self.generation = 0
+        self.snapshot_epochs = []
+        self._stage_is_known = False
+        self._was_seen = False
+        self._begin_generation()
+
+    def _begin_generation(self):
+        self.best = None
+        self.best_epoch = None
+        self.wait = 0
+        self._best_weights = None
+
+    def set_model(self, model):
+        """Refuse models that cannot take a snapshot, and note the learning rate before anything changes it."""
+        super().set_model(model)
+        if model.settings.kind != "snapshot":
+            raise ValueError(
+                'TeacherSnapshot needs a model wrapped with teacher="snapshot". Received: '
+                f'teacher={model.settings.kind!r}. Use keras_ssd.wrap(model, teacher="snapshot").'
+            )
+        self._start_rate = _constant_rate(model.optimizer)
+        if self.learning_rate is not None and self._start_rate is None:
+            raise ValueError(
+                "`learning_rate` cannot be set on an optimizer that follows a schedule: the schedule starts again with "
+                f"every snapshot. Received: learning_rate={self.learning_rate}. Leave it out, or compile with a float."
+            )
+
+    def on_train_begin(self, logs=None):
+        """Begin with the plain stage."""
+        self._forget()
+        self.model._teaches = False
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Restore the stage of a resumed run."""
+        if self._stage_is_known:
+            return
+        # Only now have BackupAndRestore, wherever it stands in the list, and `initial_epoch` had their say.
+        self._stage_is_known = True
+        steps = self.model._held_weights.steps
+        if epoch == 0:
+            steps.assign(np.zeros((), "int32"))
+        self.generation = min(int(ops.convert_to_numpy(steps.value)), self.generations)
+        if self.generation == 0 and self.at_epoch is not None and epoch >= self.at_epoch:
+            self._take(epoch - 1)
+        self.model._teaches = self.generation > 0
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Take the snapshot if it is time."""
+        if self.generation >= self.generations:
+            return
+        if self._is_tracking and epoch >= self.start_from_epoch:
+            self._track(epoch, logs or {})
+        if self.at_epoch is None:
+            is_due = self.wait > 0 and self.wait >= self.patience
+        else:
+            is_due = epoch + 1 >= self.at_epoch * (self.generation + 1)
+        is_last = epoch + 1 >= (self.params or {}).get("epochs", math.inf) or self.model.stop_training
+        if is_due and not is_last:
+            self._take(epoch)
+
+    def on_train_end(self, logs=None):
+        """Warn if there was no snapshot."""
+        self._best_weights = None
+        # Without a single epoch (a run resumed after its end) nothing is known.
+        if self.generation == 0 and self._stage_is_known:
+            warnings.warn(
+                "Training ended before TeacherSnapshot had taken a snapshot, so nothing was distilled: it was plain "
+                "training. Train for more epochs, or lower `patience` or `at_epoch`; EarlyStopping beside it needs "
+                "more patience than it.",
+                stacklevel=2,
+            )
+
+    def _track(self, epoch, logs):
+        value = logs.get(self.monitor)
+        if value is None:
+            # Validation need not run in every epoch (`validation_freq`).
+            if self._was_seen:
+                return
+            raise ValueError(
+                f"`monitor` names a value that is not in the logs. Received: monitor={self.monitor!r}; the logs hold "
+                f"{sorted(logs)}. Pass validation_data to `fit` for the names that begin with `val_`; if "
+                "`validation_freq` leaves out the first epochs, pass their number as `start_from_epoch`. With "
+                "`at_epoch`, restore_best_weights=False needs no monitor."
+            )
+        self._was_seen = True
+        value = float(value)
+        if math.isfinite(value) and (self.best is None or self._improves(value)):
+            self.best, self.best_epoch, self.wait = value, epoch, 0
+            if self.restore_best_weights:
+                self._best_weights = [ops.convert_to_numpy(v.value).copy() for v in self.model.student.weights]
+        else:
+            self.wait += 1
+
+    def _improves(self, value):
+        return (value - self.best if self._rises else self.best - value) > self.min_delta
+
+    def _take(self, epoch):
+        if self._best_weights is not None:
+            for variable, value in zip(self.model.student.weights, self._best_weights, strict=True):
+                variable.assign(value)
+        self.model.take_snapshot()
+        rate = self._start_rate if self.learning_rate is None else self.learning_rate
+        with variable_scope(self.model):
+            restart_optimizer(self.model.optimizer, self.model.trainable_variables, rate)
+        self.generation += 1
+        self.snapshot_epochs.append(epoch)
+        if self.verbose:
+            source = f"epoch {epoch + 1}" if self.best_epoch is None else f"epoch {self.best_epoch + 1}, the best"
+            print(f"\nEpoch {epoch + 1}: TeacherSnapshot {self.generation} of {self.generations}, weights of {source}")
+        self._begin_generation()
+        self.model._teaches = True
+        for callback in self.restart:
+            callback.on_train_begin()
+
+
+def restart_optimizer(optimizer, variables, learning_rate=None):
+    """Reset every variable of an optimizer to its initial value: slots, step count, loss scale.
+
+    The optimizer stays the same object, so nothing is compiled anew.
+
+    Args:
+        optimizer: a `keras.optimizers.Optimizer`.
+        variables: the variables that it trains.
+        learning_rate: float. Defaults to `None`, which keeps a schedule; the schedule starts again.
+    """
+    fresh = type(optimizer).from_config(optimizer.get_config())
+    if optimizer.built:
+        fresh.build(variables)
+    for variable, initial in zip(optimizer.variables, fresh.variables, strict=True):
+        # Through NumPy: on JAX two variables must not share a buffer.
+        variable.assign(initial.numpy())
+    if learning_rate is not None:
+        optimizer.learning_rate = learning_rate
+
+
+def _constant_rate(optimizer):
+    """Return the learning rate, or `None` if a schedule or a callable gives it."""
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    rate = inner.get_config()["learning_rate"]
+    return float(rate) if is_number(rate) else None
+
+
+def _direction(monitor, mode):
+    if mode != "auto":
+        return mode
+    name = monitor.lower()
+    # A loss may be called "precision_loss", so names that fall are looked for first.
+    for direction, parts in (("min", _FALLING), ("max", _RISING)):
+        if any(part in name for part in parts):
+            return direction
+    raise ValueError(
+        f'`mode` cannot be told from the name of the monitored value. Received: monitor={monitor!r}, mode="auto". Pass '
+        'mode="min" or mode="max".'
+    )

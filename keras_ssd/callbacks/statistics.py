@@ -1,0 +1,117 @@
+"""Statistics of the teachers of a batch: a pure function, and the metric that averages it over an epoch."""
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_ssd._backend import wide
+
+
+class TeacherStatistics(keras.metrics.Metric):
+    """Means of `teacher_statistics` over the batches of an epoch. `TeacherMonitor` makes and uses it.
+
+    It computes nothing, and its result is NaN, until `activate` is called; every `reset_state` undoes that.
+
+    Args:
+        has_votes: whether there are classifications, for which the teachers' disagreement is computed.
+
+    Attributes:
+        names: the names of the statistics, which are the keys of the result.
+    """
+
+    names = (
+        "teacher_spread",
+        "effective_teachers",
+        "teachers_kept",
+        "target_similarity",
+        "representation_norm",
+        "teacher_disagreement",
+    )
+
+    def __init__(self, has_votes, name="teacher_statistics", **kwargs):
+        super().__init__(name=name, dtype="float32", **kwargs)
+        if not has_votes:
+            self.names = self.names[:-1]
+        self.total = self.add_variable((len(self.names),), "zeros", name="total")
+        self.count = self.add_variable((), "zeros", name="count")
+        self.active = self.add_variable((), "zeros", name="active")
+
+    def activate(self):
+        """Compute the statistics until the next `reset_state`."""
+        self.active.assign(np.ones((), "float32"))
+
+    def update_state(self, weights, student, teachers, predictions=()):
+        """Add a batch; for the arguments see `teacher_statistics`."""
+        predictions = [pair for pair in predictions if pair[0].kind != "regression"]
+        n_samples = ops.cast(ops.shape(student)[0], "float32")
+
+        def compute():
+            statistics = teacher_statistics(weights, student, teachers, predictions)
+            return ops.stack([statistics[name] for name in self.names]) * n_samples
+
+        is_active = self.active.value > 0
+        total = ops.cond(is_active, compute, lambda: ops.zeros((len(self.names),)))
+        self.total.assign(self.total.value + total)
+        self.count.assign(self.count.value + ops.where(is_active, n_samples, 0.0))
+
+    def result(self):
+        """Return a dict of the means; NaN if there was no batch."""
+        count = self.count.value
+        means = self.total.value / ops.where(count > 0, count, float("nan"))
+        return {name: means[index] for index, name in enumerate(self.names)}
+
+
+def teacher_statistics(weights, student, teachers, predictions=()):
+    r"""Describe the teachers of one batch by a few numbers, averaged over the samples.
+
+    | statistic | for one sample |
+    |---|---|
+    | `teacher_spread` | `sqrt(sum_d var_i f_T[i, d] / mean_i \|f_T[i]\|^2)`: 0 if the teachers are equal, at most 1 |
+    | `effective_teachers` | `exp(-sum_i a[i] log a[i])`, between 1 and N, after the percentile |
+    | `teachers_kept` | share of the teachers whose weight is not 0 |
+    | `target_similarity` | cosine of the student and the target `sum_i a[i] f_T[i]` |
+    | `representation_norm` | `\|f_S\|` |
+    | `teacher_disagreement` | share of the teachers that do not predict what most of them predict |
+
+    Args:
+        weights: `(batch, teachers)`, the teachers' weights `a`.
+        student: `(batch, features)`, `f_S`.
+        teachers: `(batch, teachers, features)`, `f_T`.
+        predictions: list of `(Output, teachers' output (batch, teachers, ...))` of classifications; without it,
+            there is no `teacher_disagreement`.
+
+    Returns:
+        A dict of scalar tensors without a gradient. A statistic is not finite if the student or a teacher is not.
+
+    Example:
+        >>> teacher_statistics([[0.5, 0.5]], [[2.0]], [[[1.0], [3.0]]])["teacher_spread"]  # sqrt(1) / sqrt(5) = 0.447
+    """
+    weights, student, teachers = (ops.stop_gradient(wide(x)) for x in (weights, student, teachers))
+    tiny = keras.config.epsilon() ** 2
+    variance = ops.sum(ops.mean(ops.square(teachers - ops.mean(teachers, axis=1, keepdims=True)), axis=1), axis=-1)
+    power = ops.mean(ops.sum(ops.square(teachers), axis=-1), axis=1)
+    entropy = -ops.sum(weights * ops.log(ops.maximum(weights, 1e-30)), axis=-1)
+    # Not `guided_target`, which hides teachers that are not finite.
+    target = ops.sum(ops.expand_dims(weights, -1) * teachers, axis=1)
+    norm = ops.sqrt(ops.sum(ops.square(student), axis=-1))
+    target_norm = ops.sqrt(ops.sum(ops.square(target), axis=-1))
+    statistics = {
+        "teacher_spread": ops.sqrt(variance / ops.maximum(power, tiny)),
+        "effective_teachers": ops.exp(entropy),
+        "teachers_kept": ops.mean(ops.cast(weights > 0, weights.dtype), axis=-1),
+        "target_similarity": ops.sum(student * target, axis=-1) / ops.maximum(norm * target_norm, tiny),
+        "representation_norm": norm,
+    }
+    if predictions:
+        shares = [_disagreement(distance, ops.stop_gradient(wide(x))) for distance, x in predictions]
+        statistics["teacher_disagreement"] = sum(shares) / len(shares)
+    return {name: ops.mean(value) for name, value in statistics.items()}
+
+
+def _disagreement(distance, outputs):
+    """Return the share of the teachers outside the majority, averaged over positions (or binary units)."""
+    if distance.kind == "binary":
+        share = ops.mean(ops.cast(outputs > (0.0 if distance.from_logits else 0.5), "float32"), axis=1)
+        return ops.mean(1.0 - ops.maximum(share, 1.0 - share))
+    votes = ops.one_hot(ops.argmax(outputs, axis=-1), outputs.shape[-1], dtype="float32")
+    return ops.mean(1.0 - ops.max(ops.mean(votes, axis=1), axis=-1))
