@@ -33,6 +33,7 @@ from _support import comparison
 from _support.networks import NETWORKS
 
 BATCH_SIZE = 64
+MOMENTUM = 0.99  # of the averages, the default of `wrap`
 METHODS = (
     "plain",
     "best epoch",
@@ -109,7 +110,9 @@ class Fold:
         """What each method predicts for the subject that was left out."""
         predictor = self.model()  # one for all, so that its program is compiled once
         model = self.model()
-        of_epochs = self.fit(keras_ssd.wrap(model, kd_weight=0, average=True), self.epochs)  # the average only watches
+        of_epochs = self.fit(
+            keras_ssd.wrap(model, kd_weight=0, ema_momentum=MOMENTUM), self.epochs
+        )  # the average only watches
         weights = {
             "plain": of_epochs[-1],
             "best epoch": self.best(predictor, of_epochs),
@@ -120,10 +123,9 @@ class Fold:
         weights["wrap(model)"] = model.get_weights()
         half = self.epochs // 2
         weights["first half"] = start = self.best(predictor, of_epochs[:half])
-        options = {"average": True, "seed": self.seed}
-        for name, of_method in [("paper", keras_ssd.settings.PAPER), ("continued", {"kd_weight": 0})]:
+        for name, options in [("paper", keras_ssd.PAPER), ("continued", {"kd_weight": 0})]:
             model = self.model(start)
-            ssd = keras_ssd.wrap(model, **({"teacher": "snapshot"} if name == "paper" else {}), **of_method, **options)
+            ssd = keras_ssd.wrap(model, **{**options, "ema_momentum": MOMENTUM, "seed": self.seed})
             weights[name] = self.fit(ssd, self.epochs - half)[-1]
             weights[f"{name}, averaged"] = model.get_weights()
         found = {}
