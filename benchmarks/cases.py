@@ -47,7 +47,7 @@ class Case:
 
     title: str
     build: object
-    n_teachers: int
+    num_teachers: int
     input_shape: tuple = (128, 9)
     # For each kind of teacher the ratio to the plain step that is to be reached; `None`: 1.15 times the floor.
     targets: dict = dataclasses.field(default_factory=lambda: {"self": None})
@@ -57,8 +57,8 @@ class Case:
     # Other ways to distil. 30 calls of a large network take minutes to compile.
     rivals: tuple = ("naive", "distiller")
 
-    def floor_and_target(self, teacher, n_teachers):
-        least = floor(self.build(), teacher, n_teachers)
+    def floor_and_target(self, teacher, num_teachers):
+        least = floor(self.build(), teacher, num_teachers)
         return least, self.targets[teacher] or 1.15 * least
 
 
@@ -97,34 +97,34 @@ def compiled(model):
     return model
 
 
-def build_variant(case, variant, n_teachers, chunk=None):
+def build_variant(case, variant, num_teachers, chunk=None):
     """A compiled model, trained as `variant` says: `"plain"`, `"naive"`, `"distiller"` or a kind of teacher."""
     keras.utils.set_random_seed(0)
     model = case.build()
     if variant == "plain":
         return compiled(model)
     if variant == "naive":
-        return compiled(NaiveTeachers(model, n_teachers))
+        return compiled(NaiveTeachers(model, num_teachers))
     if variant == "distiller":
         return _distiller(case, model)
     # One teacher leaves nothing to choose by similarity.
-    options = case.options | ({"similarity": "uniform"} if n_teachers == 1 else {})
-    return compiled(keras_ssd.wrap(model, variant, n_teachers=n_teachers, teacher_chunk=chunk, **options))
+    options = case.options | ({"similarity": "uniform"} if num_teachers == 1 else {})
+    return compiled(keras_ssd.wrap(model, variant, num_teachers=num_teachers, teacher_chunk=chunk, **options))
 
 
 class NaiveTeachers(keras.Model):
     """The method in the most direct way: the whole network is called N times more in every step."""
 
-    def __init__(self, model, n_teachers):
+    def __init__(self, model, num_teachers):
         super().__init__()
         self.model = model
-        self.n_teachers = n_teachers
+        self.num_teachers = num_teachers
         self.built = True
 
     def call(self, x, training=None):
         outputs = self.model(x, training=training)
         if training:
-            teachers = [ops.stop_gradient(self.model(x, training=True)) for _ in range(self.n_teachers)]
+            teachers = [ops.stop_gradient(self.model(x, training=True)) for _ in range(self.num_teachers)]
             teachers = ops.stack(teachers, axis=1)
             target = guided_target(guidance_weights(similarity_scores(outputs, teachers)), teachers)
             self.add_loss(ops.mean(ops.square(outputs - target)))
@@ -138,7 +138,7 @@ def _distiller(case, model):
     return compiled(distiller)
 
 
-def floor(model, teacher, n_teachers):
+def floor(model, teacher, num_teachers):
     """The least cost of a step over that of the plain model's, counted in forward passes: a plain step is 3.
 
     Only what lies behind the first dropout has to be repeated. A teacher that shares the student's weights shares
@@ -148,7 +148,7 @@ def floor(model, teacher, n_teachers):
     noisy = [_has_dropout(layer) for layer in model.layers]
     repeated = sum(costs[noisy.index(True) :]) / sum(costs)
     prefix = 0.0 if teacher == "self" else 1.0 - repeated
-    return (3 + prefix + n_teachers * repeated) / 3
+    return (3 + prefix + num_teachers * repeated) / 3
 
 
 def _has_dropout(layer):

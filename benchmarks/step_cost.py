@@ -23,7 +23,7 @@ from cases import CASES, batch_of, build_variant
 BACKEND = keras.backend.backend()
 RESULTS = pathlib.Path(__file__).parent / "results"
 COLUMNS = (
-    "backend experiment case variant n_teachers batch chunk step_ms ratio ratio_min ratio_max cpu_ratio floor target "
+    "backend experiment case variant num_teachers batch chunk step_ms ratio ratio_min ratio_max cpu_ratio floor target "
     "first_step_s first_step_ratio first_step_cpu_ratio peak_mb growth_mb"
 ).split()
 
@@ -101,7 +101,7 @@ def compare(steppers, seconds, repeats=5):
 
 
 def measure(case_name, variants, seconds, batch=64, experiment="table"):
-    """Compare variants, `(name, n_teachers, chunk)`, with the plain model; a row of results for each."""
+    """Compare variants, `(name, num_teachers, chunk)`, with the plain model; a row of results for each."""
     case = CASES[case_name]
     steppers, rows = {}, []
     for variant in [("plain", 0, None), *variants]:
@@ -111,15 +111,15 @@ def measure(case_name, variants, seconds, batch=64, experiment="table"):
     times = compare(steppers, seconds)
     plain, *_ = times.values()
     first_steps = [stepper.first_step for stepper in steppers.values()]
-    for (name, n_teachers, chunk), first_step in zip(steppers, first_steps, strict=True):
-        own = times[name, n_teachers, chunk]
+    for (name, num_teachers, chunk), first_step in zip(steppers, first_steps, strict=True):
+        own = times[name, num_teachers, chunk]
         ratios = [one[0] / other[0] for one, other in zip(own, plain, strict=True)]
         row = {
             "backend": BACKEND,
             "experiment": experiment,
             "case": case_name,
             "variant": name,
-            "n_teachers": n_teachers,
+            "num_teachers": num_teachers,
             "batch": batch,
             "chunk": chunk,
             "step_ms": 1000 * _median(own, 0),
@@ -132,7 +132,7 @@ def measure(case_name, variants, seconds, batch=64, experiment="table"):
             "first_step_cpu_ratio": first_step[1] / first_steps[0][1],
         }
         if name in case.targets:
-            row["floor"], row["target"] = case.floor_and_target(name, n_teachers)
+            row["floor"], row["target"] = case.floor_and_target(name, num_teachers)
         rows.append(row)
     keras.backend.clear_session()
     return rows
@@ -178,15 +178,15 @@ def memory_of(case_name, variant, batch):
 def measure_memory(case_name, variants, batch=64):
     plain = memory_of(case_name, ("plain", 0, None), batch)
     rows = []
-    for name, n_teachers, chunk in variants:
-        peak = memory_of(case_name, (name, n_teachers, chunk), batch)
+    for name, num_teachers, chunk in variants:
+        peak = memory_of(case_name, (name, num_teachers, chunk), batch)
         rows.append(
             {
                 "backend": BACKEND,
                 "experiment": "memory",
                 "case": case_name,
                 "variant": name,
-                "n_teachers": n_teachers,
+                "num_teachers": num_teachers,
                 "batch": batch,
                 "chunk": chunk,
                 "peak_mb": peak,
@@ -204,9 +204,9 @@ def warm_up():
 
 
 def table_variants(case, quick):
-    own = [(teacher, case.n_teachers, None) for teacher in case.targets]
+    own = [(teacher, case.num_teachers, None) for teacher in case.targets]
     rivals = [] if quick and case is not CASES["head"] else case.rivals
-    return own + [(rival, 1 if rival == "distiller" else case.n_teachers, None) for rival in rivals]
+    return own + [(rival, 1 if rival == "distiller" else case.num_teachers, None) for rival in rivals]
 
 
 def run(case_names, experiments, quick):
@@ -242,7 +242,7 @@ def print_table(rows):
     )
     print("| " + head.replace(", ", " | ") + " |\n" + "|---" * len(head.split(", ")) + "|")
     for row in rows:
-        cells = [row["case"], row["variant"], row["n_teachers"], row["batch"], row["chunk"] or ""]
+        cells = [row["case"], row["variant"], row["num_teachers"], row["batch"], row["chunk"] or ""]
         if "ratio" in row:
             missed = " !" if row["ratio"] > row.get("target", float("inf")) else ""
             cells.append(f"{row['step_ms']:.2f}")
@@ -270,10 +270,10 @@ def draw(rows, path):
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-    rows = [row for row in rows if row["experiment"] == "teachers" and row["n_teachers"]]
+    rows = [row for row in rows if row["experiment"] == "teachers" and row["num_teachers"]]
     for case, variant in dict.fromkeys((row["case"], row["variant"]) for row in rows):
         line = [row for row in rows if (row["case"], row["variant"]) == (case, variant)]
-        counts = [row["n_teachers"] for row in line]
+        counts = [row["num_teachers"] for row in line]
         color = axes.plot(counts, [row["ratio"] for row in line], "o-", label=f"{case}, {variant}")[0].get_color()
         if "floor" in line[0]:
             axes.plot(counts, [row["floor"] for row in line], ":", color=color)

@@ -39,7 +39,7 @@ AUGMENTATION = {
     "strong": strong_augmentation,
     "unturned": lambda: ([], [aug.Scaling(0.2), aug.Jitter(0.1), aug.TimeMask(0.5)]),
 }
-# `kd_weight=None`: no wrapper at all; 0: averaged weights only.
+# `teacher=None`: no wrapper at all; `kd_weight=0`: averaged weights only.
 PLAIN = dict(augmentation="none", teacher=None)
 AVERAGED = dict(augmentation="none", teacher="ema", kd_weight=0)
 EMA = dict(
@@ -49,10 +49,11 @@ EMA = dict(
     temperature=1.0,
     ratio=3,
     augmented_teachers=False,
-    n_teachers=8,
+    num_teachers=8,
+    kd_sample_weight=False,
 )
 WARM = dict(EMA, teacher="snapshot", kd_weight=1.0, distill="outputs", similarity="kl", percentile=0, warm=True)
-ONE = dict(n_teachers=1, similarity="uniform", stochastic_layers=())
+ONE = dict(num_teachers=1, similarity="uniform", stochastic_layers=())
 RAMPED = dict(EMA, ramp=10)
 VARIANTS = {
     "plain": PLAIN,
@@ -60,14 +61,11 @@ VARIANTS = {
     "averaged, strong": dict(AVERAGED, augmentation="strong"),
     "snapshot, 1": WARM,
     "ema, 1, ramp": dict(RAMPED, kd_weight=1.0),
-    "snapshot, 3, confidence": dict(WARM, kd_weight=3.0, confidence_weighted=True),
-    "ema, 3, ramp, confidence": dict(RAMPED, confidence_weighted=True),
     "warm ema, 3": dict(WARM, teacher="ema", kd_weight=3.0),
     "averaged, weak": dict(AVERAGED, augmentation="weak"),
     "averaged, rotation": dict(AVERAGED, augmentation="rotation"),
     "averaged, unturned": dict(AVERAGED, augmentation="unturned"),
     "snapshot, 4, T 0.5": dict(WARM, kd_weight=4.0, temperature=0.5),
-    "snapshot, 1, confidence": dict(WARM, confidence_weighted=True),
     "warm ema, 1": dict(WARM, teacher="ema"),
     "snapshot, 10": dict(WARM, kd_weight=10.0),
     "snapshot, 1, teachers augmented": dict(WARM, augmented_teachers=True),

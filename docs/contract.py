@@ -118,7 +118,7 @@ def main():
 
     collector = Collector()
     test = str(DOCS.parent / "tests" / "test_contract.py")
-    options = ["-q", "-m", "", "-p", "no:cacheprovider", *sys.argv[1:]]
+    options = ["-q", "-m", "", "--compiled", "-p", "no:cacheprovider", *sys.argv[1:]]
     status = pytest.main([test + "::test_feature", *options], plugins=[collector])
     backend = keras.backend.backend()
     new = [

@@ -176,7 +176,7 @@ def run_folds(dataset, arguments):
 
         def train(seed, subject=subject):
             task, x_test, y_test = make_fold(dataset, n_classes, subject, seed)
-            runs = comparison.compare(task, arguments.setting, arguments.n_teachers, seed, arguments.epochs)
+            runs = comparison.compare(task, arguments.setting, arguments.num_teachers, seed, arguments.epochs)
             return {method: comparison.scores(run, x_test, y_test, n_classes) for method, run in runs.items()}
 
         key = {"dataset": "-".join(arguments.levels), "signal": arguments.signal, "subject": str(subject)}

@@ -7,7 +7,7 @@ averaged`.
 
 Example:
     task = comparison.Task("digits", build, training=(x, y), validation=(x_val, y_val), batch_size=16)
-    runs = comparison.compare(task, setting="self", n_teachers=None, seed=0, epochs=100)
+    runs = comparison.compare(task, setting="self", num_teachers=None, seed=0, epochs=100)
     rows = [{"method": method, **comparison.scores(run, x_test, y_test, 10)} for method, run in runs.items()]
 """
 
@@ -116,13 +116,13 @@ def fit(method, model, task, seed, epochs, first_epoch=0, callbacks=()):
     return Run(model, history.history, first_epoch, progress.steady())
 
 
-def distiller(model, setting, n_teachers, seed):
+def distiller(model, setting, num_teachers, seed):
     if setting == "paper":
-        return keras_ssd.SSDModel.paper(model)
-    return keras_ssd.wrap(model, teacher=setting, n_teachers=n_teachers, seed=seed)
+        return keras_ssd.wrap(model, **keras_ssd.PAPER)
+    return keras_ssd.wrap(model, teacher=setting, num_teachers=num_teachers, seed=seed)
 
 
-def compare(task, setting, n_teachers, seed, epochs):
+def compare(task, setting, num_teachers, seed, epochs):
     """Trains plain, distilled and, where plain is no fair comparison, the control. Returns their runs by name."""
     warm_start = setting in ("snapshot", "paper")
     stop_early = keras.callbacks.EarlyStopping(patience=PATIENCE, restore_best_weights=True)
@@ -133,9 +133,9 @@ def compare(task, setting, n_teachers, seed, epochs):
     if control := CONTROLS.get(setting):
         model = new_model(task.build, seed, weights)
         if control == "plain, averaged":
-            model = keras_ssd.wrap(model, kd_weight=0, average=True)  # evaluates no teachers
+            model = keras_ssd.wrap(model, kd_weight=0, ema_momentum=0.99)  # evaluates no teachers
         runs[control] = fit(control, model, task, seed, epochs, first_epoch)
-    ssd = distiller(new_model(task.build, seed, weights), setting, n_teachers, seed)
+    ssd = distiller(new_model(task.build, seed, weights), setting, num_teachers, seed)
     runs["distilled"] = fit(f"distilled ({setting})", ssd, task, seed, epochs, first_epoch)
     return runs
 
@@ -238,9 +238,9 @@ def add_options(parser, out, epochs, n_seeds=3):
 def parse(parser, argv):
     """Parses and adds `setting`, what the distilled model is trained by, and `setting_name`, with its teachers."""
     arguments = parser.parse_args(argv)
-    if arguments.paper and arguments.n_teachers is not None:
+    if arguments.paper and arguments.num_teachers is not None:
         parser.error("--paper fixes the number of teachers: leave --n-teachers out or use --teacher snapshot")
     arguments.setting = "paper" if arguments.paper else arguments.teacher
-    n_teachers = arguments.n_teachers
-    arguments.setting_name = arguments.setting if n_teachers is None else f"{arguments.setting}-{n_teachers}"
+    num_teachers = arguments.num_teachers
+    arguments.setting_name = arguments.setting if num_teachers is None else f"{arguments.setting}-{num_teachers}"
     return arguments

@@ -52,7 +52,7 @@ def conv_net(dataset):
 def new_model(dataset, arguments):
     model = conv_net(dataset)
     model.compile(keras.optimizers.Adam(LEARNING_RATE), "sparse_categorical_crossentropy", metrics=["accuracy"])
-    return keras_ssd.wrap(model, teacher=arguments.teacher, n_teachers=8)
+    return keras_ssd.wrap(model, teacher=arguments.teacher, num_teachers=8)
 
 
 def batches(dataset):
@@ -167,14 +167,14 @@ def processes(dataset, arguments):
             loss = module(keras.ops.convert_to_tensor(x[rows]), keras.ops.convert_to_tensor(y[rows]))
             loss.backward()
             optimizer.step()
-            if ssd.averages:
+            if ssd._averages:
                 ssd.update_average()
             losses.append(loss.item())
         if arguments.process == 0:
             progress.on_epoch_end(epoch, {"loss": np.mean(losses)})
     if arguments.process == 0:
         progress.on_train_end()
-    if ssd.averages:
+    if ssd._averages:
         ssd.write_average()
     # The group ends with the process: destroyed while `module` still holds it, it was seen to wait for ever.
     return ssd, getattr(progress, "seconds", 0.0)

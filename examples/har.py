@@ -108,7 +108,7 @@ def run_dataset(dataset, arguments):
 
     def train(seed):
         task = make_task(dataset, arguments.label_fraction, seed)
-        runs = comparison.compare(task, arguments.setting, arguments.n_teachers, seed, arguments.epochs)
+        runs = comparison.compare(task, arguments.setting, arguments.num_teachers, seed, arguments.epochs)
         test = dataset.x_test, dataset.y_test, dataset.n_classes
         scores = {method: comparison.scores(run, *test) for method, run in runs.items()}
         if seed == arguments.seeds[0]:

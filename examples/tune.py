@@ -36,7 +36,7 @@ import ucr_data
 # What stands in the heat map is a list of choices, so that its cells are met more than once.
 SPACE = {
     "similarity": "kl",
-    "n_teachers": 8,
+    "num_teachers": 8,
     "kd_weight": [0.1, 0.3, 1.0],
     "temperature": [1.0, 2.0, 4.0, 8.0],
     "percentile": [0.0, 50.0, 90.0],

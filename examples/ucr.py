@@ -62,7 +62,7 @@ def compare(dataset, arguments, seed):
         (dataset.x_train[validation], dataset.y_train[validation]),
         BATCH_SIZE,
     )
-    return comparison.compare(task, arguments.setting, arguments.n_teachers, seed, arguments.epochs)
+    return comparison.compare(task, arguments.setting, arguments.num_teachers, seed, arguments.epochs)
 
 
 def plot(runs, dataset, path):
@@ -71,7 +71,7 @@ def plot(runs, dataset, path):
     curves, heat_maps = figure.subplots(2, 2)
     comparison.plot_curves(runs, dataset.name, *curves)
     ssd, batch = runs["distilled"].trained, dataset.x_train[:BATCH_SIZE]
-    before, after = ssd.teacher_weights(batch, percentile=0), ssd.teacher_weights(batch)
+    before, after = ssd.guidance_weights(batch, percentile=0), ssd.guidance_weights(batch)
     for axes, weights, when in zip(heat_maps, (before, after), ("before", "after"), strict=True):
         image = axes.imshow(weights, aspect="auto", vmin=0)
         axes.set(title=f"teachers' weights {when} the percentile filter", xlabel="teacher", ylabel="sample")

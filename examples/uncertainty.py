@@ -37,15 +37,15 @@ def entropy(probabilities):
     return -np.sum(probabilities * np.log(np.maximum(probabilities, 1e-30)), axis=-1)
 
 
-def predictions(models, x, n_passes, seed):
+def predictions(models, x, num_passes, seed):
     """For each method probabilities `(windows, classes)` and predictive entropy `(windows,)`."""
     told = {}
     for name, model in models.items():
         probabilities = model.predict(x, verbose=0)
         told[name] = probabilities, entropy(probabilities)
     for name, model in models.items():
-        passes = keras_ssd.predict_stochastic(model, x, n_passes=n_passes, seed=seed, verbose=0)
-        told[f"{name}, {n_passes} passes"] = passes.mean, passes.predictive_entropy
+        passes = keras_ssd.predict_stochastic(model, x, num_passes=num_passes, seed=seed, verbose=0)
+        told[f"{name}, {num_passes} passes"] = passes.mean, passes.predictive_entropy
     return told
 
 
@@ -119,7 +119,7 @@ def main(argv=None):
             models[method] = deploy.train(task, method, arguments.seed, arguments.epochs)
         else:
             models[method] = keras.models.load_model(arguments.models / file)
-    told = predictions(models, x, arguments.n_passes, arguments.seed)
+    told = predictions(models, x, arguments.num_passes, arguments.seed)
     rows = pd.DataFrame({method: scores(*one, y) for method, one in told.items()}).T
     print(f"\n{task.name}, {keras.backend.backend()}, {len(x)} test windows")
     print(rows.to_string(float_format="{:.4f}".format))

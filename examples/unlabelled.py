@@ -89,7 +89,7 @@ def run(dataset, fraction, ratio, augment, seed, epochs, n_steps):
         steps_per_epoch=n_steps,
     )
     for method, data in (("distilled, labelled", evenly(labelled)), ("distilled, all windows", mixed)):
-        ssd = keras_ssd.SSDModel.semi_supervised(new_model(teacher), seed=seed, augmented_teachers=not augment)
+        ssd = keras_ssd.wrap(new_model(teacher, **keras_ssd.SEMI_SUPERVISED), seed=seed, augmented_teachers=not augment)
         runs[method] = train(method, ssd, epochs - epochs // 2, data)
     runs["all labels"] = train("all labels", new_model(), epochs, evenly(everything))
     return runs

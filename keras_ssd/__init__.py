@@ -19,14 +19,17 @@ except ModuleNotFoundError as error:
 
 from keras_ssd import augmentation, callbacks, guidance, plotting
 from keras_ssd._version import __version__
-from keras_ssd.joining import join_unlabelled
 from keras_ssd.model import SSDModel
+from keras_ssd.settings import PAPER, SEMI_SUPERVISED
 from keras_ssd.uncertainty import predict_stochastic
+from keras_ssd.unlabelled import join_unlabelled
 from keras_ssd.wrapping import wrap
 
 del keras
 
 __all__ = [
+    "PAPER",
+    "SEMI_SUPERVISED",
     "SSDModel",
     "__version__",
     "augmentation",

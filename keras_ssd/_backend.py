@@ -149,38 +149,17 @@ def after_train_step(model, result, update):
     return logs, (trainable, [scope.get_current_value(v) for v in variables], *others)
 
 
-def update_metrics(model, y, y_pred, unweighted, weighted):
-    """Update the compiled metrics of a model, those that were not to be weighted (`metrics`) with weights as well.
-
-    Keras has no exported way to weight them: what is asked of `CompileMetrics` here is not exported.
-
-    Args:
-        model: the model.
-        y: targets.
-        y_pred: outputs.
-        unweighted: weights for `metrics`, structured as `y`.
-        weighted: weights for `weighted_metrics`, structured as `y`.
-    """
-    compiled = model._compile_metrics
-    if compiled is None:
-        return
-    if not compiled.built:
-        compiled.build(y, y_pred)
-    targets, outputs, *weights = map(compiled._flatten_y, (y, y_pred, unweighted, weighted))
-    for metrics, those in zip((compiled._flat_metrics, compiled._flat_weighted_metrics), weights, strict=True):
-        if not any(metrics):  # Keras 3.6 holds a single None then, however many outputs there are
-            continue
-        for of_output, *arguments in zip(metrics, targets, outputs, those, strict=True):
-            if of_output:
-                of_output.update_state(*arguments)
-
-
 def compile_arguments(model):
     """The very objects that `model.compile` was called with, as keyword arguments (`_compile_config`: not exported).
 
     The exported `get_compile_config` serialises them, which loses functions and classes that are not registered.
     """
     return dict(model._compile_config.config)
+
+
+def compile_record(model):
+    """What a model notes of the `compile` before: another object after each; `None` if it was never compiled."""
+    return getattr(model, "_compile_config", None) if model.compiled else None
 
 
 def copied(settings):

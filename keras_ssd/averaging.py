@@ -1,55 +1,169 @@
-"""The moving average of a student's weights from one `fit` to the next: when it is fed, lent and taken back."""
+"""Held copies of weights, and the moving average of a student's: when it is fed, lent and taken back."""
 
+from collections.abc import Sequence
+from typing import Any
+
+import keras
 import numpy as np
 from keras import ops
+
+from keras_ssd._typing import Tensor
+from keras_ssd.noise import parts_of
+
+
+class HeldWeights(keras.layers.Layer):
+    """A copy of a model's weights: a snapshot, a moving average, or another network's.
+
+    Args:
+        weights: the variables to copy; later calls take them in the same order.
+
+    Attributes:
+        held: the copies, in the order of `weights`.
+        steps: how often the weights were averaged, or a snapshot was taken since the model was wrapped.
+        is_deployed: 1 while the student carries this average, 0 while it carries its own weights.
+    """
+
+    def __init__(self, weights: Sequence[Any], **kwargs: Any) -> None:
+        super().__init__(trainable=False, **kwargs)
+        self.steps = self.add_weight(shape=(), initializer="zeros", dtype="int32", trainable=False, name="steps")
+        self.is_deployed = self.add_weight(
+            shape=(), initializer="zeros", dtype="int32", trainable=False, name="is_deployed"
+        )
+        self.held = [
+            # Exact values: mixed precision must not round them when they are read inside a layer.
+            self.add_weight(
+                shape=v.shape,
+                initializer="zeros",
+                dtype=v.dtype,
+                trainable=False,
+                autocast=False,
+                # A layout map of `keras.distribution.ModelParallel` finds the copy by what it says of the original.
+                name=v.path.replace("/", "_"),
+                **_aggregation(v),
+            )
+            for v in weights
+        ]
+        self.built = True
+        self.copy(weights)
+
+    def copy(self, weights: Sequence[Any]) -> None:
+        """Take the current values of `weights`. Through NumPy: on JAX two variables must not share a buffer."""
+        for held, variable in zip(self.held, weights, strict=True):
+            held.assign(ops.convert_to_numpy(variable.value))
+
+    def write(self, weights: Sequence[Any]) -> None:
+        """Assign the held values to `weights`."""
+        for held, variable in zip(self.held, weights, strict=True):
+            variable.assign(ops.convert_to_numpy(held.value))
+
+    def values(self, weights: Sequence[Any]) -> list[tuple[Any, Tensor]]:
+        """Return `(variable, held value)` pairs for `keras.StatelessScope`."""
+        return [(variable, held.value) for held, variable in zip(self.held, weights, strict=True)]
+
+    def average(self, weights: Sequence[Any], momentum: float) -> None:
+        """Move towards `weights`: `held = m * held + (1 - m) * weights` with `m = min(momentum, t / (t + 9))`.
+
+        `t` counts the calls, so that the first call copies and the start of training is soon forgotten.
+        """
+        t = ops.cast(self.steps.value, "float32")
+        m = ops.minimum(momentum, t / (t + 9.0))
+        for held, variable in zip(self.held, weights, strict=True):
+            value = ops.stop_gradient(variable.value)
+            if keras.backend.is_float_dtype(held.dtype):
+                keep = ops.cast(m, held.dtype)
+                value = keep * held.value + (1 - keep) * value
+            held.assign(value)
+        self.steps.assign(self.steps.value + 1)
+        self.is_deployed.assign(ops.zeros_like(self.is_deployed.value))
 
 
 class Averaging:
     """Feeds the moving average, and lends it to the student between two `fit`s.
 
+    The student carries its own, raw weights while it is trained, and the average at all other times: from the end of
+    `fit` (or `write_average`) to the next training step. So outside of training there is one set of weights, the
+    student's, which anybody may change; the next training finds out.
+
     A plain object: the average itself is state that Keras saves with the model, and nothing of this is.
 
     Args:
         student: the `keras.Model` that is trained.
-        average: a `teachers.HeldWeights` of its weights.
+        average: the `HeldWeights` of `averaged_variables(student)`.
         momentum: of the average, 0-1.
     """
 
-    def __init__(self, student, average, momentum):
+    def __init__(self, student: keras.Model, average: HeldWeights, momentum: float) -> None:
         self._student, self._average, self._momentum = student, average, momentum
-        self._has_begun = False
-        self._lent = None  # while the student carries the average: its own weights, and what it was given
+        self.variables = averaged_variables(student)
+        self._lent: tuple[list[np.ndarray], list[np.ndarray]] | None = None  # raw weights, and what was lent
 
-    def begin(self):
-        """Before the average was ever fed, it is whatever the student is, also if that was loaded after wrapping."""
-        if not self._has_begun:
-            self._has_begun = int(ops.convert_to_numpy(self._average.steps.value)) > 0
-            if not self._has_begun:
-                self._average.copy(self._student.weights)
+    @property
+    def is_in_training(self) -> bool:
+        """Whether the student carries raw weights, so that evaluation has to look at the average instead."""
+        return _number(self._average.steps) > 0 and not _number(self._average.is_deployed)
 
-    def update(self):
+    def update(self) -> None:
         """Take one step towards the student's weights."""
-        self._average.average(self._student.weights, self._momentum)
+        self._average.average(self.variables, self._momentum)
 
-    def lend(self):
-        """Give the student the average, until `take_back`."""
-        own = _arrays(self._student.weights)
-        self._average.write(self._student.weights)
-        self._lent = own, _arrays(self._student.weights)
-
-    def take_back(self):
-        """Go on from where the last `fit` ended, not from the average, unless the weights were changed since."""
-        lent, self._lent = self._lent, None
-        if lent is None:
+    def lend(self) -> None:
+        """Give the student the average, until training goes on."""
+        if not self.is_in_training:
             return
-        own, given = lent
-        # The average is looked at, too: both may have been loaded from a file.
-        for weights in (self._student.weights, self._average.held):
-            if not all(np.array_equal(ops.convert_to_numpy(v), w) for v, w in zip(weights, given, strict=True)):
-                return
-        for variable, value in zip(self._student.weights, own, strict=True):
-            variable.assign(value)
+        raw = arrays(self.variables)
+        self._average.write(self.variables)
+        self._average.is_deployed.assign(np.ones((), "int32"))
+        self._lent = raw, arrays(self.variables)
+
+    def take_back(self) -> None:
+        """Before training: go on from the raw weights of the training before.
+
+        An average belongs to the weights it was made of: where the student was given others since, it begins anew with
+        those. A layer that was frozen since keeps what it has.
+        """
+        lent, self._lent = self._lent, None
+        if self.is_in_training:
+            return
+        self._average.is_deployed.assign(np.zeros((), "int32"))
+        carried, held = arrays(self.variables), arrays(self._average.held)
+        if _number(self._average.steps) == 0 or not _equal(carried, held):
+            self._average.copy(self.variables)
+            self._average.steps.assign(np.zeros((), "int32"))
+        elif lent is not None and _equal(carried, lent[1]):
+            # Not after both were loaded from a file: what was lent is gone then.
+            frozen = {id(v) for layer in parts_of(self._student) if not layer.trainable for v in layer.weights}
+            for variable, value in zip(self.variables, lent[0], strict=True):
+                if id(variable) not in frozen:
+                    variable.assign(value)
 
 
-def _arrays(weights):
-    return [np.array(ops.convert_to_numpy(v.value)) for v in weights]
+def averaged_variables(model: keras.Model) -> list[Any]:
+    """Return the weights of a model that can be averaged: all but the states of stateful recurrent layers."""
+    stateful = [layer for layer in parts_of(model) if getattr(layer, "stateful", False)]
+    states = {id(state) for layer in stateful for state in keras.tree.flatten(getattr(layer, "states", None))}
+    return [v for v in model.weights if id(v) not in states]
+
+
+def arrays(variables: Sequence[Any]) -> list[np.ndarray]:
+    """Return copies of the values of variables."""
+    return [np.array(ops.convert_to_numpy(v.value)) for v in variables]
+
+
+def _equal(first: list[np.ndarray], second: list[np.ndarray]) -> bool:
+    return all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def _number(variable: Any) -> int:
+    return int(ops.convert_to_numpy(variable.value))
+
+
+def _aggregation(variable: Any) -> dict[str, str]:
+    """Return how the replicas of `tf.distribute` agree on the average of a variable, as arguments of `add_weight`.
+
+    What is trained is the same on all of them, so Keras' default does, which is not called the same in all versions.
+    Statistics (BatchNormalization) are each replica's own in Keras; the teacher should be one network, so it holds
+    their mean.
+    """
+    if variable.trainable:
+        return {}
+    return {"aggregation": "mean" if keras.backend.is_float_dtype(variable.dtype) else "only_first_replica"}

@@ -1,16 +1,20 @@
-"""The distillation term of one training step: what is put out, how teachers are weighted, what the student loses."""
+"""The distillation term of one training step: how the teachers are weighted, and what the student loses."""
 
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
-from keras import ops
+import keras
+from keras import ops, tree
 
 from keras_ssd._backend import wide
+from keras_ssd._typing import Tensor
 from keras_ssd.guidance import guidance_weights, guided_target, similarity_scores
-from keras_ssd.losses import finite_or, mean_weight, representation_loss, weights_per_output
+from keras_ssd.outputs import Output, finite_or
+from keras_ssd.settings import Settings
 from keras_ssd.teachers import flatten_features
 
 
-class Passes(NamedTuple):
+class StepOutputs(NamedTuple):
     """What the student and its teachers put out for one batch.
 
     Attributes:
@@ -20,13 +24,13 @@ class Passes(NamedTuple):
         teacher_representations: `(batch, teachers, features)`, or `None`.
     """
 
-    outputs: list
-    representation: Any
-    teacher_outputs: list
-    teacher_representations: Any
+    outputs: list[Tensor]
+    representation: Tensor | None
+    teacher_outputs: list[Tensor]
+    teacher_representations: Tensor | None
 
     @property
-    def compared(self):
+    def compared(self) -> tuple[Tensor, Tensor]:
         """What student and teachers are compared by, `(batch, features)` and `(batch, teachers, features)`.
 
         Their representations, or their first output where there are none.
@@ -36,15 +40,17 @@ class Passes(NamedTuple):
         return self.representation, self.teacher_representations
 
 
-def teacher_weights(passes, distances, settings, percentile=None):
-    """The teachers' weights.
+def weigh_teachers(
+    step: StepOutputs, outputs: Sequence[Output], settings: Settings, percentile: float | None = None
+) -> Tensor:
+    """Return the guidance weights of the teachers.
 
     The gradient passes through the scores of representations, as in the paper's released code, but not through those of
     outputs ("kl"): a student that is taught by itself could lower the term by choosing teachers.
 
     Args:
-        passes: a `Passes`.
-        distances: the `losses.OutputDistance` of each output, where outputs are compared.
+        step: a `StepOutputs`.
+        outputs: the `Output` of each output.
         settings: a `Settings`.
         percentile: overrides that of the settings. Defaults to `None`.
 
@@ -52,38 +58,69 @@ def teacher_weights(passes, distances, settings, percentile=None):
         `(batch, teachers)`, every row sums to 1.
     """
     if settings.similarity == "kl":
-        triples = zip(distances, passes.outputs, passes.teacher_outputs, strict=True)
-        scores = sum(one.scores(own, theirs) for one, own, theirs in triples if one.weight > 0)
+        triples = zip(outputs, step.outputs, step.teacher_outputs, strict=True)
+        scores = sum(output.scores(student, teachers) for output, student, teachers in triples if output.is_distilled)
     else:
-        scores = similarity_scores(*passes.compared, settings.similarity)
+        scores = similarity_scores(*step.compared, settings.similarity)
     percentile = settings.percentile if percentile is None else percentile
     return guidance_weights(scores, settings.guidance_temperature, percentile)
 
 
-def distillation_loss(passes, weights, distances, settings, sample_weight):
-    """The distance of the student from what its teachers, weighted, say: of outputs, representation or both.
+def distillation_loss(
+    step: StepOutputs,
+    guidance: Tensor,
+    outputs: Sequence[Output],
+    settings: Settings,
+    sample_weight: Tensor | None,
+) -> Tensor:
+    """Return the distance of the student from what its teachers, weighted, say: of outputs, representation or both.
 
     Args:
-        passes: a `Passes`.
-        weights: of the teachers, `(batch, teachers)`.
-        distances: the `losses.OutputDistance` of each output, where outputs are distilled.
+        step: a `StepOutputs`.
+        guidance: the weights of the teachers, `(batch, teachers)`.
+        outputs: the `Output` of each output.
         settings: a `Settings`.
-        sample_weight: the user's weights of the samples, one for all outputs or in their structure, or `None`.
+        sample_weight: the weights of the samples, one for all outputs or in their structure, or `None`.
 
     Returns:
         Scalar tensor.
     """
-    sample_weights = weights_per_output(sample_weight, len(passes.outputs))
+    sample_weights = weights_per_output(sample_weight, len(step.outputs))
     loss = 0.0
     if settings.distill != "representation":
-        of_outputs = zip(distances, passes.outputs, passes.teacher_outputs, sample_weights, strict=True)
-        for one, own, theirs, sample in of_outputs:
-            if one.weight == 0:
-                continue
-            confidence = one.confidence(weights, theirs) if settings.confidence_weighted else None
-            loss += one.loss(one.target(weights, own, theirs), own, sample, confidence)
+        of_outputs = zip(outputs, step.outputs, step.teacher_outputs, sample_weights, strict=True)
+        for output, student, teachers, weight in of_outputs:
+            if output.is_distilled:
+                loss += output.loss(output.target(guidance, student, teachers), student, weight)
     if settings.distill != "outputs":
-        own = wide(passes.representation)
-        target = finite_or(guided_target(weights, passes.teacher_representations), ops.stop_gradient(own))
+        own = wide(step.representation)
+        target = finite_or(guided_target(guidance, step.teacher_representations), ops.stop_gradient(own))
         loss += representation_loss(target, own, mean_weight(sample_weights))
     return loss
+
+
+def representation_loss(target: Tensor, student: Tensor, sample_weight: Tensor | None) -> Tensor:
+    """Return the mean squared error over batch and features, `mean_{b,d} (f_S - f_hat)^2`.
+
+    Args:
+        target: `(batch, features)`.
+        student: `(batch, features)`.
+        sample_weight: `(batch,)` or `None`.
+    """
+    loss = keras.losses.MeanSquaredError(dtype=keras.backend.standardize_dtype(target.dtype))
+    return loss(target, student, sample_weight=sample_weight)
+
+
+def weights_per_output(sample_weight: Tensor | None, num_outputs: int) -> list[Tensor | None]:
+    """Return the sample weights of each output: one for all, or a structure as the outputs'."""
+    flat = [None] if sample_weight is None else tree.flatten(sample_weight)
+    return flat if len(flat) == num_outputs else [flat[0]] * num_outputs
+
+
+def mean_weight(sample_weights: Sequence[Tensor | None]) -> Tensor | None:
+    """Return one weight for each sample, `(batch,)`: the mean over outputs, and over positions that are weighted."""
+    given = [wide(weight) for weight in sample_weights if weight is not None]
+    if not given:
+        return None
+    per_sample = [ops.mean(ops.reshape(weight, (ops.shape(weight)[0], -1)), axis=1) for weight in given]
+    return sum(per_sample) / len(per_sample)

@@ -1,7 +1,10 @@
 """A Keras model as a flat list of layer calls that can be run in parts, on other inputs and with other weights."""
 
 import contextlib
+import copy
 import functools
+import inspect
+from typing import Any
 
 import keras
 from keras import tree
@@ -54,6 +57,7 @@ class Graph:
         inputs: the symbolic inputs, structured as the model takes them.
         outputs: the symbolic outputs, a flat list.
         nested: `(model, its symbolic outputs)` for each call of a nested model that was taken apart.
+        moved: what `with_layers_behind` put in the place of symbolic tensors, by their `id`.
         is_opaque: whether the model is subclassed, so that nothing is known of its inside.
     """
 
@@ -61,6 +65,7 @@ class Graph:
         self.model = model
         self.steps = []
         self.nested = []
+        self.moved = {}
         self.is_opaque = not is_functional(model)
         if self.is_opaque:
             self.inputs, output = keras.KerasTensor((None,)), keras.KerasTensor((None,))
@@ -87,7 +92,9 @@ class Graph:
                 return args[0]
             return self._record(layer, *args, **kwargs)
 
-        if inputs is not None:
+        if inputs is None:
+            inputs = _new_inputs(marked)
+        else:
             inputs = tree.pack_sequence_as(marked.input, tree.flatten(inputs))
         replayed = keras.models.clone_model(marked, inputs, clone_function=lambda layer: layer, call_function=call)
         return replayed.input, [outputs[index] for index in range(len(markers))]
@@ -102,6 +109,36 @@ class Graph:
         outputs = layer(*args, **kwargs)
         self.steps.append(Step(layer, args, kwargs, tree.flatten(outputs)))
         return outputs
+
+    def with_layers_behind(self, layers):
+        """Return this graph with further layers behind some of its tensors; the graph itself stays as it is.
+
+        Args:
+            layers: pairs of a symbolic tensor and the layer through which it goes on to all that read it.
+
+        Returns:
+            A `Graph`, whose attribute `moved` maps the `id` of each of the tensors to what stands in its place.
+        """
+        if not layers:
+            return self
+        graph = copy.copy(self)
+        graph.steps, graph.moved = [], {}
+        behind = {id(tensor): layer for tensor, layer in layers}
+
+        def insert(tensors):
+            for x in tensors:
+                if id(x) in behind:
+                    moved = behind[id(x)](x)
+                    graph.steps.append(Step(behind[id(x)], (x,), {}, [moved]))
+                    graph.moved[id(x)] = moved
+
+        insert(tree.flatten(self.inputs))
+        for step in self.steps:
+            args, kwargs = tree.map_structure(lambda x: graph.moved.get(id(x), x), (step.args, step.kwargs))
+            graph.steps.append(Step(step.layer, args, kwargs, step.outputs))
+            insert(step.outputs)
+        graph.outputs = [graph.moved.get(id(x), x) for x in self.outputs]
+        return graph
 
     def needed(self, wanted, given=()):
         """The steps that lead from the symbolic tensors `given` (and the inputs) to those in `wanted`, in order."""
@@ -127,13 +164,27 @@ class Graph:
             output = self.outputs[0]
 
             def read(x, training):
-                results = None if all(t is not output for t in tensors) else self.model(x, training=training)
+                is_needed = any(t is output for t in tensors)
+                results = call_student(self.model, x, training) if is_needed else None
                 return [results if t is output else x for t in tensors]
 
             return read
         with _names_of_their_own(self.model):
             model = keras.Model(self.inputs, list(tensors))
         return lambda x, training: tree.flatten(model(x, training=training))
+
+
+def _new_inputs(model):
+    """Return new symbolic inputs like those of a model, in their structure."""
+    layers = {id(layer.output): layer for layer in model.operations if isinstance(layer, keras.layers.InputLayer)}
+
+    def like(x):
+        # Keras' own cloning would forget that an input is optional.
+        optional = getattr(layers.get(id(x)), "optional", False)
+        options = {"optional": True} if optional else {}
+        return keras.Input(batch_shape=x.shape, dtype=x.dtype, sparse=x.sparse, name=x.name, **options)
+
+    return tree.map_structure(like, model.input)
 
 
 def is_functional(model):
@@ -187,3 +238,16 @@ def _operations(model):
 def _takes_as_they_come(model, inputs):
     """Whether a nested model takes its inputs without the casts and reshapes that a call of it would do."""
     return [(len(x.shape), x.dtype) for x in tree.flatten(inputs)] == [(len(x.shape), x.dtype) for x in model.inputs]
+
+
+def takes_training(model: keras.Model) -> bool:
+    """Return whether the `call` of a model has an argument `training`, without which Keras trains it with noise off."""
+    if is_functional(model):
+        return True
+    parameters = inspect.signature(model.call).parameters
+    return "training" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+
+def call_student(model: keras.Model, inputs: Any, training: bool | None) -> Any:
+    """Call a model as Keras' own training step does, which says nothing of training to a `call` that does not ask."""
+    return model(inputs, training=training if takes_training(model) else False)

@@ -1,77 +1,100 @@
 """`SSDModel`: a Keras model whose training step distils the model's own stochastic passes into itself."""
 
 import contextlib
+import functools
 import inspect
 import threading
+from collections.abc import Iterator
+from typing import Any
 
 import keras
+import numpy as np
 from keras import ops, tree
 
-from keras_ssd import _backend
-from keras_ssd.averaging import Averaging
-from keras_ssd.distillation import Passes, distillation_loss, teacher_weights
-from keras_ssd.files import can_be_written_beside, written_beside
-from keras_ssd.graph import is_functional
+from keras_ssd import _backend, saving
+from keras_ssd._typing import Tensor
+from keras_ssd.averaging import Averaging, HeldWeights, averaged_variables
+from keras_ssd.distillation import StepOutputs, distillation_loss, weigh_teachers
+from keras_ssd.graph import Graph, call_student, is_functional
 from keras_ssd.guidance import guided_target
-from keras_ssd.joining import JoinedDataset
-from keras_ssd.labels import find_targets, for_metrics, for_task_loss, may_miss, missing_in, target_kinds
-from keras_ssd.losses import may_take_minus_one, output_distances, per_output
-from keras_ssd.restoring import check_config, restored
-from keras_ssd.settings import PAPER, SEMI_SUPERVISED, Settings, check_weight
-from keras_ssd.teachers import HeldWeights, Roles, resolve_kind
+from keras_ssd.outputs import Output, describe_outputs, output_form, teacher_logits
+from keras_ssd.settings import OPTIONS, Settings, check_weight
+from keras_ssd.student import StudentInterface, check_model, check_overrides
+from keras_ssd.teachers import StudentTeacherGraph, check_replaceable, output_structure, resolve_kind
 from keras_ssd.uncertainty import predict_stochastic
+from keras_ssd.unlabelled import JoinedDataset
 
 
-class _Phase(threading.local):
-    """What the current thread is doing: `tf.distribute` runs the replicas of one step in several threads."""
+class _TrainingStep(threading.local):
+    """What `call` hands to `compute_loss`, to which Keras passes nothing but the outputs.
 
-    training = None
-    evaluating = False
-    student_pass = None
+    Of each thread its own: `tf.distribute` runs the replicas of one step in several threads.
+
+    Attributes:
+        model: the model whose training step this thread runs.
+        student_pass: the representation, and what the teachers branch off from.
+    """
+
+    model: Any = None
+    student_pass: Any = None
 
 
-_phase = _Phase()
+class _Evaluation(threading.local):
+    """Whether this thread evaluates, so that logs hold nothing of teachers."""
+
+    is_running = False
+
+
+_step, _evaluation = _TrainingStep(), _Evaluation()
 
 
 @contextlib.contextmanager
-def _in_phase(**changes):
-    before = {name: getattr(_phase, name) for name in changes}
-    for name, value in changes.items():
-        setattr(_phase, name, value)
+def _set(scope: Any, **values: Any) -> Iterator[None]:
+    before = {name: getattr(scope, name) for name in values}
+    vars(scope).update(values)
     try:
         yield
     finally:
-        for name, value in before.items():
-            setattr(_phase, name, value)
+        vars(scope).update(before)
 
 
-class _Steering:
-    """What callbacks set for the length of a `fit`, and what is known of its data.
-
-    A plain object: none of it is state that Keras should save.
+class _FitState:
+    """What is true for the length of a `fit`. A plain object: none of it is state that Keras should save.
 
     Attributes:
-        teaching: whether training steps run the teachers.
-        figures: a metric that is shown the teachers of every training step, or `None`.
-        labels_may_miss: whether the data might hold samples without a target, as far as is known.
+        is_running: whether `fit` runs.
+        teaches: whether training steps run the teachers.
+        statistics: a metric that is shown the teachers of every training step, or `None`.
         joined_dataset: what `fit` trains on, if `join_unlabelled` made it.
+        trained: the optimizer of the last training, and the `id`s of the variables that it trained.
     """
 
-    teaching = True
-    figures = None
-    labels_may_miss = False
-    joined_dataset = None
+    is_running = False
+    teaches = True
+    statistics: Any = None
+    joined_dataset: JoinedDataset | None = None
+    trained: tuple[Any, list[int]] = (None, [])
 
 
 @keras.saving.register_keras_serializable(package="keras_ssd")
-class SSDModel(keras.Model):
+class SSDModel(StudentInterface, keras.Model):
     """A model that is trained by stochastic self-distillation (arXiv 2504.14307).
 
-    One training step evaluates the student once and a teacher, the same network by default, `n_teachers` times with its
-    dropout on. The teachers are scored by their similarity to the student, weighted, filtered and averaged to a target,
-    and `kd_weight * L_kd` is added to the task loss. Everything else, in `fit` and around it, is Keras' own.
+    One training step evaluates the student once and a teacher, the same network by default, `num_teachers` times with
+    its noise on. The teachers are scored by their similarity to the student, weighted, filtered and averaged to a
+    target, and `kd_weight * L_kd` is added to the task loss. Everything else, in `fit` and around it, is Keras' own.
 
-    `keras_ssd.wrap` is the short way to make one; it documents the arguments.
+    While it is trained, the student carries its own, raw weights, and validation looks at their moving average. When
+    `fit` ends, also by an exception, the student is given the average, so that `student`, `predict`, `evaluate` and
+    `export` say the same. The next `fit` or `train_on_batch` goes on from the raw weights; where the student was given
+    other weights meanwhile, it starts from those and the average begins anew.
+
+    `keras_ssd.wrap` is the short way to make one.
+
+    Args:
+        model: a built `keras.Model`.
+        teacher: as for `keras_ssd.wrap`.
+        **options: the options of `keras_ssd.wrap`, which documents them; `name`, as for any `keras.Model`.
 
     Attributes:
         student: the user's own model, which is trained in place.
@@ -79,280 +102,415 @@ class SSDModel(keras.Model):
         kd_weight: the current weight of the distillation term; can be assigned between epochs.
     """
 
-    def __init__(
-        self,
-        model,
-        teacher="self",
-        n_teachers=None,
-        distill=None,
-        kd_weight=None,
-        task_weight=1.0,
-        similarity=None,
-        guidance_temperature=None,
-        percentile=None,
-        temperature=3.0,
-        representation=None,
-        stochastic_layers=None,
-        dropout_rate=None,
-        teacher_chunk=None,
-        seed=None,
-        momentum=0.99,
-        average=None,
-        augmented_teachers=True,
-        confidence_weighted=False,
-        **kwargs,
-    ):
-        _check_model("model", model)
-        kind, teacher = resolve_kind(teacher)
-        teacher_model = teacher.student if isinstance(teacher, SSDModel) else teacher
-        if teacher_model is not None:
-            _check_model("teacher", teacher_model)
+    def __init__(self, model: keras.Model, teacher: Any = "self", **options: Any) -> None:
+        check_model("model", model, wrapper=SSDModel)
+        kind, teacher_model = resolve_kind(teacher)
+        network = teacher_model.student if isinstance(teacher_model, SSDModel) else teacher_model
+        if network is not None:
+            check_model("teacher", network)
+        check_overrides(model)
+        keras_options = {name: options.pop(name) for name in ("name", "trainable") if name in options}
         # Without a graph there is no representation: outputs are distilled, as for any other frozen teacher.
-        as_frozen = kind == "snapshot" and distill is None and similarity is None and not is_functional(model)
-        settings = Settings(
-            kind,
-            "model" if as_frozen else None,
-            n_teachers=n_teachers,
-            distill=distill,
-            kd_weight=kd_weight,
-            task_weight=task_weight,
-            similarity=similarity,
-            guidance_temperature=guidance_temperature,
-            percentile=percentile,
-            temperature=temperature,
-            dropout_rate=dropout_rate,
-            teacher_chunk=teacher_chunk,
-            momentum=momentum,
-            augmented_teachers=bool(augmented_teachers),
-            confidence_weighted=bool(confidence_weighted),
-        )
-        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
-            raise ValueError(f"`seed` should be an integer or None. Received: seed={seed!r}")
-        roles = Roles(model, teacher_model, settings, representation, stochastic_layers)
-
-        # Averaging is most of what a constant learning rate leaves to gain. Without teachers all is as in plain Keras.
-        by_default = kind == "ema" or (kind == "self" and settings.kd_weight > 0)
-        self._average = average = by_default if average is None else bool(average)
-        kwargs["name"] = kwargs.get("name") or f"ssd_{model.name}"
+        is_open = options.get("distill") is None and options.get("similarity") is None
+        as_model = kind == "snapshot" and is_open and not is_functional(model)
+        settings = Settings(kind, "model" if as_model else None, **options)
+        graph = Graph(model) if settings.distills else None
+        wiring = None
+        if graph is not None:
+            wiring = StudentTeacherGraph(graph, None if network is None else Graph(network), settings)
+            if settings.stochastic_layers is not None:
+                # A predicate is stored as the names it chose.
+                settings.stochastic_layers = wiring.noise.names
+        check_replaceable(model, network, settings)
+        keras_options["name"] = keras_options.get("name") or f"ssd_{model.name}"
         with _backend.variable_scope(model):
-            super().__init__(dtype=model.dtype_policy, autocast=False, **kwargs)
+            super().__init__(dtype=model.dtype_policy, autocast=False, **keras_options)
             self.student = model
-            self.teacher_seed_generator = keras.random.SeedGenerator(_backend.derived_seed() if seed is None else seed)
-            self.held_weights = None
-            if kind != "self":
-                self.held_weights = HeldWeights(roles.teacher_network.weights, name="held_weights")
-            # The average that teaches is the one that is deployed; other teachers leave it to be held beside them.
-            self.averaged_weights = self.held_weights if kind == "ema" else None
-            if average and kind != "ema":
-                self.averaged_weights = HeldWeights(model.weights, name="averaged_weights")
-            self._averaging = None
-            if self.averaged_weights is not None:
-                self._averaging = Averaging(model, self.averaged_weights, settings.momentum)
-            # A weight of 0 from the start means no teachers at all: nothing here may differ from a plain model then.
-            self.distills = settings.kd_weight > 0
-            if self.distills:
-                self._kd_weight = self.add_weight(
-                    shape=(), initializer="zeros", dtype="float32", trainable=False, autocast=False, name="kd_weight"
-                )
-                self._kd_weight.assign(settings.kd_weight)
-                self._kd_loss_tracker = keras.metrics.Mean(name="kd_loss")
-        if isinstance(teacher, SSDModel) and teacher.averages:
-            self.held_weights.copy(teacher.averaged_weights.held)
-        self.settings = settings
-        # A plain object, so that Keras does not take the layers it refers to for layers of this model.
-        self._roles = roles
-        self._steering = _Steering()
-        self._seed = seed
-        self._representation = representation
-        # A predicate is stored as the names it chose.
-        self._stochastic_layers = None if stochastic_layers is None else roles.stochastic_layers
+            self.settings = settings
+            # In a plain object, so that Keras does not take the layers they refer to for layers of this model.
+            self._wiring, self._teacher_network = wiring, _Untracked(network)
+            self._fit_state = _FitState()
+            self._add_state(settings)
+        if isinstance(teacher_model, SSDModel) and teacher_model._averages and wiring is not None:
+            self._held_weights.copy(teacher_model._deployed()[1])
+        self._forms = [] if graph is None or graph.is_opaque else [output_form(graph, x) for x in graph.outputs]
+        self._teacher_forms = _teacher_forms(model, network, teacher_model, settings)
+        self._outputs: list[Output] | None = None
+        self._evaluates_average = False
+        self._evaluation_functions = _Untracked({})
+        self._followed: Any = _backend.compile_record(model)
         if hasattr(model, "output_names"):
             # Lets losses and metrics be given by output name, as for the model itself.
             self.output_names = list(model.output_names)
-        self._loss_arguments = {}
+        self._loss_arguments = _Untracked({})
         self.built = True
 
-    @classmethod
-    def paper(cls, model, **options):
-        """The paper's setting in one word.
+    def _add_state(self, settings: Settings) -> None:
+        """Add the variables beside the student's: held weights, the weight of the term, its mean, the seed."""
+        seed = _backend.derived_seed() if settings.seed is None else int(settings.seed)
+        self._teacher_seed_generator = keras.random.SeedGenerator(seed)
+        self._held_weights = None
+        if settings.distills and settings.kind != "self":
+            self._held_weights = HeldWeights(averaged_variables(self._wiring.teacher_network), name="held_weights")
+        # The average that teaches is the one that is deployed; other teachers leave it to be held beside them.
+        self._averaged_weights = self._held_weights if settings.kind == "ema" else None
+        if settings.averages and self._averaged_weights is None:
+            self._averaged_weights = HeldWeights(averaged_variables(self.student), name="averaged_weights")
+        self._averaging = None
+        if self._averaged_weights is not None:
+            self._averaging = Averaging(self.student, self._averaged_weights, settings.ema_momentum)
+        # A weight of 0 from the start means no teachers at all: nothing here may differ from a plain model then.
+        if settings.distills:
+            self._kd_weight = self.add_weight(
+                shape=(), initializer="zeros", dtype="float32", trainable=False, autocast=False, name="kd_weight"
+            )
+            self._kd_weight.assign(settings.kd_weight)
+            self._kd_loss_tracker = keras.metrics.Mean(name="kd_loss")
 
-        The teacher is a snapshot of the weights that `model` has now, which should be trained, best with early stopping
-        (the paper reports, and we measured, that a random start ends below the baseline); the student continues from
-        the same weights with a fresh optimizer. N = 30, dot product, guidance temperature 5, percentile 90, mean
-        squared error of the representations, both losses weighted 1.
+    # What Keras calls, in the order of a training step.
 
-        Args:
-            model: a built, trained model.
-            **options: further arguments of `keras_ssd.wrap`, which take precedence.
-
-        Example:
-            >>> model.fit(x, y, callbacks=[keras.callbacks.EarlyStopping(patience=10, restore_best_weights=True)], ...)
-            >>> keras_ssd.SSDModel.paper(model).fit(x, y, ...)
-        """
-        return cls._from_snapshot(model, {**PAPER, **options})
-
-    @classmethod
-    def semi_supervised(cls, model, **options):
-        """The setting for training sets of which few samples are labelled, see `keras_ssd.join_unlabelled`.
-
-        The teacher is a snapshot of the weights that `model` has now, which should be trained on the labelled samples,
-        best with early stopping (or pass `keras_ssd.callbacks.TeacherSnapshot` to `fit`, which does so); the student
-        continues from the same weights with a fresh optimizer. Outputs are distilled, of labelled and unlabelled
-        samples alike, with weight 1: N = 8, guided by "kl", all teachers kept, T = 3.
-
-        Measured on UCI HAR with 2 % of the labels, this lowers the negative log-likelihood; no variant that was tried
-        (other weights and temperatures, moving averages, `augmented_teachers=False`, `confidence_weighted=True`) makes
-        unlabelled samples raise the accuracy. Augmentation in the model does: see "Few labels" in the README.
-
-        Args:
-            model: a built model, trained on what is labelled.
-            **options: further arguments of `keras_ssd.wrap`, which take precedence.
-
-        Example:
-            >>> model.fit(x, y, ...)
-            >>> data = keras_ssd.join_unlabelled((x, y), x_unlabelled, ratio=3)
-            >>> keras_ssd.SSDModel.semi_supervised(model).fit(data, epochs=50)
-        """
-        return cls._from_snapshot(model, {**SEMI_SUPERVISED, **options})
-
-    @classmethod
-    def _from_snapshot(cls, model, options):
-        ssd = cls(model, **{"teacher": "snapshot", **options})
-        if model.compiled:
-            ssd.compile_as(model)
-        return ssd
-
-    # What Keras calls.
-
-    def build(self, input_shape=None):
+    def build(self, input_shape: Any = None) -> None:
+        """Do nothing: the student is built."""
         self.built = True
 
-    def call(self, inputs, training=None):
-        if training and self.distills and self.teaching and _phase.training is self:
-            outputs, representation, given = self._roles.student_pass(inputs)
-            _phase.student_pass = (representation, given)
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        """Run the student; in a training step also as far as the teachers branch off, in evaluation by its average."""
+        if training and self._is_taught():
+            outputs, *_step.student_pass = self._wiring.student_pass(inputs)
             return outputs
-        if self.averages and not training:
+        if self._evaluates_average and not training:
             return self._call_averaged(inputs)
-        return self.student(inputs, training=training)
+        return call_student(self.student, inputs, training)
 
-    def train_step(self, *args, **kwargs):
-        with _in_phase(training=self, student_pass=None):
+    def _is_taught(self) -> bool:
+        return self._distills and self._fit_state.teaches and _step.model is self
+
+    def train_step(self, *args: Any, **kwargs: Any) -> Any:
+        with _set(_step, model=self, student_pass=None):
             result = super().train_step(*args, **kwargs)
-        if self.averaged_weights is not None:
+        if self._averaging is not None:
             return _backend.after_train_step(self, result, self._averaging.update)
         return result
 
-    def train_on_batch(self, *args, **kwargs):
-        self._begin()
-        self._look_at_data("train_on_batch", *args, **kwargs)
-        return super().train_on_batch(*args, **kwargs)
+    def compute_loss(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> Tensor:
+        loss = super().compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=training)
+        if not training or not self._is_taught():
+            return loss
+        kd_loss = ops.cast(self._distillation_loss(y_pred, sample_weight), loss.dtype)
+        num_samples = ops.shape(tree.flatten(y_pred)[0])[0]
+        self._kd_loss_tracker.update_state(kd_loss * _backend.replicas_in_sync(), sample_weight=num_samples)
+        return loss + ops.cast(self._kd_weight.value, loss.dtype) * kd_loss
 
-    def test_on_batch(self, *args, **kwargs):
-        self._look_at_data("test_on_batch", *args, **kwargs)
-        return super().test_on_batch(*args, **kwargs)
+    def _distillation_loss(self, y_pred: Any, sample_weight: Any) -> Tensor:
+        (representation, cut_values), _step.student_pass = _step.student_pass, None
+        outputs = self._describe_outputs(y_pred)
+        step = self._teach(y_pred, representation, cut_values)
+        guidance = weigh_teachers(step, outputs, self.settings)
+        if self._fit_state.statistics is not None:
+            predictions = list(zip(outputs, step.teacher_outputs, strict=False))
+            self._fit_state.statistics.update_state(guidance, *step.compared, predictions)
+        weight = sample_weight if self.settings.kd_sample_weight else None
+        return distillation_loss(step, guidance, outputs, self.settings, weight)
 
-    def test_step(self, *args, **kwargs):
-        with _in_phase(training=None, evaluating=True):
-            return super().test_step(*args, **kwargs)
+    def _teach(self, y_pred: Any, representation: Tensor | None, cut_values: Any) -> StepOutputs:
+        weights: list[Any] = []
+        if self._held_weights is not None:
+            weights = self._held_weights.values(averaged_variables(self._wiring.teacher_network))
+        passes = self._wiring.teacher_pass(cut_values, self.settings, self._teacher_seed_generator, weights)
+        return StepOutputs(tree.flatten(y_pred), representation, *passes)
 
-    def evaluate(self, *args, **kwargs):
-        self._begin()
-        self._look_at_data("evaluate", *args, **kwargs)
-        with _in_phase(evaluating=True):
-            return super().evaluate(*args, **kwargs)
+    def _describe_outputs(self, y_pred: Any = None) -> list[Output]:
+        """Return what each output is; a subclassed model's are known when it has put out something."""
+        if self._outputs is None:
+            is_known = y_pred is None and self._forms
+            structure = output_structure(self.student) if is_known else y_pred
+            num_outputs = len(tree.flatten(structure))
+            forms = self._forms if len(self._forms) == num_outputs else [None] * num_outputs
+            of_teacher = self._teacher_forms
+            if of_teacher is not None and len(of_teacher) != num_outputs:
+                of_teacher = [of_teacher[0]] * num_outputs
+            self._outputs = describe_outputs(
+                forms,
+                tree.map_structure(lambda _: 0, structure),
+                getattr(self, "output_names", None),
+                self.settings.temperature,
+                teacher_from_logits=of_teacher,
+                **self._loss_arguments.content,
+            )
+        return self._outputs
 
-    def predict(self, *args, **kwargs):
-        self._begin()
-        return super().predict(*args, **kwargs)
+    def _call_averaged(self, inputs: Any) -> Any:
+        """Run the student by its averaged weights, which changes nothing but the states of stateful layers."""
+        weights = self._averaged_weights.values(self._averaging.variables)
+        replaced = {id(variable) for variable, _ in weights}
+        others = [(v, v.value) for v in self.student.variables if id(v) not in replaced]
+        with keras.StatelessScope(weights + others, collect_losses=True) as scope:
+            outputs = call_student(self.student, inputs, training=False)
+        for variable, value in others:
+            updated = scope.get_current_value(variable)
+            if updated is not value:
+                variable.assign(updated)
+        for loss in scope.losses:
+            # A new tensor: Keras tells losses apart by identity, and these belong to the layers of the student.
+            self.add_loss(loss + 0)
+        return outputs
 
-    def get_metrics_result(self):
-        logs = super().get_metrics_result()
-        if _phase.evaluating:
-            # There is no teacher in evaluation.
-            logs.pop("kd_loss", None)
-            if self._steering.figures is not None:
-                for name in self._steering.figures.names:
-                    logs.pop(name, None)
-        return logs
+    # Keras' methods, with something added.
 
-    @property
-    def metrics(self):
-        figures = self._steering.figures
-        return super().metrics + ([] if figures is None else [figures])
-
-    def fit(self, *args, **kwargs):
-        teaching = self.teaching
-        self._look_at_data("fit", *args, **kwargs)
-        self._begin()
-        if self.averages:
-            self._averaging.take_back()
-        try:
-            history = super().fit(*args, **kwargs)
-        finally:
-            # Keras tells callbacks nothing of an exception, so what they switched is switched back here.
-            self.teaching = teaching
-            self.observe(None)
-            self._steering.joined_dataset = None
-        if self.averages:
-            self._averaging.lend()
-        if self.student.compiled and not self.student.optimizer.built:
-            # A file of a compiled model whose optimizer has no variables yet cannot be loaded without a warning.
-            with _backend.variable_scope(self):
-                self.student.optimizer.build(self.student.trainable_variables)
-        return history
-
-    def compile(self, *args, **kwargs):
-        if self.distills and isinstance(kwargs.get("metrics"), list):
-            # Keras Tuner compiles anew with what `self.metrics` holds, which includes our own.
-            kwargs["metrics"] = [one for one in kwargs["metrics"] if one is not self._kd_loss_tracker]
-        super().compile(*args, **kwargs)
-        _backend.restore_compiled(self.student)
+    @functools.wraps(keras.Model.compile)
+    def compile(self, *args: Any, **kwargs: Any) -> None:
         arguments = inspect.signature(keras.Model.compile).bind(self, *args, **kwargs).arguments
-        self._loss_arguments = {name: arguments.get(name) for name in ("loss", "loss_weights")}
+        arguments.pop("self")
+        if self._distills and isinstance(arguments.get("metrics"), list):
+            # Keras Tuner compiles anew with what `self.metrics` holds, which includes our own.
+            arguments["metrics"] = [m for m in arguments["metrics"] if m is not self._kd_loss_tracker]
+        if not self.settings.kd_sample_weight and arguments.get("metrics") and not arguments.get("weighted_metrics"):
+            # The weights say which samples have a label.
+            arguments["weighted_metrics"] = arguments.pop("metrics")
+        super().compile(**arguments)
+        _backend.restore_compiled(self.student)
+        self._followed = _backend.compile_record(self.student)
+        self._fit_state.trained = (None, [])
+        self._evaluation_functions.content.clear()
+        self._loss_arguments.content = {name: arguments.get(name) for name in ("loss", "loss_weights")}
+        self._outputs = None
+        if self._distills and self._forms:
+            self._describe_outputs()
 
-    def compile_as(self, model):
-        """Compile with another model's optimizer settings (its state starts afresh), loss, metrics and options.
-
-        Args:
-            model: a compiled `keras.Model`.
-        """
+    def _compile_as(self, model: keras.Model) -> None:
+        """Compile with another model's optimizer settings (its state starts afresh), loss, metrics and options."""
         with _backend.variable_scope(self):
             self.compile(**_backend.copied(_backend.compile_arguments(model)))
 
-    def compile_from_config(self, config):
-        # Keras skips models whose `compile` is overridden, unless this method is, too.
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compile as stored. Keras skips models whose `compile` is overridden, unless this method is, too."""
         self.compile(**keras.saving.deserialize_keras_object(config))
         if self.optimizer is not None:
             self.optimizer.build(self.trainable_variables)
 
-    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        task_y, task_weight = self._task_arguments(y, y_pred, sample_weight)
-        loss = super().compute_loss(x=x, y=task_y, y_pred=y_pred, sample_weight=task_weight, training=training)
-        if not training or _phase.training is not self:
-            return loss
-        if not self.distills or not self.teaching:
-            return loss
-        loss = self._weigh_task(loss)
-        kd_loss = ops.cast(self._distillation_loss(y_pred, sample_weight), loss.dtype)
-        n_samples = ops.shape(tree.flatten(y_pred)[0])[0]
-        self._kd_loss_tracker.update_state(kd_loss * _backend.replicas_in_sync(), sample_weight=n_samples)
-        return loss + ops.cast(self._kd_weight.value, loss.dtype) * kd_loss
+    @functools.wraps(keras.Model.fit)
+    def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
+        arguments = inspect.signature(keras.Model.fit).bind(self, *args, **kwargs).arguments
+        self._follow_student()
+        self._check_data(arguments.get("x"))
+        state = self._fit_state
+        teaches = state.teaches
+        self._begin_training()
+        state.is_running = True
+        try:
+            return super().fit(*args, **kwargs)
+        finally:
+            # Keras tells callbacks nothing of an exception, so what they switched is switched back here.
+            state.is_running, state.joined_dataset = False, None
+            self._teaches = teaches
+            self._observe(None)
+            self._end_training()
 
-    def compute_metrics(self, x, y, y_pred, sample_weight=None):
-        found = self._find_targets(y, y_pred)
-        if found is None:
-            return super().compute_metrics(x, y, y_pred, sample_weight)
-        y, unweighted, weighted = for_metrics(
-            *found, y_pred, sample_weight, self._task_losses(len(tree.flatten(y_pred)))
-        )
-        _backend.update_metrics(self, y, y_pred, unweighted, weighted)
-        return self.get_metrics_result()
+    @functools.wraps(keras.Model.train_on_batch)
+    def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+        self._follow_student()
+        self._begin_training()
+        return super().train_on_batch(*args, **kwargs)
 
-    # For training loops of one's own.
+    @functools.wraps(keras.Model.evaluate)
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        self._begin_evaluation()
+        with _set(_evaluation, is_running=True):
+            return super().evaluate(*args, **kwargs)
 
-    def training_loss(self, x, y=None, sample_weight=None):
-        """The loss of one training step: task, distillation and regularisation. `fit` minimises the same.
+    @functools.wraps(keras.Model.test_on_batch)
+    def test_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+        self._begin_evaluation()
+        return super().test_on_batch(*args, **kwargs)
+
+    def test_step(self, *args: Any, **kwargs: Any) -> Any:
+        with _set(_step, model=None), _set(_evaluation, is_running=True):
+            return super().test_step(*args, **kwargs)
+
+    @functools.wraps(keras.Model.predict)
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        self._begin_evaluation()
+        return super().predict(*args, **kwargs)
+
+    @functools.wraps(keras.Model.predict_on_batch)
+    def predict_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+        self._begin_evaluation()
+        return super().predict_on_batch(*args, **kwargs)
+
+    def get_metrics_result(self) -> dict[str, Any]:
+        logs = super().get_metrics_result()
+        if _evaluation.is_running:
+            # There is no teacher in evaluation.
+            statistics = self._fit_state.statistics
+            for name in ("kd_loss", *(() if statistics is None else statistics.names)):
+                logs.pop(name, None)
+        return logs
+
+    @property
+    def metrics(self) -> list[keras.metrics.Metric]:
+        statistics = self._fit_state.statistics
+        return super().metrics + ([] if statistics is None else [statistics])
+
+    # Before and after training.
+
+    def _follow_student(self) -> None:
+        """Take over what the student was compiled with since this model was."""
+        record = _backend.compile_record(self.student)
+        if record is not None and record is not self._followed:
+            self._compile_as(self.student)
+        optimizer, trained = self._fit_state.trained
+        if self.compiled and optimizer is self.optimizer and trained != [id(v) for v in self.trainable_variables]:
+            raise ValueError(
+                f"What is trainable in {self.student.name!r} has changed since the last training, and the optimizer "
+                "still has the variables of before. Call `ssd.compile(...)` (or `model.compile(...)`, which the "
+                "wrapper follows) after freezing, unfreezing or adding weights."
+            )
+        self._check_weights()
+
+    def _check_weights(self) -> None:
+        if self._averaging is not None:
+            now = averaged_variables(self.student)
+            if [id(v) for v in now] != [id(v) for v in self._averaging.variables]:
+                raise ValueError(
+                    f"The weights of {self.student.name!r} are no longer those that were wrapped (LoRA, quantisation, "
+                    "a new layer), so that their moving average cannot go on. Wrap the model again: "
+                    "keras_ssd.wrap(ssd.student, ...)."
+                )
+
+    def _check_data(self, x: Any) -> None:
+        if not isinstance(x, JoinedDataset):
+            return
+        if not self._distills or self.settings.kd_sample_weight:
+            what = "kd_sample_weight=True" if self._distills else "kd_weight=0"
+            raise ValueError(
+                "Samples without a label take part in the distillation term only, by a task weight of 0, but this "
+                f"model was wrapped with {what}, so that they would have no part in training. Wrap it with a kd_weight "
+                "above 0 and kd_sample_weight=False, as keras_ssd.wrap(model, **keras_ssd.SEMI_SUPERVISED) does."
+            )
+        self._fit_state.joined_dataset = x
+
+    def _begin_training(self) -> None:
+        if self._averaging is not None:
+            self._averaging.take_back()
+            self._evaluate_average(True)
+        if self.optimizer is not None:
+            self._fit_state.trained = (self.optimizer, [id(v) for v in self.trainable_variables])
+
+    def _end_training(self) -> None:
+        """Give the student the average, also after an exception: it and the wrapper say the same then."""
+        if self._averaging is not None:
+            try:
+                self._averaging.lend()
+            except RuntimeError:  # JAX has given the weights away in the midst of an epoch, as plain Keras does
+                return
+            self._evaluate_average(False)
+        if self.student.compiled and not self.student.optimizer.built:
+            # A file of a compiled model whose optimizer has no variables yet cannot be loaded without a warning.
+            with _backend.variable_scope(self):
+                self.student.optimizer.build(self.student.trainable_variables)
+
+    def _begin_evaluation(self) -> None:
+        if not self._fit_state.is_running:
+            self._follow_compile()
+            self._evaluate_average(self._averaging is not None and self._averaging.is_in_training)
+
+    def _follow_compile(self) -> None:
+        record = _backend.compile_record(self.student)
+        if not self.compiled and record is not None:
+            self._compile_as(self.student)
+
+    def _evaluate_average(self, value: bool) -> None:
+        """Let evaluation look at the average or at the student; each has compiled functions of its own."""
+        if value == self._evaluates_average:
+            return
+        functions = self._evaluation_functions.content
+        functions[self._evaluates_average] = self.test_function, self.predict_function
+        self._evaluates_average = value
+        self.test_function, self.predict_function = functions.get(value, (None, None))
+
+    # What our callbacks and tools use.
+
+    @property
+    def _distills(self) -> bool:
+        """Whether there are teachers at all."""
+        return self.settings.distills
+
+    @property
+    def _averages(self) -> bool:
+        """Whether a moving average of the weights is held and deployed."""
+        return self._averaging is not None
+
+    @property
+    def _teaches(self) -> bool:
+        """Whether training steps run the teachers. Without, they are those of the plain model, bit for bit.
+
+        Can be assigned between epochs; after `fit` it is as it was before. The training step is compiled anew.
+        """
+        return self._fit_state.teaches
+
+    @_teaches.setter
+    def _teaches(self, value: bool) -> None:
+        if bool(value) != self._fit_state.teaches:
+            self._fit_state.teaches = bool(value)
+            self._renew_train_function()
+
+    def _observe(self, statistics: Any) -> None:
+        """Show the teachers of every training step to a metric, until `fit` ends; `None` ends it.
+
+        Args:
+            statistics: a `keras_ssd.callbacks.statistics.TeacherStatistics`.
+        """
+        if statistics is not self._fit_state.statistics:
+            self._fit_state.statistics = statistics
+            self._renew_train_function()
+
+    def _renew_train_function(self) -> None:
+        if self.train_function is not None:
+            self.make_train_function(force=True)
+
+    def _begin_epoch(self, epoch: int) -> None:
+        """Let a set that `join_unlabelled` made of arrays draw its order for an epoch."""
+        if self._fit_state.joined_dataset is not None:
+            self._fit_state.joined_dataset.epoch = epoch
+
+    @property
+    def _teachers_classify(self) -> bool:
+        """Whether the teachers are run as far as an output that is a classification."""
+        known = self._describe_outputs() if self._forms or self._outputs else []
+        return self.settings.needs_outputs and any(output.kind != "regression" for output in known)
+
+    def _deployed(self) -> tuple[keras.Model, list[Any], Any]:
+        """Return the student, the variables that hold its deployed weights, and the compiled loss."""
+        is_in_training = self._averaging is not None and self._averaging.is_in_training
+        weights = self._averaged_weights.held if is_in_training else averaged_variables(self.student)
+        return self.student, weights, self._loss_arguments.content.get("loss")
+
+    # For users.
+
+    @property
+    def kd_weight(self) -> float:
+        return float(ops.convert_to_numpy(self._kd_weight.value)) if self._distills else 0.0
+
+    @kd_weight.setter
+    def kd_weight(self, value: float) -> None:
+        check_weight("kd_weight", value)
+        if self._distills:
+            self._kd_weight.assign(value)
+        elif value != 0:
+            raise ValueError(
+                f"`kd_weight` of a model wrapped with kd_weight=0 cannot be changed: it trains without teachers. "
+                f"Received: kd_weight={value}. Wrap the model with a kd_weight above 0."
+            )
+
+    def training_loss(self, x: Any, y: Any = None, sample_weight: Any = None) -> Tensor:
+        """Return the loss of one training step: task, distillation and regularisation. `fit` minimises the same.
 
         For loops of your own, under `torch.nn.parallel.DistributedDataParallel` for example; nothing is updated but
         what a forward pass updates (seeds, BatchNormalization, the metric `kd_loss`). The model must be compiled with a
@@ -368,133 +526,53 @@ class SSDModel(keras.Model):
             Scalar tensor.
 
         Example:
-            >>> ssd.training_loss(x, y).backward()  # PyTorch
-            >>> optimizer.step()
+            >>> loss = ssd.training_loss(x, y)  # then loss.backward() and optimizer.step() on PyTorch
         """
         if not self.compiled:
             raise ValueError(
                 f"training_loss() needs a compiled model: {self.name!r} has no loss. Call ssd.compile(loss=...) first."
             )
-        if self.distills and y is not None:
-            self._let_labels_miss()  # a tensor of a graph cannot be looked at
-        with _in_phase(training=self, student_pass=None):
+        with _set(_step, model=self, student_pass=None):
             y_pred = self(x, training=True)
             return self.compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True)
 
-    def update_average(self):
-        """Let the moving average, if there is one, take one step towards the student's weights.
+    def update_average(self) -> None:
+        """Let the moving average take one step towards the student's weights.
 
         `fit` and `train_on_batch` do so by themselves. In a loop of your own, call it after every optimizer step.
         """
-        self._check_averages("update_average")
-        self._averaging.update()
+        self._check_averages("update_average").update()
 
-    # Samples without a target.
+    def write_average(self) -> None:
+        """Give the student the averaged weights. `fit` does so when it ends.
 
-    def _look_at_data(self, method, *args, **kwargs):
-        """Find out whether targets might be missing.
-
-        Once they might, it stays so, because training and test step are compiled anew for it.
+        Call it after training with `train_on_batch` or a loop of your own, and on a wrapper that was saved in
+        mid-training (by `ModelCheckpoint`, say) before you deploy its student. Later training goes on from the raw
+        weights.
         """
-        arguments = inspect.signature(getattr(keras.Model, method)).bind(self, *args, **kwargs).arguments
-        x, y, validation = (arguments.get(name) for name in ("x", "y", "validation_data"))
-        kinds, names = self._target_kinds(len(self._roles.activations)), self._names()
-        if method == "fit":
-            self._steering.joined_dataset = x if isinstance(x, JoinedDataset) else None
-        if not self.distills:
-            self._refuse_missing(x, y, validation, kinds)
-        else:
-            if isinstance(x, JoinedDataset):
-                x.check_targets(getattr(self.student, "outputs", None), kinds, names)
-            if may_miss(x, y, validation, kinds, names):
-                self._let_labels_miss()
+        self._check_averages("write_average").lend()
+        self._evaluate_average(False)
 
-    def _refuse_missing(self, x, y, validation, kinds):
-        """Without distillation a model is the plain one, which takes -1 only where its loss leaves that out."""
-        losses = self._task_losses(len(kinds))
-        exempt = [place for place, loss in enumerate(losses) if may_take_minus_one(loss)]
-        arrays = [y, validation[1] if isinstance(validation, (tuple, list)) and len(validation) > 1 else None]
-        lacks = [one is not None and missing_in(one, kinds, self._names(), exempt) for one in arrays]
-        if isinstance(x, JoinedDataset) or any(lacks):
+    def _check_averages(self, method: str) -> Averaging:
+        if self._averaging is None:
             raise ValueError(
-                "Samples without a target take part in the distillation term only, and this model was wrapped with "
-                "kd_weight=0: it has none. Wrap it with a kd_weight above 0, or leave these samples out."
+                f"{method}() is for models that hold a moving average: wrap with an `ema_momentum` above 0. Received: "
+                f"teacher={self.settings.kind!r}, ema_momentum={self.settings.ema_momentum}"
             )
+        return self._averaging
 
-    def _let_labels_miss(self):
-        if not self._steering.labels_may_miss:
-            self._steering.labels_may_miss = True
-            self._renew_train_function()
-            if self.test_function is not None:
-                self.make_test_function(force=True)
+    def take_snapshot(self) -> None:
+        """Make the student's present weights the teacher's (`teacher="snapshot"`); wrapping does so once."""
+        if self.settings.kind != "snapshot" or self._held_weights is None:
+            raise ValueError(
+                'take_snapshot() is for models wrapped with teacher="snapshot" and a kd_weight above 0. Received: '
+                f"teacher={self.settings.kind!r}, kd_weight={self.settings.kd_weight}"
+            )
+        self._held_weights.copy(averaged_variables(self.student))
+        self._held_weights.steps.assign(np.array(ops.convert_to_numpy(self._held_weights.steps.value) + 1, "int32"))
 
-    def _find_targets(self, y, y_pred):
-        """The targets of each output, and which samples have one; `None` where all have."""
-        if y is None or not self.distills or not self._steering.labels_may_miss:
-            return None
-        return find_targets(y, y_pred, self._target_kinds(len(tree.flatten(y_pred))), self._names())
-
-    def _task_arguments(self, y, y_pred, sample_weight):
-        """Targets and weights of the task's loss, without samples that have no target."""
-        found = self._find_targets(y, y_pred)
-        if found is None:
-            return y, sample_weight
-        return for_task_loss(*found, y_pred, sample_weight, self._task_losses(len(tree.flatten(y_pred))))
-
-    def _task_losses(self, n_outputs):
-        """The task's loss of each output, as given to `compile`."""
-        return per_output(self._loss_arguments.get("loss"), n_outputs, self._names())
-
-    def _target_kinds(self, n_outputs):
-        return target_kinds(self._distances(n_outputs), self._task_losses(n_outputs))
-
-    def _begin(self):
-        if self._averaging is not None:
-            self._averaging.begin()
-
-    # The distillation term.
-
-    def _weigh_task(self, loss):
-        """`task_weight * L_task`; regularisation losses keep their weight."""
-        if self.settings.task_weight == 1:
-            return loss
-        regularisation = sum((ops.sum(ops.cast(x, loss.dtype)) for x in self.losses), start=ops.zeros((), loss.dtype))
-        regularisation = regularisation / _backend.replicas_in_sync()
-        return self.settings.task_weight * (loss - regularisation) + regularisation
-
-    def _distillation_loss(self, y_pred, sample_weight):
-        (representation, given), _phase.student_pass = _phase.student_pass, None
-        passes = self._passes(y_pred, representation, given)
-        distances = self._distances(len(passes.outputs)) if self.settings.needs_outputs else []
-        weights = teacher_weights(passes, distances, self.settings)
-        if self._steering.figures is not None:
-            predictions = list(zip(distances, passes.teacher_outputs, strict=False))
-            self._steering.figures.update_state(weights, *passes.compared, predictions)
-        return distillation_loss(passes, weights, distances, self.settings, sample_weight)
-
-    def _passes(self, y_pred, representation, given):
-        return Passes(tree.flatten(y_pred), representation, *self._teacher_pass(given))
-
-    def _teacher_pass(self, given):
-        weights = [] if self.held_weights is None else self.held_weights.values(self._roles.teacher_network.weights)
-        return self._roles.teacher_pass(given, self.settings, self.teacher_seed_generator, weights)
-
-    def _distances(self, n_outputs):
-        activations = self._roles.activations
-        if len(activations) != n_outputs:
-            activations = [None] * n_outputs
-        return output_distances(
-            activations, names=self._names(), temperature=self.settings.temperature, **self._loss_arguments
-        )
-
-    def _names(self):
-        """The names of the outputs in the order of the flat outputs, if they have any."""
-        return self._roles.output_keys or getattr(self, "output_names", None)
-
-    # For users.
-
-    def predict_stochastic(self, x, **options):
-        """Predict with dropout on, many times, and tell mean and uncertainty.
+    def predict_stochastic(self, x: Any, **options: Any) -> Any:
+        """Predict with noise on, many times, and return mean and uncertainty.
 
         Of the student and its own noise layers, as after loading it; with the averaged weights where `predict` uses
         them.
@@ -508,109 +586,8 @@ class SSDModel(keras.Model):
         """
         return predict_stochastic(self, x, **options)
 
-    def deployed(self):
-        """What `predict` stands for: the student, the variables that hold its deployed weights, the compiled loss."""
-        self._begin()
-        weights = self.averaged_weights.held if self.averages else self.student.weights
-        return self.student, weights, self._loss_arguments.get("loss")
-
-    @property
-    def averages(self):
-        """Whether evaluation and the student after `fit` use the moving average of the weights."""
-        return self._average
-
-    @property
-    def kd_weight(self):
-        return float(ops.convert_to_numpy(self._kd_weight.value)) if self.distills else 0.0
-
-    @kd_weight.setter
-    def kd_weight(self, value):
-        check_weight("kd_weight", value)
-        if not self.distills:
-            if value == 0:
-                return
-            raise ValueError(
-                f"`kd_weight` of a model wrapped with kd_weight=0 cannot be changed: it trains without teachers. "
-                f"Received: kd_weight={value}. Wrap the model with a kd_weight above 0."
-            )
-        self._kd_weight.assign(value)
-
-    @property
-    def teachers_classify(self):
-        """Whether the teachers are run as far as an output that is a classification."""
-        kinds = {distance.kind for distance in self._distances(len(self._roles.activations))}
-        return self.settings.needs_outputs and kinds != {"regression"}
-
-    @property
-    def teaching(self):
-        """Whether training steps run the teachers. Without, they are those of the plain model, bit for bit.
-
-        Can be assigned before and, by callbacks, between epochs; after `fit` it is as it was before. The training
-        step is compiled anew when it changes.
-        """
-        return self._steering.teaching
-
-    @teaching.setter
-    def teaching(self, value):
-        if bool(value) != self._steering.teaching:
-            self._steering.teaching = bool(value)
-            self._renew_train_function()
-
-    def observe(self, figures):
-        """Show the teachers of every training step to a metric, until `fit` ends. `TeacherMonitor` uses it.
-
-        Args:
-            figures: a `keras.metrics.Metric` whose `update_state` takes `(weights, student, teachers, predictions)`:
-                the weights of the teachers `(batch, teachers)`, what student and teachers are compared by,
-                `(batch, features)` and `(batch, teachers, features)`, and a list of `(OutputDistance, outputs of the
-                teachers)`, empty if the teachers stop at the representation. Its `names` are those that it puts into
-                the logs. `None` ends it.
-        """
-        if figures is not self._steering.figures:
-            self._steering.figures = figures
-            self._renew_train_function()
-
-    def begin_epoch(self, epoch):
-        """Let a set that `join_unlabelled` made of arrays draw its order for an epoch. `SeedEachEpoch` uses it.
-
-        Args:
-            epoch: its number, counted from 0.
-        """
-        if self._steering.joined_dataset is not None:
-            self._steering.joined_dataset.epoch = epoch
-
-    def _renew_train_function(self):
-        if self.train_function is not None:
-            self.make_train_function(force=True)
-
-    def take_snapshot(self):
-        """Make the student's present weights the teacher's (`teacher="snapshot"`); wrapping does so once."""
-        if self.settings.kind != "snapshot":
-            raise ValueError(
-                'take_snapshot() is for models wrapped with teacher="snapshot". Received: '
-                f"teacher={self.settings.kind!r}"
-            )
-        self.held_weights.copy(self.student.weights)
-        self.held_weights.steps.assign(ops.convert_to_numpy(self.held_weights.steps.value) + 1)
-
-    def write_average(self):
-        """Give the student the averaged weights (`average=True`, `teacher="ema"`). `fit` does so when it ends.
-
-        Call it yourself after training with `train_on_batch`, and on a wrapper that was saved in mid-training (by
-        `ModelCheckpoint`, say) before you deploy its student.
-        """
-        self._check_averages("write_average")
-        self.averaged_weights.write(self.student.weights)
-
-    def _check_averages(self, method):
-        if self.averaged_weights is None:
-            raise ValueError(
-                f'{method}() is for models wrapped with average=True or teacher="ema". Received: '
-                f"teacher={self.settings.kind!r}, average={self._average}"
-            )
-
-    def teacher_weights(self, x, percentile=None):
-        """The weights that the teachers of one batch get, to look at.
+    def guidance_weights(self, x: Any, percentile: float | None = None) -> np.ndarray:
+        """Return the weights that the teachers of one batch get, to look at.
 
         Nothing is changed by it, and it returns the same for the same weights and seed.
 
@@ -623,8 +600,8 @@ class SSDModel(keras.Model):
         """
         return ops.convert_to_numpy(self._look_at(x, percentile)[0])
 
-    def teacher_representations(self, x):
-        """What student and teachers of one batch are compared by, to look at.
+    def teacher_representations(self, x: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return what student and teachers of one batch are compared by, to look at.
 
         Nothing is changed by it, and it returns the same for the same weights and seed.
 
@@ -636,85 +613,84 @@ class SSDModel(keras.Model):
             `(batch, features)`: the representations, or the flattened first output where outputs are both compared and
             distilled.
         """
-        weights, student, teachers = self._look_at(x)
-        return tuple(map(ops.convert_to_numpy, (student, teachers, guided_target(weights, teachers))))
+        guidance, student, teachers = self._look_at(x)
+        return tuple(map(ops.convert_to_numpy, (student, teachers, guided_target(guidance, teachers))))
 
-    def _look_at(self, x, percentile=None):
+    def _look_at(self, x: Any, percentile: float | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        if not self._distills:
+            raise ValueError(f"{self.name!r} was wrapped with kd_weight=0: it has no teachers to look at.")
         scope = keras.StatelessScope([(v, v.value) for v in self.variables], collect_losses=True)
-        with scope, _backend.teacher_scope(ops.convert_to_tensor(self._seed or 0)):
-            passes = self._passes(*self._roles.student_pass(x))
-            distances = self._distances(len(passes.outputs)) if self.settings.similarity == "kl" else []
-            return teacher_weights(passes, distances, self.settings, percentile), *passes.compared
+        with scope, _backend.teacher_scope(ops.convert_to_tensor(self.settings.seed or 0)):
+            y_pred, representation, cut_values = self._wiring.student_pass(x)
+            step = self._teach(y_pred, representation, cut_values)
+            outputs = self._describe_outputs(y_pred) if self.settings.similarity == "kl" else []
+            return weigh_teachers(step, outputs, self.settings, percentile), *step.compared
 
-    def _call_averaged(self, inputs):
-        weights = self.averaged_weights.values(self.student.weights)
-        replaced = {id(variable) for variable, _ in weights}
-        others = [(v, v.value) for v in self.student.variables if id(v) not in replaced]
-        with keras.StatelessScope(weights + others, collect_losses=True) as scope:
-            outputs = self.student(inputs, training=False)
-        for loss in scope.losses:
-            # A new tensor: Keras tells losses apart by identity, and these belong to the layers of the student.
-            self.add_loss(loss + 0)
-        return outputs
+    # Files.
 
-    def save(self, filepath, overwrite=True, zipped=None, **kwargs):
+    def save(self, filepath: Any, overwrite: bool = True, zipped: bool | None = None, **kwargs: Any) -> None:
         # `ModelCheckpoint` comes here, too: a process that is killed must not leave half a file where a whole one was.
-        if zipped is False or not overwrite or not can_be_written_beside(filepath, ".keras"):
+        if zipped is False or not overwrite or not saving.can_be_written_beside(filepath, ".keras"):
             return super().save(filepath, overwrite=overwrite, zipped=zipped, **kwargs)
-        with written_beside(filepath) as written:
-            super().save(written, zipped=zipped, **kwargs)
+        with saving.written_beside(filepath) as written:
+            return super().save(written, zipped=zipped, **kwargs)
 
-    def save_weights(self, filepath, overwrite=True, **kwargs):
+    def save_weights(self, filepath: Any, overwrite: bool = True, **kwargs: Any) -> None:
         is_one_file = kwargs.get("max_shard_size") is None
-        if not is_one_file or not overwrite or not can_be_written_beside(filepath, ".weights.h5"):
+        if not is_one_file or not overwrite or not saving.can_be_written_beside(filepath, ".weights.h5"):
             return super().save_weights(filepath, overwrite=overwrite, **kwargs)
-        with written_beside(filepath) as written:
-            super().save_weights(written, **kwargs)
+        with saving.written_beside(filepath) as written:
+            return super().save_weights(written, **kwargs)
 
-    def get_config(self):
-        names = "n_teachers distill kd_weight task_weight guidance_temperature percentile temperature dropout_rate"
-        names += " teacher_chunk momentum augmented_teachers confidence_weighted"
-        config = {name: getattr(self.settings, name) for name in names.split()}
+    def get_config(self) -> dict[str, Any]:
         student = keras.saving.serialize_keras_object(self.student)
         teacher = self.settings.kind
         if teacher == "model":
-            teacher = keras.saving.serialize_keras_object(self._roles.teacher_network)
+            teacher = keras.saving.serialize_keras_object(self._teacher_network.content)
             teacher.pop("compile_config", None)
         # The wrapper is compiled, its student was at most compiled before: nobody needs that optimizer again.
         student.pop("compile_config", None)
+        options = self.settings.options()
+        if callable(options["stochastic_layers"]):
+            options["stochastic_layers"] = None  # a predicate that chose nothing, with kd_weight=0
         return {
             "name": self.name,
             "model": student,
             "teacher": teacher,
+            **options,
             "similarity": keras.saving.serialize_keras_object(self.settings.similarity),
-            "representation": self._representation,
-            "stochastic_layers": self._stochastic_layers,
-            "seed": self._seed,
-            "average": self._average,
-            **config,
         }
 
     @classmethod
-    def from_config(cls, config, custom_objects=None):
+    def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> "SSDModel":
         config = dict(config)
         # Of subclasses, too, which pass on what they do not name.
-        classes = [one for one in cls.__mro__ if issubclass(one, SSDModel)]
-        known = {"name", "trainable"}.union(*(inspect.signature(one.__init__).parameters for one in classes))
-        check_config(config, cls.__name__, known, needed={"model", "teacher", "similarity"})
+        classes = [c for c in cls.__mro__ if issubclass(c, SSDModel)]
+        known = {"name", "trainable", *OPTIONS}.union(*(inspect.signature(c.__init__).parameters for c in classes))
+        saving.check_config(config, cls.__name__, known, needed={"model", "teacher", "similarity"})
         for name in ("model", "teacher", "similarity"):
-            config[name] = restored(name, config[name], custom_objects)
-        return cls(**config)
+            config[name] = saving.restored(name, config[name], custom_objects)
+        ssd = cls(**config)
+        # Until it is known whether the file was written in mid-training; after `fit`, average and student are equal.
+        ssd._evaluates_average = ssd._averages
+        return ssd
 
 
-def _check_model(argument, model):
-    if isinstance(model, SSDModel) and argument == "model":
-        raise ValueError(
-            f"`model` is wrapped already: {model.name!r} is an SSDModel. Pass the plain model, `ssd.student`."
-        )
-    if not isinstance(model, keras.Model):
-        raise ValueError(f"`{argument}` should be a keras.Model. Received: {model!r} of type {type(model).__name__}")
-    if not model.built:
-        raise ValueError(
-            f"`{argument}` is not built: {model.name!r} has no weights yet. Start it with keras.Input(shape), or call "
-            f"it on a batch or `{argument}.build(input_shape)` first."
-        )
+class _Untracked:
+    """Holds what Keras should not track as a part of the model."""
+
+    def __init__(self, content: Any) -> None:
+        self.content = content
+
+
+def _teacher_forms(
+    model: keras.Model, network: keras.Model | None, teacher: keras.Model | None, settings: Settings
+) -> list[bool | None] | None:
+    """Return for each output of another network whether it holds logits; `None` where teachers are the student's."""
+    if network is None or not settings.distills or not settings.needs_outputs:
+        return None
+    if type(network) is type(model) and not is_functional(network):
+        return None  # of one class, they put out the same
+    compiled = teacher if teacher.compiled else network
+    loss = _backend.compile_arguments(compiled).get("loss") if compiled.compiled else None
+    return teacher_logits(Graph(network), loss, getattr(network, "output_names", None))

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-from keras_ssd.figures import TeacherFigures
+from keras_ssd.callbacks.statistics import TeacherStatistics
 from keras_ssd.model import SSDModel
 
 
@@ -24,13 +24,13 @@ def plot_teacher_weights(ssd, x, ax=None):
     """
     _check_wrapped(ssd)
     ax = _axes(ax)
-    before, after = ssd.teacher_weights(x, percentile=0), ssd.teacher_weights(x)
-    n_teachers = before.shape[1]
+    before, after = ssd.guidance_weights(x, percentile=0), ssd.guidance_weights(x)
+    num_teachers = before.shape[1]
     gap = np.full((len(before), 1), np.nan)
     image = ax.imshow(np.hstack([before, gap, after]), aspect="auto", interpolation="nearest", vmin=0.0)
-    middle = (n_teachers - 1) / 2
-    labels = [f"before the percentile\n({n_teachers} teachers)", f"after ({ssd.settings.percentile:g})"]
-    ax.set_xticks([middle, n_teachers + 1 + middle], labels)
+    middle = (num_teachers - 1) / 2
+    labels = [f"before the percentile\n({num_teachers} teachers)", f"after ({ssd.settings.percentile:g})"]
+    ax.set_xticks([middle, num_teachers + 1 + middle], labels)
     ax.set_ylabel("sample")
     ax.set_title("weights of the teachers")
     ax.figure.colorbar(image, ax=ax)
@@ -83,15 +83,15 @@ def plot_representations(ssd, x, samples=None, ax=None):
 
 
 def plot_history(history, names=None, ax=None):
-    """Draw the curves of a training run: losses, and the figures of `TeacherMonitor` on a second axis if there are any.
+    """Draw the curves of a training run: losses, and on a second axis the statistics of `TeacherMonitor`, if any.
 
     Args:
         history: what `fit` returned, or its `history` dict.
-        names: which values to draw. Defaults to `None`: every loss, and the figures of `TeacherMonitor`.
+        names: which values to draw. Defaults to `None`: every loss, and the statistics of `TeacherMonitor`.
         ax: the `matplotlib.axes.Axes` to draw on. Defaults to `None`: a new figure.
 
     Returns:
-        The Axes of the losses (and of whatever else is named). The figures' own, if any, is the figure's last one.
+        The Axes of the losses (and of whatever else is named). The second axis, if any, is the last one of the figure.
 
     Raises:
         ValueError: if a name is not in the history.
@@ -102,7 +102,7 @@ def plot_history(history, names=None, ax=None):
     """
     history = history.history if isinstance(history, keras.callbacks.History) else history
     if names is None:
-        names = [name for name in history if name.endswith("loss") or name in TeacherFigures.names]
+        names = [name for name in history if name.endswith("loss") or name in TeacherStatistics.names]
     unknown = [name for name in names if name not in history]
     if unknown or not names:
         raise ValueError(f"`names` should be taken from {sorted(history)}. Received: {unknown or names}")
@@ -111,13 +111,13 @@ def plot_history(history, names=None, ax=None):
     handles = []
     for number, name in enumerate(names):
         on = ax
-        if name in TeacherFigures.names:
+        if name in TeacherStatistics.names:
             other = on = ax.twinx() if other is None else other
         epochs = np.arange(1, len(history[name]) + 1)
         style = "--" if on is other else "-"
         handles += on.plot(epochs, history[name], style, marker=".", color=f"C{number % 10}", label=name)
     ax.set_xlabel("epoch")
-    left = [name for name in names if name not in TeacherFigures.names]
+    left = [name for name in names if name not in TeacherStatistics.names]
     ax.set_ylabel("loss" if all(name.endswith("loss") for name in left) else "value")
     if other is not None:
         other.set_ylabel("teachers")

@@ -1,8 +1,11 @@
-"""The options of a distillation: the defaults of each kind of teacher, and every check of a value."""
+"""The options of a distillation, declared once: their names, the defaults of each kind of teacher, every check."""
 
 import dataclasses
 import math
+import sys
 import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -11,22 +14,21 @@ from keras_ssd.guidance import SIMILARITIES
 KINDS = ("self", "snapshot", "ema")
 DISTILL = ("outputs", "representation", "both")
 
-# The paper's released code; "snapshot" is the paper's pipeline.
-PAPER = dict(
-    n_teachers=30,
-    distill="representation",
-    kd_weight=1.0,
-    task_weight=1.0,
-    similarity="dot",  # with a guidance temperature of 5, see below
-    percentile=90.0,
+# The paper's released code; "snapshot" is the paper's pipeline. The guidance temperature is that of "dot", see below.
+_PAPER: dict[str, Any] = dict(
+    num_teachers=30, distill="representation", kd_weight=1.0, similarity="dot", percentile=90.0, ema_momentum=0.0
 )
 # Teachers that move with the student must not pull hard: on outputs, with little weight and soft guidance they do no
 # harm; representation with dot products makes the norms of both run away.
-_MOVING = dict(n_teachers=8, distill="outputs", kd_weight=0.1, similarity="kl", percentile=0.0)
-_FROZEN = dict(_MOVING, kd_weight=1.0)
-DEFAULTS = {"self": _MOVING, "ema": _MOVING, "snapshot": PAPER, "model": _FROZEN}
-# Where most samples have no label: the paper's frozen teacher, but on outputs.
-SEMI_SUPERVISED = _FROZEN
+_MOVING: dict[str, Any] = dict(
+    num_teachers=8, distill="outputs", kd_weight=0.1, similarity="kl", percentile=0.0, ema_momentum=0.99
+)
+_FROZEN: dict[str, Any] = dict(_MOVING, kd_weight=1.0, ema_momentum=0.0)
+DEFAULTS = {"self": _MOVING, "ema": _MOVING, "snapshot": _PAPER, "model": _FROZEN}
+# The paper's setting by name, for a model that was trained with early stopping: `wrap(model, **PAPER)`.
+PAPER: dict[str, Any] = dict(_PAPER, teacher="snapshot")
+# Where most samples have no label: the paper's frozen teacher, but on outputs, which need no label.
+SEMI_SUPERVISED: dict[str, Any] = dict(_FROZEN, teacher="snapshot", kd_sample_weight=False)
 # The temperature of the guidance belongs to the scale of the scores.
 GUIDANCE_TEMPERATURES = {"dot": 5.0, "euclidean": 5.0, "cosine": 0.1, "kl": 1.0, "uniform": 1.0}
 
@@ -35,67 +37,81 @@ GUIDANCE_TEMPERATURES = {"dot": 5.0, "euclidean": 5.0, "cosine": 0.1, "kl": 1.0,
 class Settings:
     """The checked options of a distillation; `None` becomes the default of the kind of teacher.
 
-    See `keras_ssd.wrap` for their meaning. `defaults` names the kind whose defaults apply, the teacher's own if `None`.
+    `keras_ssd.wrap` documents them. Every field but the first two is an option of `wrap`.
+
+    Attributes:
+        kind: `"self"`, `"snapshot"`, `"ema"` or `"model"`.
+        defaults: the kind whose defaults apply, that of the teacher if `None`.
     """
 
     kind: str
     defaults: str | None = None
-    n_teachers: int | None = None
+    # teacher
+    num_teachers: int | None = None
+    teacher_chunk: int | None = None
+    seed: int | None = None
+    # term
     distill: str | None = None
     kd_weight: float | None = None
-    task_weight: float = 1.0
-    similarity: object = None
+    kd_sample_weight: bool = True
+    temperature: float = 3.0
+    representation: str | None = None
+    # guidance
+    similarity: str | Callable | None = None
     guidance_temperature: float | None = None
     percentile: float | None = None
-    temperature: float = 3.0
+    # noise
+    stochastic_layers: str | Sequence[str] | Callable | None = None
     dropout_rate: float | None = None
-    teacher_chunk: int | None = None
-    momentum: float = 0.99
     augmented_teachers: bool = True
-    confidence_weighted: bool = False
+    # average
+    ema_momentum: float | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        if self.kd_weight == 0 and self.ema_momentum is None and self.kind != "ema":
+            # Without teachers all is as in plain Keras, unless averaging was asked for.
+            self.ema_momentum = 0.0
         for name, default in DEFAULTS[self.defaults or self.kind].items():
             if getattr(self, name) is None:
                 setattr(self, name, default)
         self._check_names()
         if self.guidance_temperature is None:
-            self.guidance_temperature = GUIDANCE_TEMPERATURES.get(self.similarity, 1.0)
+            named = self.similarity if isinstance(self.similarity, str) else ""
+            self.guidance_temperature = GUIDANCE_TEMPERATURES.get(named, 1.0)
         self._check_numbers()
+        self.augmented_teachers = bool(self.augmented_teachers)
+        self.kd_sample_weight = bool(self.kd_sample_weight)
         if self.kind == "self" and self.similarity == "dot" and self.distill != "outputs":
             warnings.warn(
                 'teacher="self" with similarity="dot" and distill="representation" makes the norm of the '
                 'representation run away and accuracy fall. Use distill="outputs", or teacher="snapshot".',
-                stacklevel=4,
+                stacklevel=_level_of_user(),
             )
 
-    def _check_names(self):
+    def _check_names(self) -> None:
         if self.distill not in DISTILL:
             raise ValueError(f"`distill` should be one of {DISTILL}. Received: distill={self.distill!r}")
-        if self.confidence_weighted and self.distill == "representation":
-            raise ValueError(
-                "`confidence_weighted` weighs the distillation of outputs, and none are distilled. Received: "
-                f'confidence_weighted=True, distill={self.distill!r}. Pass distill="outputs" or "both".'
-            )
         if not callable(self.similarity) and self.similarity not in SIMILARITIES:
             raise ValueError(
                 f"`similarity` should be one of {SIMILARITIES} or a callable. Received: similarity={self.similarity!r}"
             )
 
-    def _check_numbers(self):
+    def _check_numbers(self) -> None:
         least = 1 if self.similarity == "uniform" else 2
-        if not is_integer(self.n_teachers) or self.n_teachers < least:
+        if not is_integer(self.num_teachers) or self.num_teachers < least:
             remedy = ' (a single teacher needs no guidance: pass similarity="uniform")' if least == 2 else ""
             raise ValueError(
-                f"`n_teachers` should be an integer of at least {least}{remedy}. Received: n_teachers={self.n_teachers}"
+                f"`num_teachers` should be an integer of at least {least}{remedy}. Received: "
+                f"num_teachers={self.num_teachers}"
             )
         if self.teacher_chunk is not None and (not is_integer(self.teacher_chunk) or self.teacher_chunk < 1):
             raise ValueError(
                 "`teacher_chunk` should be a positive integer, or None for all teachers at once. Received: "
                 f"teacher_chunk={self.teacher_chunk}"
             )
-        for name in ("kd_weight", "task_weight"):
-            check_weight(name, getattr(self, name))
+        if self.seed is not None and not is_integer(self.seed):
+            raise ValueError(f"`seed` should be an integer or None. Received: seed={self.seed!r}")
+        check_weight("kd_weight", self.kd_weight)
         for name in ("temperature", "guidance_temperature"):
             value = getattr(self, name)
             if not is_number(value) or value <= 0:
@@ -109,36 +125,72 @@ class Settings:
                 "`dropout_rate` should lie between 0 and 1, both excluded, or be None to keep the model's own rates. "
                 f"Received: dropout_rate={self.dropout_rate}"
             )
-        if not is_number(self.momentum) or not 0 <= self.momentum < 1:
-            raise ValueError(f"`momentum` should lie in [0, 1). Received: momentum={self.momentum}")
+        if not is_number(self.ema_momentum) or not 0 <= self.ema_momentum < 1:
+            raise ValueError(
+                "`ema_momentum` should lie in [0, 1), or be None for the default of the teacher; 0 switches averaging "
+                f"off. Received: ema_momentum={self.ema_momentum}"
+            )
+        if self.kind == "ema" and self.ema_momentum == 0 and self.distills:
+            raise ValueError(
+                '`ema_momentum` should be above 0 with teacher="ema": that of 0 is the student itself, teacher="self". '
+                f"Received: ema_momentum={self.ema_momentum}"
+            )
 
     @property
-    def needs_representation(self):
+    def distills(self) -> bool:
+        """Whether there is a distillation term at all; without it nothing of teachers is built or checked."""
+        return self.kd_weight > 0
+
+    @property
+    def averages(self) -> bool:
+        """Whether a moving average of the student's weights is held, evaluated and deployed."""
+        return self.ema_momentum > 0
+
+    @property
+    def needs_representation(self) -> bool:
+        """Whether representations are distilled or compared."""
         return self.distill != "outputs" or self.similarity not in ("kl", "uniform")
 
     @property
-    def needs_outputs(self):
+    def needs_outputs(self) -> bool:
+        """Whether outputs are distilled or compared."""
         return self.distill != "representation" or self.similarity == "kl"
 
+    def options(self) -> dict[str, Any]:
+        """The options as keyword arguments of `SSDModel`, defaults filled in."""
+        return {name: getattr(self, name) for name in OPTIONS}
 
-def check_weight(name, value):
+
+# The names of all options of `wrap` behind `teacher`.
+OPTIONS = tuple(field.name for field in dataclasses.fields(Settings) if field.name not in ("kind", "defaults"))
+
+
+def check_weight(name: str, value: Any) -> None:
     """Raise unless `value` is a finite number that is not negative."""
     if not is_number(value) or value < 0:
         raise ValueError(f"`{name}` should be a finite float that is not negative. Received: {name}={value}")
 
 
-def check_integer(name, value, least):
+def check_integer(name: str, value: Any, least: int) -> None:
     """Raise unless `value` is an integer of at least `least`."""
     if not is_integer(value) or value < least:
         raise ValueError(f"`{name}` should be an integer of at least {least}. Received: {name}={value!r}")
 
 
-def is_integer(value):
-    """Whether a value is an integer; `True` is none."""
+def is_integer(value: Any) -> bool:
+    """Return whether `value` is an integer (bools excluded)."""
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
-def is_number(value):
-    """Whether a value is a finite number; `True` is none."""
+def is_number(value: Any) -> bool:
+    """Return whether `value` is a finite number (bools excluded)."""
     is_real = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
     return is_real and math.isfinite(value)
+
+
+def _level_of_user() -> int:
+    """Return the `stacklevel` of the first caller outside this package, for a warning of the calling function."""
+    level = 1
+    while sys._getframe(level).f_globals.get("__name__", "").startswith(("keras_ssd.", "keras.")):
+        level += 1
+    return level

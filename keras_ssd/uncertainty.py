@@ -6,11 +6,14 @@ import keras
 from keras import ops, tree
 
 from keras_ssd import _backend
+from keras_ssd._typing import Tensor
+from keras_ssd.averaging import HeldWeights, averaged_variables
 from keras_ssd.graph import Graph
-from keras_ssd.losses import output_distances
+from keras_ssd.noise import choose_noise
+from keras_ssd.outputs import describe_outputs, output_form
+from keras_ssd.passes import StochasticPasses
 from keras_ssd.settings import is_integer
-from keras_ssd.stochastic import StochasticPasses, select_layers
-from keras_ssd.teachers import HeldWeights, last_activation, output_structure
+from keras_ssd.teachers import output_structure
 
 
 class StochasticPrediction(NamedTuple):
@@ -35,16 +38,17 @@ class StochasticPrediction(NamedTuple):
 def predict_stochastic(
     model,
     x,
-    n_passes=30,
+    num_passes=30,
     batch_size=None,
     seed=None,
     stochastic_layers=None,
+    dropout_rate=None,
     loss=None,
     pass_chunk=None,
     steps=None,
     verbose="auto",
 ):
-    """Predict with dropout on, many times, and tell mean and uncertainty (Monte-Carlo dropout).
+    """Predict with noise on, many times, and return mean and uncertainty (Monte-Carlo dropout).
 
     Everything before the first noise layer is evaluated once, the rest once for each pass; BatchNormalization and all
     but the noise is in inference mode. The model is not changed: no statistics, no generator, no compiled state.
@@ -57,12 +61,14 @@ def predict_stochastic(
         model: a built `keras.Model`, the plain student after loading for example, or an `SSDModel`, which deploys the
             averaged weights if it holds them (`teacher="ema"`). All of a subclassed model is run for every pass.
         x: inputs, as for `model.predict`: arrays, a `tf.data.Dataset`, a `keras.utils.PyDataset`, a `DataLoader`.
-        n_passes: number of passes, at least 2. Defaults to `30`.
+        num_passes: number of passes, at least 2. Defaults to `30`.
         batch_size: samples per batch of arrays. Defaults to `None`: 32, as in `model.predict`.
         seed: integer; the same one gives the same result for the same batches, whatever was called before. Defaults to
             `None`: follows `keras.utils.set_random_seed`.
         stochastic_layers: names of the layers that are random, or a predicate on layers. Defaults to `None`: every
-            noise layer except augmentation, which is off.
+            noise layer except augmentation, which is off. A layer that makes no noise has its output go through dropout.
+        dropout_rate: rate of that dropout, and of the dropout layers. With it a network without noise layers drops what
+            feeds its head (Monte-Carlo dropout). Defaults to `None`: the layers' own.
         loss: says what the outputs are, as `compile(loss=...)` does, in its place: for a model that is not compiled and
             puts out logits, `keras.losses.SparseCategoricalCrossentropy(from_logits=True)`. Defaults to `None`.
         pass_chunk: how many passes are evaluated in one batch; less memory, same result in distribution. Defaults to
@@ -78,38 +84,40 @@ def predict_stochastic(
 
     Example:
         >>> student = keras.models.load_model("student.keras")
-        >>> prediction = keras_ssd.predict_stochastic(student, x, n_passes=30, seed=0)
+        >>> prediction = keras_ssd.predict_stochastic(student, x, num_passes=30, seed=0)
         >>> prediction.mean.argmax(axis=-1)[prediction.predictive_entropy < 0.5]  # the others are left to a human
     """
     network, weights, compiled_loss = _deployed(model)
-    _check(network, n_passes, seed, pass_chunk)
-    passes = Passes(network, n_passes, stochastic_layers, compiled_loss if loss is None else loss, pass_chunk)
+    _check(network, num_passes, seed, pass_chunk)
+    passes = UncertaintyPasses(
+        network, num_passes, stochastic_layers, dropout_rate, compiled_loss if loss is None else loss, pass_chunk
+    )
     seed = _backend.derived_seed() if seed is None else int(seed)
     with _backend.variable_scope(network), _backend.teacher_scope(seed):
         predictor = Predictor(network, weights, passes, seed)
         summaries = predictor.predict(x, batch_size=batch_size, steps=steps, verbose=verbose)
-    return tree.pack_sequence_as(passes.structure, [StochasticPrediction(**one) for one in summaries])
+    return tree.pack_sequence_as(passes.structure, [StochasticPrediction(**fields) for fields in summaries])
 
 
 def _deployed(model):
     """The network that a model is or wraps, the variables that hold its weights, and the compiled loss."""
     if not isinstance(model, keras.Model):
         raise ValueError(f"`model` should be a keras.Model. Received: {model!r} of type {type(model).__name__}")
-    if hasattr(model, "deployed"):
-        return model.deployed()  # an SSDModel
-    return model, model.weights, _backend.compile_arguments(model).get("loss") if model.compiled else None
+    if hasattr(model, "_deployed"):
+        return model._deployed()  # an SSDModel
+    return model, averaged_variables(model), _backend.compile_arguments(model).get("loss") if model.compiled else None
 
 
-def _check(model, n_passes, seed, pass_chunk):
+def _check(model, num_passes, seed, pass_chunk):
     if not model.built:
         raise ValueError(
             f"`model` is not built: {model.name!r} has no weights yet. Start it with keras.Input(shape), or call it on "
             "a batch or `model.build(input_shape)` first."
         )
-    if not is_integer(n_passes) or n_passes < 2:
+    if not is_integer(num_passes) or num_passes < 2:
         raise ValueError(
-            "`n_passes` should be an integer of at least 2: a single pass has no spread. Received: "
-            f"n_passes={n_passes!r}"
+            "`num_passes` should be an integer of at least 2: a single pass has no spread. Received: "
+            f"num_passes={num_passes!r}"
         )
     if seed is not None and not is_integer(seed):
         raise ValueError(f"`seed` should be an integer or None. Received: seed={seed!r}")
@@ -120,43 +128,42 @@ def _check(model, n_passes, seed, pass_chunk):
         )
 
 
-class Passes:
+class UncertaintyPasses:
     """The passes of a network, and what its outputs are. A plain object: Keras is not to track the network's layers.
 
     Attributes:
         structure: the structure of the outputs; a subclassed model's is known after its first pass.
     """
 
-    def __init__(self, model, n_passes, stochastic_layers, loss, chunk):
+    def __init__(self, model, num_passes, stochastic_layers, dropout_rate, loss, chunk):
         graph = Graph(model)
-        layers = select_layers(graph, stochastic_layers)
-        self._passes = StochasticPasses(graph, layers, graph.outputs, shares_prefix=False)
+        noise = choose_noise(graph, stochastic_layers, dropout_rate)
+        self._passes = StochasticPasses(graph, noise, graph.outputs, shares_prefix=False, dropout_rate=dropout_rate)
         if not any(self._passes.is_random):
             raise ValueError(
-                f"None of the outputs of the model {model.name!r} depends on the noise layers "
-                f"{[layer.name for layer in layers]}, so all passes would be identical. Choose others by "
-                "`stochastic_layers`."
+                f"None of the outputs of the model {model.name!r} depends on the noise, {noise.described}, so all passes "
+                "would be identical. Choose other layers by `stochastic_layers`."
             )
-        self._read = graph.reader(self._passes.given)
-        self._activations = [last_activation(graph, x) for x in graph.outputs]
+        self._read_cut = graph.reader(self._passes.cut)
+        self._forms = [] if graph.is_opaque else [output_form(graph, x) for x in graph.outputs]
         self._names = getattr(model, "output_names", None)
-        self._n_passes = n_passes
+        self._num_passes = num_passes
         self._loss = loss
         self._chunk = chunk
         self.structure = None if graph.is_opaque else output_structure(model)
 
     def run(self, inputs, seed_generator, weights):
         """Summaries of the passes of one batch, one dict for each output, as a flat list."""
-        given = self._read(inputs, training=False)
-        results = self._passes.run(given, self._n_passes, seed_generator, weights, self._chunk)
+        cut_values = self._read_cut(inputs, training=False)
+        results = self._passes.run(cut_values, self._num_passes, seed_generator, weights, self._chunk)
         if self.structure is None:
             # A subclassed model puts out one structure of tensors, of which nothing was known before.
             self.structure = tree.map_structure(lambda _: 0, results[0])
-            self._activations = [None] * len(tree.flatten(results[0]))
-        names = sorted(self.structure) if isinstance(self.structure, dict) else self._names
-        kinds = output_distances(self._activations, names, temperature=1.0, loss=self._loss)
-        pairs = zip(tree.flatten(results), kinds, strict=True)
-        return [summary(values, one.kind, one.from_logits) for values, one in pairs]
+            self._forms = [None] * len(tree.flatten(results[0]))
+        structure = tree.map_structure(lambda _: 0, self.structure)
+        outputs = describe_outputs(self._forms, structure, self._names, temperature=1.0, loss=self._loss)
+        pairs = zip(tree.flatten(results), outputs, strict=True)
+        return [summary(values, output.kind, output.from_logits) for values, output in pairs]
 
 
 class Predictor(keras.Model):
@@ -168,12 +175,13 @@ class Predictor(keras.Model):
 
     def __init__(self, model, weights, passes, seed):
         super().__init__(name=f"stochastic_{model.name}", dtype=model.dtype_policy, autocast=False)
-        self.held_weights = HeldWeights(model.weights, name="held_weights")
+        variables = averaged_variables(model)
+        self.held_weights = HeldWeights(variables, name="held_weights")
         self.held_weights.copy(weights)
         self.seed_generator = keras.random.SeedGenerator(seed)
         self.jit_compile = model.jit_compile
         self.run_eagerly = model.run_eagerly
-        self._run = lambda x: passes.run(x, self.seed_generator, self.held_weights.values(model.weights))
+        self._run = lambda x: passes.run(x, self.seed_generator, self.held_weights.values(variables))
         self.built = True
 
     def call(self, inputs):
@@ -192,12 +200,12 @@ def summary(values, kind, from_logits=False):
     if from_logits:
         values = ops.sigmoid(values) if kind == "binary" else ops.softmax(values, axis=-1)
     mean = ops.mean(values, axis=1)
-    told = {"mean": mean, "variance": ops.mean(ops.square(values - ops.expand_dims(mean, 1)), axis=1)}
+    fields = {"mean": mean, "variance": ops.mean(ops.square(values - ops.expand_dims(mean, 1)), axis=1)}
     if kind == "regression":
-        return told
+        return fields
     entropy = _entropy(mean, kind)
     within = ops.mean(_entropy(values, kind), axis=1)
-    return {**told, "predictive_entropy": entropy, "mutual_information": ops.maximum(entropy - within, 0.0)}
+    return {**fields, "predictive_entropy": entropy, "mutual_information": ops.maximum(entropy - within, 0.0)}
 
 
 def _entropy(probabilities, kind):

@@ -24,7 +24,7 @@ def make_model(optimizer=None, seed=0, jit_compile=False):
 
 
 def make_snapshot_model(optimizer=None, jit_compile=False, **options):
-    options = {"n_teachers": 4, "percentile": 50, **options}
+    options = {"num_teachers": 4, "percentile": 50, **options}
     return keras_ssd.wrap(make_model(optimizer, jit_compile=jit_compile), teacher="snapshot", **options)
 
 
@@ -54,7 +54,7 @@ class Record(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         self.student.append(arrays(self.model.student.weights))
-        self.teacher.append(arrays(self.model.held_weights.held))
+        self.teacher.append(arrays(self.model._held_weights.held))
         self.optimizer.append(arrays(self.model.optimizer.variables))
         self.rate.append(float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)))
 

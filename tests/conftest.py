@@ -1,10 +1,13 @@
-"""What every test starts from: the same seed, no display, the examples importable, small networks compiled quickly."""
+"""What every test starts from: the same seed, no display, small networks compiled quickly.
+
+On TensorFlow a test runs its functions eagerly unless it is marked `compiled` or pytest is called with `--compiled`, as
+CI does once: tracing took two thirds of the time, for models of which most train a single step.
+"""
 
 import os
-import pathlib
-import sys
 import tempfile
 
+import hypothesis
 import pytest
 
 os.environ.setdefault("MPLBACKEND", "Agg")  # before matplotlib is imported
@@ -16,7 +19,31 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     _programs = tempfile.TemporaryDirectory(prefix="jax-programs-")  # removed as the process ends that made it
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _programs.name
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "examples"))
+
+# The same examples in every run; CI asks for more of them by `--hypothesis-profile=ci`.
+hypothesis.settings.register_profile("default", max_examples=40, derandomize=True, deadline=None)
+hypothesis.settings.register_profile("ci", hypothesis.settings.get_profile("default"), max_examples=400)
+hypothesis.settings.load_profile("default")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--compiled", action="store_true", help="trace the functions of every test on TensorFlow")
+
+
+@pytest.fixture(autouse=True)
+def eager_functions(request):
+    """Run `tf.function` as plain Python, unless the test is about what is compiled; other backends are as they are."""
+    import keras
+
+    is_compiled = request.config.getoption("compiled") or request.node.get_closest_marker("compiled")
+    if is_compiled or keras.backend.backend() != "tensorflow":
+        yield
+        return
+    import tensorflow as tf
+
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
 
 
 @pytest.fixture(autouse=True)

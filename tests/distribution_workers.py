@@ -104,12 +104,12 @@ def fitted(ssd, rows=ROWS, callbacks=(), scored=False):
 
 # Each kind of teacher once: guided on outputs, on both, as in the paper, and one teacher without noise.
 DETERMINISTIC = {
-    "self": dict(n_teachers=4, distill="both", similarity="cosine", task_weight=0.5),
-    "ema": dict(teacher="ema", n_teachers=4, distill="outputs", similarity="kl"),
-    "model": dict(teacher="model", stochastic_layers=(), n_teachers=1, similarity="uniform", distill="outputs"),
+    "self": dict(num_teachers=4, distill="both", similarity="cosine"),
+    "ema": dict(teacher="ema", num_teachers=4, distill="outputs", similarity="kl"),
+    "model": dict(teacher="model", stochastic_layers=(), num_teachers=1, similarity="uniform", distill="outputs"),
     "paper": dict(
         teacher="snapshot",
-        n_teachers=4,
+        num_teachers=4,
         distill="representation",
         similarity="dot",
         guidance_temperature=5.0,
@@ -129,7 +129,7 @@ def mirrored():
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     results = {}
     for name, options in DETERMINISTIC.items():
-        # The callback's figures are means over samples, also of those that other replicas hold.
+        # The callback's statistics are means over samples, also of those that other replicas hold.
         more = observed() if name == "ema" else {}
         results[name] = {"one": fitted(wrapped(**options), **more)}
         with strategy.scope():
@@ -164,14 +164,14 @@ def on_each(strategy, variables):
 def statistics(strategy):
     """BatchNormalization, whose statistics are each replica's own in Keras: theirs, and those of the average."""
     with strategy.scope():
-        ssd = wrapped(teacher="ema", normalisation=layers.BatchNormalization, n_teachers=4, distill="outputs")
+        ssd = wrapped(teacher="ema", normalisation=layers.BatchNormalization, num_teachers=4, distill="outputs")
     x, y, _ = data()
     ssd.fit(x, y, batch_size=BATCH, shuffle=False, verbose=0)
     moving = [i for i, v in enumerate(ssd.student.weights) if "moving" in v.path]
     return {
         "moving": moving,
-        "held": on_each(strategy, ssd.held_weights.held),
-        "steps": on_each(strategy, [ssd.held_weights.steps]),
+        "held": on_each(strategy, ssd._held_weights.held),
+        "steps": on_each(strategy, [ssd._held_weights.steps]),
     }
 
 
@@ -196,7 +196,7 @@ def as_the_task(strategy, rows):
             if name == "distilled":
                 teacher = keras.Sequential([keras.Input((5,)), layers.Dense(2, use_bias=False)])
                 teacher.set_weights([target])
-                options = dict(stochastic_layers=(), n_teachers=1, similarity="uniform", distill="outputs")
+                options = dict(stochastic_layers=(), num_teachers=1, similarity="uniform", distill="outputs")
                 model = keras_ssd.wrap(model, teacher=teacher, kd_weight=1.0, **options)
             model.compile(keras.optimizers.SGD(0.1 if name == "distilled" else 0.2), "mse")
         history = model.fit(x, y, sample_weight=sample_weight, batch_size=8, epochs=2, shuffle=False, verbose=0)
@@ -213,14 +213,14 @@ def noise(strategy):
         return ops.zeros_like(teachers[..., 0])
 
     with strategy.scope():
-        ssd = wrapped(dropout, n_teachers=4, distill="representation", similarity=record)
+        ssd = wrapped(dropout, num_teachers=4, distill="representation", similarity=record)
         ssd.compile("sgd", "sparse_categorical_crossentropy", run_eagerly=True)
     ssd.train_on_batch(np.ones((4, 5), "float32"), np.zeros(4))
     results = {"seen": seen}
     x, y, _ = data(64)
     for name, scope in (("one", contextlib.nullcontext()), ("several", strategy.scope())):
         with scope:
-            ssd = wrapped(dropout, n_teachers=4, distill="outputs")
+            ssd = wrapped(dropout, num_teachers=4, distill="outputs")
             ssd.compile(keras.optimizers.SGD(0.0), "sparse_categorical_crossentropy")
         history = ssd.fit(x, y, batch_size=64, epochs=40, verbose=0)
         results[name] = history.history["kd_loss"]
@@ -240,12 +240,12 @@ def wrapped_outside(strategy):
 # JAX.
 
 NOISY = {
-    "self": dict(n_teachers=6, distill="outputs"),
-    "ema": dict(teacher="ema", n_teachers=6, distill="outputs"),
-    "model": dict(teacher="model", n_teachers=6, distill="both", similarity="kl"),
-    "paper": dict(teacher="snapshot", n_teachers=6, distill="representation", similarity="dot", percentile=50),
-    "uneven chunks": dict(n_teachers=5, distill="outputs", teacher_chunk=2),
-    "chunks for the cache": dict(n_teachers=6, distill="outputs"),
+    "self": dict(num_teachers=6, distill="outputs"),
+    "ema": dict(teacher="ema", num_teachers=6, distill="outputs"),
+    "model": dict(teacher="model", num_teachers=6, distill="both", similarity="kl"),
+    "paper": dict(teacher="snapshot", num_teachers=6, distill="representation", similarity="dot", percentile=50),
+    "uneven chunks": dict(num_teachers=5, distill="outputs", teacher_chunk=2),
+    "chunks for the cache": dict(num_teachers=6, distill="outputs"),
 }
 
 
@@ -302,7 +302,7 @@ def short_batch():
     """A last batch that the devices cannot share evenly: what Keras says of it."""
     errors = {}
     with keras.distribution.DataParallel().scope():
-        for name, model in (("plain", plain()), ("wrapped", wrapped(n_teachers=4))):
+        for name, model in (("plain", plain()), ("wrapped", wrapped(num_teachers=4))):
             try:
                 fitted(model, rows=BATCH + 1)
             except Exception as error:
@@ -322,7 +322,7 @@ def model_parallel():
         with keras.distribution.ModelParallel(layout_map=layout_map, batch_dim_name="batch").scope():
             ssd = noisy(name)
             results[f"{name} {mesh}"] = fitted(ssd, scored=name == "ema")
-            copies = {id(one): one for one in (ssd.held_weights, ssd.averaged_weights) if one is not None}
+            copies = {id(one): one for one in (ssd._held_weights, ssd._averaged_weights) if one is not None}
             laid = [ssd.student.weights[0], *(one.held[0] for one in copies.values())]
             results[f"{name} {mesh}"]["layouts"] = [str(v.value.sharding.spec) for v in laid]
     return results
@@ -398,7 +398,7 @@ def in_process(name, n_processes, process):
         loss.backward()
         gradients.append([v.value.grad.tolist() for v in ssd.trainable_variables])
         optimizer.step()
-        if ssd.averages:
+        if ssd._averages:
             ssd.update_average()
         losses.append(loss.item())
     seen = []
@@ -432,7 +432,7 @@ def several_workers(rank, *ports):
 
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
     errors = {}
-    for name, model in (("plain", plain), ("wrapped", lambda: wrapped(n_teachers=4))):
+    for name, model in (("plain", plain), ("wrapped", lambda: wrapped(num_teachers=4))):
         with strategy.scope():
             model = model()
         try:

@@ -11,6 +11,7 @@ import keras_ssd
 from keras_ssd import augmentation
 from keras_ssd.augmentation import Augmentation, Jitter, Rotation, Scaling, TimeMask, rotation_matrices
 from keras_ssd.stochastic import is_augmentation, is_noise
+from passes import passes
 from structures import Doubling
 
 LAYERS = {
@@ -38,7 +39,7 @@ def test_active_in_training_only(make):
 
 
 @every_layer
-def test_every_window_and_every_call_is_another_draw_and_the_seed_fixes_them(make):
+def test_each_window_and_call_draws_anew_and_the_seed_fixes_it(make):
     same = np.ones((64, 10, 3), "float32")
     layer, again, other = make(seed=1), make(seed=1), make(seed=2)
     first, second = applied(layer, same), applied(layer, same)
@@ -189,16 +190,13 @@ Y = np.arange(8) % 3
 
 
 def wrapped(model, **options):
-    ssd = keras_ssd.wrap(model, **{"n_teachers": 3, "distill": "outputs", "similarity": "uniform", **options})
+    ssd = keras_ssd.wrap(model, **{"num_teachers": 3, "distill": "outputs", "similarity": "uniform", **options})
     ssd.compile("sgd", "sparse_categorical_crossentropy")
     return ssd
 
 
 def teachers_of(ssd, x):
-    with keras.StatelessScope([(v, v.value) for v in ssd.variables]):
-        _, _, given = ssd._roles.student_pass(x)
-        outputs, _ = ssd._teacher_pass(given)
-    return ops.convert_to_numpy(outputs[0])
+    return passes(ssd, x).teacher_outputs[0]
 
 
 def frozen_with_noise(model, x):
@@ -236,15 +234,15 @@ def test_augmentation_behind_the_noise_is_off_in_the_teachers():
 def test_one_step_follows_the_gradient_of_the_student_alone(teacher):
     """Plain SGD, one step, the task left out: the gradient of KL(fixed targets, student on the augmented sample)."""
     model = network(noise=lambda: Doubling(name="noise"))
-    options = dict(teacher=teacher, augmented_teachers=False, kd_weight=1.0, task_weight=0.0, temperature=1.0)
+    options = dict(teacher=teacher, augmented_teachers=False, kd_weight=1.0, kd_sample_weight=False, temperature=1.0)
     targets = frozen_with_noise(model, X)
     copy = keras.models.clone_model(model)
     copy.set_weights(model.get_weights())
     copy.compile(keras.optimizers.SGD(0.5), keras.losses.KLDivergence())
     copy.train_on_batch(X, targets)
-    ssd = wrapped(model, average=False, **options)
+    ssd = wrapped(model, **options)
     ssd.compile(keras.optimizers.SGD(0.5), "sparse_categorical_crossentropy")
-    ssd.train_on_batch(X, Y)
+    ssd.train_on_batch(X, Y, sample_weight=np.zeros(len(Y)))
     for one, other in zip(model.get_weights(), copy.get_weights(), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
 
@@ -259,7 +257,7 @@ def test_weight_0_is_the_plain_model():
 
     plain = trained(None)
     for teacher in ("self", "snapshot", "ema"):
-        options = dict(teacher=teacher, kd_weight=0, augmented_teachers=False, average=False, confidence_weighted=True)
+        options = dict(teacher=teacher, kd_weight=0, augmented_teachers=False, ema_momentum=0)
         options["distill"] = "outputs"
         other = trained(lambda model, options=options: keras_ssd.wrap(model, **options))
         for one, two in zip(plain, other, strict=True):
@@ -270,15 +268,17 @@ def test_weight_0_is_the_plain_model():
 def test_training_saving_and_training_on(teacher, tmp_path):
     chain = [lambda: Rotation(20), lambda: Scaling(0.1), lambda: Jitter(0.1), lambda: TimeMask(0.5)]
     model = network(lambda: keras.Sequential([make() for make in chain]), lambda: layers.Dropout(0.5))
-    ssd = wrapped(model, teacher=teacher, augmented_teachers=False, confidence_weighted=True)
+    ssd = wrapped(model, teacher=teacher, augmented_teachers=False)
     assert np.isfinite(ssd.fit(X, Y, verbose=0).history["kd_loss"]).all()
     ssd.save(tmp_path / "ssd.keras")
     loaded = keras.models.load_model(tmp_path / "ssd.keras")
-    assert loaded.get_config()["augmented_teachers"] is False and loaded.get_config()["confidence_weighted"] is True
+    assert loaded.get_config()["augmented_teachers"] is False
     np.testing.assert_allclose(loaded.predict(X, verbose=0), ssd.predict(X, verbose=0), atol=1e-6)
     assert np.isfinite(loaded.fit(X, Y, verbose=0).history["kd_loss"]).all()
 
 
+@pytest.mark.slow
+@pytest.mark.compiled
 def test_compiled_by_xla():
     if keras.backend.backend() == "torch":
         pytest.skip("Keras compiles nothing on PyTorch unless asked to")

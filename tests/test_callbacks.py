@@ -11,15 +11,16 @@ import pytest
 
 import keras_ssd
 from callback_runs import Raise, X, Y, fit, make_model, make_snapshot_model
-from keras_ssd.callbacks import KDWeightSchedule, SeedEachEpoch, TeacherMonitor, TeacherSnapshot
-from keras_ssd.figures import TeacherFigures
+from keras_ssd.callbacks import AtomicBackup, KDWeightSchedule, SeedEachEpoch, TeacherMonitor, TeacherSnapshot
+from keras_ssd.callbacks.statistics import TeacherStatistics
 from same_weights import arrays, assert_same
 
 # KDWeightSchedule
 
 
+@pytest.mark.compiled
 def test_the_weight_follows_the_schedule():
-    ssd = keras_ssd.wrap(make_model(), n_teachers=2)
+    ssd = keras_ssd.wrap(make_model(), num_teachers=2)
     ramp = keras.optimizers.schedules.PolynomialDecay(0.0, decay_steps=2, end_learning_rate=1.0)
     history = fit(ssd, [KDWeightSchedule(ramp)], epochs=3)
     assert history["kd_weight"] == [0.0, 0.5, 1.0]
@@ -30,13 +31,13 @@ def test_the_weight_follows_the_schedule():
 
 def test_a_weight_of_0_from_a_schedule_trains_as_the_plain_model():
     plain = fit(make_model())
-    history = fit(keras_ssd.wrap(make_model(), n_teachers=2), [KDWeightSchedule(lambda epoch: 0.0)])
+    history = fit(keras_ssd.wrap(make_model(), num_teachers=2), [KDWeightSchedule(lambda epoch: 0.0)])
     np.testing.assert_allclose(history["loss"], plain["loss"], rtol=1e-6)
 
 
 @pytest.mark.parametrize("weight", [-0.5, math.nan, math.inf, None], ids=str)
 def test_a_schedule_that_returns_no_weight(weight):
-    ssd = keras_ssd.wrap(make_model(), n_teachers=2)
+    ssd = keras_ssd.wrap(make_model(), num_teachers=2)
     callback = KDWeightSchedule(lambda epoch: weight if epoch else 1.0)
     callback.set_model(ssd)
     callback.on_epoch_begin(0)
@@ -57,14 +58,14 @@ def test_bad_use_of_the_schedule():
 # TeacherMonitor
 
 
-def test_the_monitor_shows_figures_in_the_logs_and_changes_nothing():
-    expected = fit(keras_ssd.wrap(make_model(), n_teachers=3, seed=5), epochs=3, validation_data=(X, Y))
-    ssd = keras_ssd.wrap(make_model(), n_teachers=3, seed=5)
+def test_the_monitor_shows_statistics_in_the_logs_and_changes_nothing():
+    expected = fit(keras_ssd.wrap(make_model(), num_teachers=3, seed=5), epochs=3, validation_data=(X, Y))
+    ssd = keras_ssd.wrap(make_model(), num_teachers=3, seed=5)
     history = fit(ssd, [TeacherMonitor(every=2)], epochs=3, validation_data=(X, Y))
-    assert set(history) == {*expected, *TeacherFigures.names}
+    assert set(history) == {*expected, *TeacherStatistics.names}
     for name, values in expected.items():
         np.testing.assert_allclose(values, history[name], rtol=1e-6, err_msg=name)
-    for name in TeacherFigures.names:
+    for name in TeacherStatistics.names:
         assert [math.isnan(value) for value in history[name]] == [False, True, False], name
     assert 0 < history["teacher_spread"][0] < 1
     assert 1 < history["effective_teachers"][0] <= 3.001
@@ -80,7 +81,7 @@ def test_the_monitor_sees_the_teachers_of_the_training_step():
     inputs = keras.Input((6,))
     model = keras.Model(inputs, keras.layers.Dense(3, "softmax")(keras.layers.GaussianNoise(0.01)(inputs)))
     model.compile("sgd", "sparse_categorical_crossentropy")
-    ssd = keras_ssd.wrap(model, teacher="snapshot", n_teachers=10, percentile=70)
+    ssd = keras_ssd.wrap(model, teacher="snapshot", num_teachers=10, percentile=70)
     history = fit(ssd, [TeacherMonitor()], epochs=1)
     norms = np.linalg.norm(X, axis=1)
     assert "teacher_disagreement" not in history
@@ -94,13 +95,13 @@ def test_the_monitor_sees_the_teachers_of_the_training_step():
 def test_the_monitor_beside_the_snapshot_is_silent_in_the_plain_stage():
     ssd = make_snapshot_model()
     history = fit(ssd, [TeacherSnapshot(at_epoch=1, restore_best_weights=False), TeacherMonitor()], epochs=2)
-    for name in TeacherFigures.names[:-1]:
+    for name in TeacherStatistics.names[:-1]:
         assert [math.isnan(value) for value in history[name]] == [True, False], name
 
 
 def healthy(**changes):
-    figures = dict(teacher_spread=0.3, effective_teachers=2.0, teachers_kept=1.0)
-    return {**figures, "target_similarity": 0.9, "representation_norm": 1.0, **changes}
+    statistics = dict(teacher_spread=0.3, effective_teachers=2.0, teachers_kept=1.0)
+    return {**statistics, "target_similarity": 0.9, "representation_norm": 1.0, **changes}
 
 
 @pytest.mark.parametrize(
@@ -113,7 +114,7 @@ def healthy(**changes):
 )
 def test_a_collapse_warns_once_with_the_remedy(logs, message):
     monitor = TeacherMonitor()
-    monitor.set_model(keras_ssd.wrap(make_model(), n_teachers=3))
+    monitor.set_model(keras_ssd.wrap(make_model(), num_teachers=3))
     monitor.on_train_begin()
     monitor.on_epoch_end(0, healthy())
     with pytest.warns(UserWarning, match=message):
@@ -125,7 +126,7 @@ def test_a_collapse_warns_once_with_the_remedy(logs, message):
 
 
 def test_identical_teachers_are_found_in_training():
-    ssd = keras_ssd.wrap(make_model(), n_teachers=3)
+    ssd = keras_ssd.wrap(make_model(), num_teachers=3)
     for layer in ssd.student.layers:
         if isinstance(layer, keras.layers.Dropout):
             layer.rate = 0.0
@@ -134,7 +135,7 @@ def test_identical_teachers_are_found_in_training():
 
 
 def test_one_deterministic_teacher_has_no_spread_and_no_warning():
-    options = dict(n_teachers=1, similarity="uniform", stochastic_layers=())
+    options = dict(num_teachers=1, similarity="uniform", stochastic_layers=())
     history = fit(keras_ssd.wrap(make_model(), **options), [TeacherMonitor()], epochs=1)
     assert history["teacher_spread"] == [0.0]
 
@@ -176,7 +177,7 @@ def test_epochs_draw_the_same_wherever_the_run_began(wrapped, data):
         return model.fit(**given, verbose=0, callbacks=[SeedEachEpoch(3)], **options).history["loss"]
 
     def make():
-        return keras_ssd.wrap(make_model(), n_teachers=2, seed=4) if wrapped else make_model()
+        return keras_ssd.wrap(make_model(), num_teachers=2, seed=4) if wrapped else make_model()
 
     model, resumed = make(), make()
     whole = train(model, epochs=3)
@@ -188,7 +189,7 @@ def test_epochs_draw_the_same_wherever_the_run_began(wrapped, data):
 
 def test_seeds_depend_on_seed_and_epoch_and_the_student_draws_as_the_plain_model():
     model = make_model()
-    ssd = keras_ssd.wrap(make_model(), n_teachers=2)
+    ssd = keras_ssd.wrap(make_model(), num_teachers=2)
 
     def states(model, seed, epoch):
         callback = SeedEachEpoch(seed)
@@ -212,6 +213,19 @@ def test_a_bad_seed():
 
 
 # All of them
+
+
+class UsersMonitor(TeacherMonitor):
+    pass
+
+
+@pytest.mark.parametrize(
+    "callback, expected",
+    [(TeacherSnapshot, True), (KDWeightSchedule, True), (TeacherMonitor, True), (UsersMonitor, True)]
+    + [(SeedEachEpoch, False), (AtomicBackup, False)],
+)
+def test_a_callback_says_whether_it_needs_teachers(callback, expected):
+    assert getattr(callback, "needs_teachers", False) is expected
 
 
 def ramp(epoch):
@@ -245,7 +259,7 @@ def test_everything_is_as_before_after_an_exception():
     metrics = [metric.name for metric in ssd.metrics]
     with pytest.raises(RuntimeError, match="stop here"):
         fit(ssd, [TeacherSnapshot(at_epoch=1), TeacherMonitor(), Raise()])
-    assert ssd.teaching
+    assert ssd._teaches
     assert [metric.name for metric in ssd.metrics] == metrics
     history = fit(ssd, epochs=1)
     assert set(history) == {"loss", "accuracy", "kd_loss"}
@@ -256,10 +270,10 @@ def test_everything_is_as_before_after_an_exception():
 def test_teaching_can_be_switched_off_by_hand():
     plain = fit(make_model(), epochs=1)
     ssd = make_snapshot_model()
-    ssd.teaching = False
+    ssd._teaches = False
     history = fit(ssd, epochs=1)
     assert history["loss"] == plain["loss"]
     assert history["kd_loss"] == [0.0]
-    assert not ssd.teaching
-    ssd.teaching = True
+    assert not ssd._teaches
+    ssd._teaches = True
     assert fit(ssd, epochs=1)["kd_loss"][0] > 0

@@ -23,6 +23,7 @@ import pytest
 from keras import layers, ops
 
 import keras_ssd
+from same_weights import arrays, assert_close, assert_same
 from structures import Doubling, several_inputs_and_outputs
 
 KINDS = ["self", "snapshot", "ema", "model", "weight 0"]
@@ -31,6 +32,22 @@ X = np.random.default_rng(0).normal(size=(10, 6)).astype("float32")
 Y = np.random.default_rng(1).integers(0, 3, 10)
 WEIGHTS = np.linspace(0.1, 2.0, 10).astype("float32")
 FEATURES = {}
+# What the quick run tests, with the usual teacher; the slow one tests all features with all teachers.
+QUICK = {
+    "NumPy arrays, a short last batch, validation_data",
+    "sample_weight in a 3-tuple",
+    "masks",
+    "several inputs and outputs, loss_weights",
+    "weighted_metrics",
+    "jit_compile=True",
+    "steps_per_execution",
+    "gradient_accumulation_steps",
+    "mixed_float16 with loss scaling",
+    "activity regularisers, add_loss",
+    "pickle",
+}
+# What is about how Keras compiles a step.
+COMPILED = {"jit_compile=True", "jit_compile=False", "steps_per_execution"}
 # What Keras does not do for a plain model, either.
 REFUSED = {("steps_per_execution", "torch")}
 
@@ -68,8 +85,10 @@ def without_randomness(**head):
     return model
 
 
-def wrap(model, teacher, build=network, average=True):
-    options = {"n_teachers": 2, "kd_weight": KD, "seed": 1, "average": average}
+def wrap(model, teacher, build=network, ema_momentum=0.99):
+    options = {"num_teachers": 2, "kd_weight": KD, "seed": 1, "ema_momentum": ema_momentum}
+    if teacher == "ema" and not ema_momentum:
+        options["ema_momentum"] = 1e-7  # the average is the student, but for rounding
     if teacher == "weight 0":
         teacher, options["kd_weight"] = "self", 0
     if teacher == "model":
@@ -83,32 +102,16 @@ def compiled(build=network, optimizer=None, **options):
     model = build()
     optimizer = keras.optimizers.SGD(0.5) if optimizer is None else optimizer()
     options = {"loss": "sparse_categorical_crossentropy", **options}
-    if keras.backend.backend() == "tensorflow" or options.get("run_eagerly"):
-        options.setdefault("jit_compile", False)  # XLA makes each test last twice as long
     model.compile(optimizer, **options)
     return model
 
 
-def twins(teacher, build=network, average=True, **options):
+def twins(teacher, build=network, ema_momentum=0.99, **options):
     """A plain model and a wrapped one of the same weights and seeds, compiled alike."""
-    return compiled(build, **options), wrap(compiled(build, **options), teacher, build, average)
+    return compiled(build, **options), wrap(compiled(build, **options), teacher, build, ema_momentum)
 
 
 # What has to hold.
-
-
-def state(model):
-    return [ops.convert_to_numpy(v) for v in model.non_trainable_variables]
-
-
-def assert_equal(left, right):
-    for a, b in zip(left, right, strict=True):
-        np.testing.assert_array_equal(ops.convert_to_numpy(a), ops.convert_to_numpy(b))
-
-
-def assert_close(left, right, tolerance=1e-5):
-    for a, b in zip(left, right, strict=True):
-        np.testing.assert_allclose(ops.convert_to_numpy(a), ops.convert_to_numpy(b), atol=tolerance, rtol=tolerance)
 
 
 def refused_alike(plain, ssd, train):
@@ -149,7 +152,7 @@ def compare(teacher, train, build=network, tolerance=1e-5, **options):
     rate = 0.5 if teacher == "weight 0" else 0.0
     options = {"optimizer": lambda: keras.optimizers.SGD(rate), **options}
     # Without averaging, because the average is what is validated, and what the student is after `fit`.
-    plain, ssd = twins(teacher, build, average=False, **options)
+    plain, ssd = twins(teacher, build, ema_momentum=0, **options)
     found = {}
 
     def run(model):
@@ -165,12 +168,12 @@ def compare(teacher, train, build=network, tolerance=1e-5, **options):
         # TensorFlow adds the losses of layers up in another order where it evaluates.
         assert logs == pytest.approx(expected, rel=1e-6)
         assert {n: v for n, v in logs.items() if n[:4] != "val_"} == {n: expected[n] for n in logs if n[:4] != "val_"}
-        assert_equal(plain.get_weights(), ssd.student.get_weights())
+        assert_same(plain.get_weights(), ssd.student.get_weights())
     else:
         kd_loss = logs.pop("kd_loss")
         assert kd_loss > 1e-4
         assert logs == pytest.approx({**expected, "loss": expected["loss"] + KD * kd_loss}, rel=tolerance)
-    assert_close(state(plain), state(ssd.student), 1e-6)
+    assert_close(plain.non_trainable_variables, ssd.student.non_trainable_variables, 1e-6)
     return None, plain, ssd
 
 
@@ -285,7 +288,7 @@ def class_weight(teacher):
         _, ssd = twins(teacher, without_randomness)
         ssd.train_on_batch(X, Y, **options)
         change.append(ssd.student.get_weights())
-    assert_equal(*change)
+    assert_same(*change)
     return refusal
 
 
@@ -424,18 +427,18 @@ def train_on_batch(teacher):
 @feature("test_on_batch")
 def evaluation_on_batch(teacher):
     plain, ssd = twins(teacher, metrics=["accuracy"])
-    before = [ops.convert_to_numpy(v) for v in ssd.student.variables]
+    before = arrays(ssd.student.variables)
     logs = [model.test_on_batch(X, Y, sample_weight=WEIGHTS, return_dict=True) for model in (plain, ssd)]
     assert last(logs[1]) == pytest.approx(last(logs[0]), rel=1e-6)
-    assert_equal(before, ssd.student.variables)
+    assert_same(before, ssd.student.variables)
 
 
 @feature("predict_on_batch")
 def predict_on_batch(teacher):
     plain, ssd = twins(teacher)
-    before = [ops.convert_to_numpy(v) for v in ssd.variables]
+    before = arrays(ssd.variables)
     np.testing.assert_array_equal(ssd.predict_on_batch(X), plain.predict_on_batch(X))
-    assert_equal(before, ssd.variables)
+    assert_same(before, ssd.variables)
 
 
 # The optimizer.
@@ -471,16 +474,16 @@ def optimizer_ema(teacher):
         seen = []
         for _ in range(2):
             model.train_on_batch(X, Y)
-            seen.append([ops.convert_to_numpy(v) for v in student.trainable_variables])
+            seen.append(arrays(student.trainable_variables))
         model.optimizer.finalize_variable_values(model.trainable_variables)
-        return [*seen, [ops.convert_to_numpy(v) for v in student.trainable_variables]]
+        return [*seen, arrays(student.trainable_variables)]
 
     plain, ssd = twins(teacher, optimizer=lambda: keras.optimizers.SGD(0.5, use_ema=True, ema_momentum=0.75))
     expected, found = train(plain, plain), train(ssd, ssd.student)
     for first, second, average in (expected, found):
         assert_close(average, [0.75 * a + 0.25 * b for a, b in zip(first, second, strict=True)], 1e-6)
     if teacher == "weight 0":
-        assert_equal(expected[2], found[2])
+        assert_same(expected[2], found[2])
 
 
 @feature("learning-rate schedules")
@@ -700,11 +703,11 @@ def assert_is_a_copy(one, other):
     """Equal in all that is kept, and apart: training the copy leaves the original alone."""
     assert type(other) is type(one) and other is not one and other.student is not one.student
     assert other.get_config() == one.get_config() or other.get_config()["name"] == one.get_config()["name"]
-    assert_equal(one.weights, other.weights)
+    assert_same(one.weights, other.weights)
     np.testing.assert_array_equal(one.predict(X, verbose=0), other.predict(X, verbose=0))
-    before = [ops.convert_to_numpy(v) for v in one.weights]
+    before = arrays(one.weights)
     other.train_on_batch(X, Y)
-    assert_equal(before, one.weights)
+    assert_same(before, one.weights)
     assert any(not np.array_equal(a, ops.convert_to_numpy(b)) for a, b in zip(before, other.weights, strict=True))
 
 
@@ -750,12 +753,15 @@ def summary(teacher):
 
 
 def cells():
-    """The usual teacher is tested always, the others in the slow run, once; PyTorch's compiler is slow by itself."""
+    """Every feature with every teacher; other teachers than the usual one say little about a backend."""
     for name in FEATURES:
         for kind in KINDS:
-            marks = [] if kind == "self" else [pytest.mark.slow, pytest.mark.once]
-            if name == "jit_compile=True" and keras.backend.backend() == "torch":
-                marks = [pytest.mark.slow]
+            is_slow_compiler = name == "jit_compile=True" and keras.backend.backend() == "torch"
+            marks = [] if kind == "self" and name in QUICK and not is_slow_compiler else [pytest.mark.slow]
+            if kind != "self" and not is_slow_compiler:
+                marks.append(pytest.mark.once)
+            if name in COMPILED:
+                marks.append(pytest.mark.compiled)
             yield pytest.param(name, kind, marks=marks, id=f"{name}-{kind}")
 
 

@@ -69,7 +69,7 @@ def make_model(teacher):
         metrics=["accuracy"],
         jit_compile=BACKEND == "jax",
     )
-    return keras_ssd.wrap(model, teacher=teacher, n_teachers=4, kd_weight=0.5)
+    return keras_ssd.wrap(model, teacher=teacher, num_teachers=4, kd_weight=0.5)
 
 
 def state(model):
@@ -220,9 +220,51 @@ def test_a_backup_of_a_finished_run_is_kept_if_asked_for(tmp_path):
     assert int(keras.ops.convert_to_numpy(again.optimizer.iterations)) == 4 * BATCHES
     assert again.fit(Shuffled(), epochs=4, verbose=0, callbacks=[keep]).epoch == [2, 3]
 
-    (tmp_path / "kept" / "backup-4" / "latest.weights.h5").write_bytes(b"")
-    with pytest.raises(ValueError, match="`backup_dir` holds a backup that cannot be loaded .*backup-4.* remove it"):
-        plain().fit(Shuffled(), epochs=5, verbose=0, callbacks=[AtomicBackup(tmp_path / "kept")])
+
+@pytest.fixture(scope="module")
+def backup_of_an_epoch(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("backup")
+    make_model("self").fit(Shuffled(), epochs=1, verbose=0, callbacks=[AtomicBackup(folder, delete_checkpoint=False)])
+    return folder
+
+
+def test_a_backup_lists_its_files(backup_of_an_epoch):
+    files = {path.name: path.stat().st_size for path in (backup_of_an_epoch / "backup-1").iterdir()}
+    assert set(files) == {"latest.weights.h5", "training_metadata.json", "manifest.json"}
+    del files["manifest.json"]
+    assert json.loads((backup_of_an_epoch / "backup-1" / "manifest.json").read_text()) == files
+
+
+@pytest.mark.parametrize("name", ["latest.weights.h5", "training_metadata.json", "manifest.json"])
+@pytest.mark.parametrize("bytes_left", [None, 0, -1], ids=["missing", "empty", "cut"])
+def test_a_backup_with_a_lost_or_cut_file_is_refused(backup_of_an_epoch, tmp_path, name, bytes_left):
+    shutil.copytree(backup_of_an_epoch, tmp_path / "copy")
+    path = tmp_path / "copy" / "backup-1" / name
+    size = path.stat().st_size
+    if bytes_left is None:
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:bytes_left])
+    reason = {
+        None: "is missing",
+        0: f"has 0 bytes, where {size} were written",
+        -1: f"has {size - 1} bytes, where {size} were written",
+    }[bytes_left]
+    if name == "manifest.json":
+        reason = r"cannot be read \(.*\)"
+    model = make_model("self")
+    before = model.get_weights()
+    with pytest.raises(ValueError, match=rf"damaged backup: .*backup-1/{name} {reason}\. .*remove .* to begin anew"):
+        model.fit(Shuffled(), epochs=2, verbose=0, callbacks=[AtomicBackup(tmp_path / "copy")])
+    assert are_equal(before, model.get_weights())
+
+
+def test_a_backup_of_another_model_is_refused(backup_of_an_epoch):
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(3, "softmax")])
+    model.compile("sgd", "sparse_categorical_crossentropy", jit_compile=BACKEND == "jax")
+    message = "(?s)`backup_dir` holds a backup that cannot be loaded .*backup-1.* remove it"
+    with pytest.raises(ValueError, match=message):
+        model.fit(Shuffled(), epochs=2, verbose=0, callbacks=[AtomicBackup(backup_of_an_epoch)])
 
 
 @pytest.mark.parametrize("teacher", ["self", "ema", "snapshot"])

@@ -306,7 +306,7 @@ def pair(teacher="self", noise=layers.Dropout, **options):
         x = layers.Dense(6, activity_regularizer="l2", kernel_regularizer="l2")(inputs)
         x = noise(0.5, seed=1)(layers.BatchNormalization()(x))
         model = keras.Model(inputs, layers.Dense(3, activation="softmax")(x))
-        ssd = keras_ssd.wrap(model, teacher=teacher, n_teachers=4, seed=5, **{"kd_weight": 0.6, **options})
+        ssd = keras_ssd.wrap(model, teacher=teacher, num_teachers=4, seed=5, **{"kd_weight": 0.6, **options})
         ssd.compile(keras.optimizers.SGD(0.1), "sparse_categorical_crossentropy")
         return ssd
 
@@ -328,7 +328,7 @@ def loss_of_a_step(ssd, *arrays):
     "options",
     [
         dict(),
-        dict(teacher="ema", distill="both", task_weight=0.3),
+        dict(teacher="ema", distill="both"),
         dict(teacher="snapshot"),
         dict(kd_weight=0),
     ],
@@ -342,7 +342,7 @@ def test_training_loss_is_the_loss_of_a_training_step(options):
         expected = loss_of_a_step(other, x, y, sample_weight)
         np.testing.assert_allclose(ops.convert_to_numpy(loss), expected, rtol=1e-6)
         # Nothing was trained, but the forward pass moved what it moves in a training step.
-        states = [[*ssd.student.non_trainable_variables, ssd.teacher_seed_generator.state] for ssd in (own, other)]
+        states = [[*ssd.student.non_trainable_variables, ssd._teacher_seed_generator.state] for ssd in (own, other)]
         assert len(states[0]) == 4  # of the Dropout and of BatchNormalization
         for mine, theirs in zip(*states, strict=True):
             np.testing.assert_allclose(*map(ops.convert_to_numpy, (mine.value, theirs.value)), rtol=1e-6)
@@ -394,7 +394,7 @@ def compiled_with_jax(ssd):
     return gradients
 
 
-def test_a_loop_of_ones_own_trains_as_train_on_batch_does():
+def test_a_custom_loop_trains_as_train_on_batch():
     own, other = pair("ema")
     gradients = gradients_with_tensorflow if TENSORFLOW else gradients_with_torch if TORCH else compiled_with_jax(own)
     x, y, _ = batch()
@@ -415,7 +415,7 @@ def test_training_loss_needs_a_compiled_model():
         ssd.training_loss(*batch())
 
 
-def test_only_an_average_is_updated():
+def test_update_average_needs_an_average():
     own = keras_ssd.wrap(structures.sequential(lambda: layers.Dropout(0.5)), average=False)
     with pytest.raises(ValueError, match=r"update_average\(\) is for models wrapped with average=True"):
         own.update_average()

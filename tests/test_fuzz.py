@@ -17,12 +17,10 @@ from same_weights import arrays, assert_same
 from structures import Doubling
 
 NAN, INF = float("nan"), float("inf")
-# As many as can be told apart; the larger run has more of each.
-FEW = settings(max_examples=40, derandomize=True, deadline=None)
-MANY = settings(max_examples=400, derandomize=True, deadline=None)
-FEW_MODELS = settings(max_examples=2, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-# TensorFlow and JAX trace or compile each one.
-MANY_MODELS = settings(FEW_MODELS, max_examples=12 if keras.backend.backend() == "torch" else 5)
+# How many of the equations, the profile says (conftest.py). Models are slow: TensorFlow and JAX trace or compile each.
+MODELS = settings(
+    max_examples=12 if keras.backend.backend() == "torch" else 5, suppress_health_check=[HealthCheck.too_slow]
+)
 
 
 # The equations.
@@ -34,15 +32,15 @@ def representations(draw):
 
     Few shapes, because JAX compiles each operation anew for each of them.
     """
-    batch, n_teachers, features = draw(st.sampled_from([(1, 1, 1), (2, 1, 3), (2, 8, 1), (2, 5, 3)]))
+    batch, num_teachers, features = draw(st.sampled_from([(1, 1, 1), (2, 1, 3), (2, 8, 1), (2, 5, 3)]))
     generator = np.random.default_rng(draw(st.integers(0, 2**16)))
     dtype = draw(st.sampled_from(["float16", "float32"]))
     scale = draw(st.sampled_from([0.0, 1e-30, 1e-5, 1.0, 60.0, 1e4, 1e18, 1e30]))
     student, teachers = (
-        generator.normal(size=shape) * scale for shape in ((batch, features), (batch, n_teachers, features))
+        generator.normal(size=shape) * scale for shape in ((batch, features), (batch, num_teachers, features))
     )
     if draw(st.booleans()):
-        teachers[:, n_teachers // 2 :] = teachers[:, :1]
+        teachers[:, num_teachers // 2 :] = teachers[:, :1]
     for _ in range(draw(st.integers(0, 3))):
         place = tuple(generator.integers(0, size) for size in teachers.shape)
         teachers[place] = draw(st.sampled_from([NAN, INF, -INF, 0.0, 3e38]))
@@ -52,15 +50,13 @@ def representations(draw):
         return student.astype(dtype), teachers.astype(dtype)
 
 
-EQUATIONS = (
+@given(
     representations(),
     st.sampled_from(SIMILARITIES),
     st.sampled_from([1e-6, 0.01, 1.0, 5.0, 1e6]),
     st.sampled_from([0.0, 37.5, 50.0, 90.0, 100.0]),
 )
-
-
-def check_equations(drawn, similarity, temperature, percentile):
+def test_weights_are_a_distribution_and_the_target_a_mean(drawn, similarity, temperature, percentile):
     student, teachers = drawn
     scores = similarity_scores(student, teachers, similarity)
     weights = ops.convert_to_numpy(guidance_weights(scores, temperature, percentile))
@@ -90,23 +86,9 @@ def check_equations(drawn, similarity, temperature, percentile):
             assert among.min() - slack <= value <= among.max() + slack
 
 
-@FEW
-@given(*EQUATIONS)
-def test_weights_are_a_distribution_and_the_target_a_mean(drawn, similarity, temperature, percentile):
-    check_equations(drawn, similarity, temperature, percentile)
-
-
-@pytest.mark.slow
-@MANY
-@given(*EQUATIONS)
-def test_weights_are_a_distribution_and_the_target_a_mean_of_many(drawn, similarity, temperature, percentile):
-    check_equations(drawn, similarity, temperature, percentile)
-
-
 NUMBERS = st.one_of(st.floats(), st.sampled_from([0, 100, 90, -1, True, 1e308, 5e-324]))
 
 
-@FEW
 @given(NUMBERS, NUMBERS)
 def test_options_are_refused_by_name_or_give_a_distribution(temperature, percentile):
     scores = np.float32([[1, 3, 3, -2]])
@@ -195,12 +177,15 @@ def build(make):
         keras.config.set_dtype_policy(before)
 
 
-def check_model(make):
+@pytest.mark.slow
+@MODELS
+@given(makes())
+def test_weight_0_is_the_plain_model(make):
     histories, models = [], []
     for wrap in (False, True):
         keras.utils.set_random_seed(make["seed"])
         model = build(make)
-        trained = keras_ssd.wrap(model, teacher=make["teacher"], kd_weight=0, average=False) if wrap else model
+        trained = keras_ssd.wrap(model, teacher=make["teacher"], kd_weight=0, ema_momentum=0) if wrap else model
         history = trained.fit(X, Y, batch_size=make["batch_size"], epochs=1, verbose=0).history
         histories.append(history)
         models.append(model)
@@ -213,22 +198,12 @@ def check_model(make):
     assert_same(before, arrays(models[1].variables))
 
 
-@FEW_MODELS
-@given(makes())
-def test_weight_0_is_the_plain_model(make):
-    check_model(make)
-
-
 @pytest.mark.slow
-@MANY_MODELS
+@MODELS
 @given(makes())
-def test_weight_0_is_the_plain_model_of_many(make):
-    check_model(make)
-
-
-def check_evaluation(make):
+def test_evaluation_is_repeatable_and_changes_nothing(make):
     keras.utils.set_random_seed(make["seed"])
-    ssd = keras_ssd.wrap(build(make), teacher=make["teacher"], n_teachers=2, distill="outputs", similarity="kl")
+    ssd = keras_ssd.wrap(build(make), teacher=make["teacher"], num_teachers=2, distill="outputs", similarity="kl")
     ssd.train_on_batch(X, Y)
     tracked = {id(v) for metric in ssd.metrics for v in metric.variables}
     variables = [v for v in ssd.variables if id(v) not in tracked]
@@ -238,19 +213,6 @@ def check_evaluation(make):
     predicted = [ssd.predict(X, batch_size=4, verbose=0) for _ in range(2)]
     np.testing.assert_equal(predicted[0], predicted[1])
     assert_same(before, arrays(variables))
-
-
-@FEW_MODELS
-@given(makes())
-def test_evaluation_is_repeatable_and_changes_nothing(make):
-    check_evaluation(make)
-
-
-@pytest.mark.slow
-@MANY_MODELS
-@given(makes())
-def test_evaluation_is_repeatable_and_changes_nothing_of_many(make):
-    check_evaluation(make)
 
 
 class SaveAfterFirstEpoch(keras.callbacks.Callback):
@@ -263,13 +225,16 @@ class SaveAfterFirstEpoch(keras.callbacks.Callback):
             self.model.save(self.path)
 
 
-def check_continuation(make):
+@pytest.mark.slow
+@MODELS
+@given(makes())
+def test_a_run_goes_on_from_a_file(make):
     """From a file of the middle of a run, with seeds, training ends as the run itself did."""
     if make["dtype"] == "mixed_float16":
         # Keras skips the state of an optimizer with loss scaling as it loads a model, plain or not.
         make = dict(make, dtype="mixed_bfloat16")
     keras.utils.set_random_seed(make["seed"])
-    ssd = keras_ssd.wrap(build(make), teacher=make["teacher"], n_teachers=2, distill="outputs", similarity="kl")
+    ssd = keras_ssd.wrap(build(make), teacher=make["teacher"], num_teachers=2, distill="outputs", similarity="kl")
     options = dict(x=X, y=Y, batch_size=make["batch_size"], epochs=2, shuffle=False, verbose=0)
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder, "ssd.keras")
@@ -281,23 +246,10 @@ def check_continuation(make):
     assert_same(arrays(ssd.optimizer.variables), arrays(loaded.optimizer.variables))
 
 
-@FEW_MODELS
-@given(makes())
-def test_a_run_goes_on_from_a_file(make):
-    check_continuation(make)
-
-
-@pytest.mark.slow
-@MANY_MODELS
-@given(makes())
-def test_a_run_goes_on_from_a_file_of_many(make):
-    check_continuation(make)
-
-
 def distilled(make, teacher_chunk, **options):
     """A model whose steps change the weights by the negative gradient of the distillation term."""
     keras.utils.set_random_seed(make["seed"])
-    options = dict(options, n_teachers=4, distill="outputs", kd_weight=1.0, task_weight=0.0, seed=1)
+    options = dict(options, num_teachers=4, distill="outputs", kd_weight=1.0, kd_sample_weight=False, seed=1)
     ssd = keras_ssd.wrap(build(make), teacher=make["teacher"], teacher_chunk=teacher_chunk, **options)
     ssd.compile(keras.optimizers.SGD(1.0), "sparse_categorical_crossentropy", jit_compile=JIT)
     return ssd
@@ -311,15 +263,18 @@ def draws(ssd, n):
     for _ in range(n):
         ssd.set_weights(begin)
         ssd.reset_metrics()
-        kd_loss = ssd.train_on_batch(X, Y, return_dict=True)["kd_loss"]
+        kd_loss = ssd.train_on_batch(X, Y, sample_weight=np.zeros(len(Y)), return_dict=True)["kd_loss"]
         change = np.concatenate([(a - b).ravel() for a, b in zip(ssd.get_weights(), begin, strict=True)])
         rows.append([float(kd_loss), *(directions @ change)])
     return np.array(rows)
 
 
-def check_chunks(make, n):
-    """Teachers one or three at a time are distributed as all at once: equal means, within five standard errors."""
-    make = dict(make, dtype="float32")
+@pytest.mark.slow
+@settings(MODELS, max_examples=3)
+@given(makes())
+def test_chunks_of_teachers_are_distributed_as_all_at_once(make):
+    """Teachers one or three at a time: equal means, within five standard errors."""
+    make, n = dict(make, dtype="float32"), 200
     all_at_once = draws(distilled(make, None, similarity="uniform"), n)
     for chunk in (1, 3):
         in_chunks = draws(distilled(make, chunk, similarity="uniform"), n)
@@ -327,20 +282,8 @@ def check_chunks(make, n):
         assert (np.abs(all_at_once.mean(axis=0) - in_chunks.mean(axis=0)) <= 5 * error + 1e-6).all()
 
 
-@settings(FEW_MODELS, max_examples=1)
-@given(makes())
-def test_chunks_of_teachers_are_distributed_as_all_at_once(make):
-    check_chunks(make, 100)
-
-
 @pytest.mark.slow
-@settings(MANY_MODELS, max_examples=3)
-@given(makes())
-def test_chunks_of_teachers_are_distributed_as_all_at_once_of_many(make):
-    check_chunks(make, 200)
-
-
-@settings(FEW_MODELS, max_examples=2)
+@settings(MODELS, max_examples=2)
 @given(makes(), st.sampled_from(["kl", "uniform", "euclidean"]))
 def test_chunks_of_equal_teachers_give_what_all_at_once_give(make, similarity):
     names = ["doubling" if name in NOISE else name for name in make["names"]]

@@ -3,14 +3,15 @@ import math
 import keras
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from keras import ops
 
 import reference
 from gradients import assert_close, value_and_gradient
 from keras_ssd.guidance import SIMILARITIES, guidance_weights, guided_target, similarity_scores
-from keras_ssd.losses import finite_or, representation_loss
+from keras_ssd.distillation import representation_loss
+from keras_ssd.outputs import finite_or
 
 NAN, INF = math.nan, math.inf
 LN2, LN3 = math.log(2), math.log(3)
@@ -63,9 +64,9 @@ def test_scores_by_hand(similarity, expected):
 @pytest.mark.parametrize("similarity", SIMILARITIES)
 @pytest.mark.parametrize("shape", SHAPES[1:], ids=shape_id)
 def test_scores_and_gradient(shape, similarity):
-    batch, n_teachers, features = shape
+    batch, num_teachers, features = shape
     student, teachers = normal(batch, features), normal(*shape, seed=2)
-    factors = normal(batch, n_teachers, seed=3)
+    factors = normal(batch, num_teachers, seed=3)
     assert_close(similarity_scores(student, teachers, similarity), reference.scores(student, teachers, similarity))
     _, gradient = value_and_gradient(
         lambda s: weighted_sum(factors, similarity_scores(s, teachers, similarity)), student, compiled=True
@@ -145,11 +146,11 @@ def test_weights_by_hand(scores, temperature, percentile, expected):
 
 
 @pytest.mark.parametrize(
-    "n_teachers, percentile, kept",
+    "num_teachers, percentile, kept",
     [(30, 90, 3), (8, 90, 1), (11, 90, 2), (30, 0, 30), (8, 50, 4), (30, 100 * 5 / 29, 25)],
 )
-def test_how_many_are_kept(n_teachers, percentile, kept):
-    weights = array(guidance_weights(normal(2, n_teachers), percentile=percentile))
+def test_how_many_are_kept(num_teachers, percentile, kept):
+    weights = array(guidance_weights(normal(2, num_teachers), percentile=percentile))
     assert ((weights > 0).sum(axis=1) == kept).all()
 
 
@@ -160,11 +161,11 @@ def test_uniform_keeps_all_equal():
 
 @pytest.mark.parametrize("temperature", [0.01, 1, 100])
 @pytest.mark.parametrize("percentile", [0, 50, 90, 100])
-@pytest.mark.parametrize("n_teachers", [8, 11, 30])
-def test_weights_and_gradient(n_teachers, percentile, temperature):
+@pytest.mark.parametrize("num_teachers", [8, 11, 30])
+def test_weights_and_gradient(num_teachers, percentile, temperature):
     # At N = 11 every one of these percentiles falls on an order statistic.
-    scores, factors = normal(2, n_teachers, scale=3 * temperature), normal(2, n_teachers, seed=2)
-    scores[0, : n_teachers // 2] = scores[0, 0]
+    scores, factors = normal(2, num_teachers, scale=3 * temperature), normal(2, num_teachers, seed=2)
+    scores[0, : num_teachers // 2] = scores[0, 0]
     value, gradient = value_and_gradient(
         lambda s: weighted_sum(factors, guidance_weights(s, temperature, percentile)), scores
     )
@@ -189,7 +190,6 @@ def test_weights_refuse(argument, value):
         guidance_weights([[1.0, 2.0]], **{argument: value})
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.floats(width=32), min_size=16, max_size=16),
     st.sampled_from([0.01, 1.0, 5.0, 100.0]),

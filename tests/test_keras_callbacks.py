@@ -26,7 +26,7 @@ def make_model(optimizer=None, teacher="ema", **options):
         metrics=["accuracy"],
         jit_compile=False,
     )
-    return keras_ssd.wrap(model, teacher=teacher, n_teachers=2, **options)
+    return keras_ssd.wrap(model, teacher=teacher, num_teachers=2, **options)
 
 
 def fit(model, *callbacks, epochs=2, **options):
@@ -47,14 +47,14 @@ class Script(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         logs["val_loss"] = self.values[epoch]
         self.weights.append(self.model.get_weights())
-        self.averages.append(arrays(self.model.averaged_weights.held) if self.model.averages else [])
+        self.averages.append(arrays(self.model._averaged_weights.held) if self.model._averages else [])
 
 
 @pytest.mark.parametrize(
     "options",
     [
         pytest.param({"teacher": "self"}, id="self"),
-        pytest.param({"teacher": "self", "average": False}, id="self, not averaged"),
+        pytest.param({"teacher": "self", "ema_momentum": 0}, id="self, not averaged"),
         pytest.param({"teacher": "ema"}, id="ema"),
     ],
 )
@@ -64,9 +64,9 @@ def test_early_stopping_restores_the_best_weights(options):
     stopping = keras.callbacks.EarlyStopping(patience=2, restore_best_weights=True)
     history = fit(model, script, stopping, epochs=5)
     assert len(history["loss"]) == 4
-    if model.averages:
+    if model._averages:
         # The student is what the best epoch's average is: `fit` writes it back last.
-        assert_same(arrays(model.averaged_weights.held), script.averages[1])
+        assert_same(arrays(model._averaged_weights.held), script.averages[1])
         assert_same(arrays(model.student.weights), script.averages[1])
     else:
         assert_same(model.get_weights(), script.weights[1])

@@ -21,7 +21,7 @@ def ssd():
     inputs = keras.Input((4,))
     x = keras.layers.Dropout(0.5)(keras.layers.Dense(6)(inputs))
     model = keras.Model(inputs, keras.layers.Dense(3, "softmax")(x))
-    return keras_ssd.wrap(model, teacher="snapshot", n_teachers=5, percentile=60, seed=1)
+    return keras_ssd.wrap(model, teacher="snapshot", num_teachers=5, percentile=60, seed=1)
 
 
 @pytest.fixture(autouse=True)
@@ -36,15 +36,15 @@ def test_the_image_holds_the_weights_before_and_after_the_percentile(ssd):
     (image,) = ax.get_images()
     drawn = np.ma.filled(image.get_array(), np.nan)
     assert drawn.shape == (7, 11)
-    np.testing.assert_array_equal(drawn[:, :5], ssd.teacher_weights(X, percentile=0))
+    np.testing.assert_array_equal(drawn[:, :5], ssd.guidance_weights(X, percentile=0))
     assert np.isnan(drawn[:, 5]).all()
-    np.testing.assert_array_equal(drawn[:, 6:], ssd.teacher_weights(X))
+    np.testing.assert_array_equal(drawn[:, 6:], ssd.guidance_weights(X))
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["before the percentile\n(5 teachers)", "after (60)"]
 
 
 def test_the_cloud_is_a_rotation_of_what_is_compared(ssd):
     student, teachers, target = ssd.teacher_representations(X)
-    np.testing.assert_allclose(np.einsum("bi,bid->bd", ssd.teacher_weights(X), teachers), target, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(np.einsum("bi,bid->bd", ssd.guidance_weights(X), teachers), target, rtol=1e-5, atol=1e-6)
     ax = plotting.plot_representations(ssd, X, samples=[2, 4])
     places = [collection.get_offsets() for collection in ax.collections]
     assert [len(place) for place in places] == [5, 1, 1, 5, 1, 1]
@@ -60,7 +60,7 @@ def test_two_features_are_drawn_as_far_as_there_are_any():
     keras.utils.set_random_seed(0)
     inputs = keras.Input((4,))
     model = keras.Model(inputs, keras.layers.Dense(1)(keras.layers.Dropout(0.5)(keras.layers.Dense(1)(inputs))))
-    ax = plotting.plot_representations(keras_ssd.wrap(model, n_teachers=2), X)
+    ax = plotting.plot_representations(keras_ssd.wrap(model, num_teachers=2), X)
     assert len(ax.collections) == 9
 
 

@@ -69,7 +69,7 @@ def train(teacher, kill, folder):
         first = [TeacherSnapshot(at_epoch=2, restore_best_weights=False)]
     if teacher != "plain":
         kind = "snapshot" if teacher == "pipeline" else teacher
-        model = keras_ssd.wrap(model, teacher=kind, n_teachers=4)
+        model = keras_ssd.wrap(model, teacher=kind, num_teachers=4)
         first.append(KDWeightSchedule(lambda epoch: 0.5 + epoch))
     backup = keras.callbacks.BackupAndRestore(os.path.join(folder, "backup"))
     callbacks = [*first, SeedEachEpoch(1), backup, Kill(kill)]
@@ -88,6 +88,7 @@ def run(*arguments):
     return subprocess.run([sys.executable, __file__, *map(str, arguments)], capture_output=True, text=True)
 
 
+@pytest.mark.compiled  # compared with processes of their own, which compile
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="SIGKILL is POSIX")
 @pytest.mark.parametrize(
     "teacher, kill",

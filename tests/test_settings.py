@@ -5,13 +5,13 @@ import pytest
 
 from keras_ssd.settings import Settings
 
-COLUMNS = "n_teachers distill kd_weight similarity guidance_temperature percentile".split()
+COLUMNS = "num_teachers distill kd_weight similarity guidance_temperature percentile ema_momentum".split()
 # As in the table of `keras_ssd.wrap`.
 DEFAULTS = {
-    "self": (8, "outputs", 0.1, "kl", 1.0, 0.0),
-    "ema": (8, "outputs", 0.1, "kl", 1.0, 0.0),
-    "model": (8, "outputs", 1.0, "kl", 1.0, 0.0),
-    "snapshot": (30, "representation", 1.0, "dot", 5.0, 90.0),
+    "self": (8, "outputs", 0.1, "kl", 1.0, 0.0, 0.99),
+    "ema": (8, "outputs", 0.1, "kl", 1.0, 0.0, 0.99),
+    "model": (8, "outputs", 1.0, "kl", 1.0, 0.0, 0.0),
+    "snapshot": (30, "representation", 1.0, "dot", 5.0, 90.0, 0.0),
 }
 
 
@@ -19,7 +19,7 @@ DEFAULTS = {
 def test_defaults(kind, values):
     settings = Settings(kind)
     assert tuple(getattr(settings, name) for name in COLUMNS) == values
-    assert (settings.task_weight, settings.temperature, settings.momentum) == (1.0, 3.0, 0.99)
+    assert (settings.kd_sample_weight, settings.temperature) == (True, 3.0)
     assert (settings.dropout_rate, settings.teacher_chunk) == (None, None)
 
 
@@ -30,7 +30,7 @@ def test_defaults_of_another_kind():
 
 
 @pytest.mark.parametrize("name", COLUMNS)
-def test_what_is_given_replaces_one_default(name):
+def test_an_option_replaces_its_own_default_alone(name):
     given = dict(zip(COLUMNS, (5, "both", 0.0, "cosine", 0.7, 50.0), strict=True))[name]
     settings = Settings("snapshot", **{name: given})
     expected = dict(zip(COLUMNS, DEFAULTS["snapshot"], strict=True)) | {name: given}
@@ -52,15 +52,14 @@ def test_guidance_temperature_follows_the_similarity(kind, similarity, temperatu
 
 NOT_NUMBERS = (math.nan, math.inf, "3", [1.0], True)
 REFUSED = {
-    "n_teachers": (0, 1, -3, 2.5, True, "8", math.nan),
+    "num_teachers": (0, 1, -3, 2.5, True, "8", math.nan),
     "teacher_chunk": (0, -1, 1.5, True, "2"),
     "kd_weight": (-0.1, *NOT_NUMBERS),
-    "task_weight": (-1, None, *NOT_NUMBERS),
     "temperature": (0, -1.0, None, *NOT_NUMBERS),
     "guidance_temperature": (0, -1.0, *NOT_NUMBERS),
     "percentile": (-1, 100.5, *NOT_NUMBERS),
     "dropout_rate": (0, 1, 1.0, -0.1, 1.5, *NOT_NUMBERS),
-    "momentum": (1, -0.1, 1.5, None, *NOT_NUMBERS),
+    "ema_momentum": (1, -0.1, 1.5, *NOT_NUMBERS),
 }
 
 
@@ -86,14 +85,13 @@ def test_refused_name(name, value):
 
 
 ACCEPTED = {
-    "n_teachers": (2, np.int64(3)),
+    "num_teachers": (2, np.int64(3)),
     "teacher_chunk": (1, np.int32(4), 100),
     "kd_weight": (0, 0.0, np.float32(2)),
-    "task_weight": (0, 5),
     "temperature": (1e-3, 1, np.float64(2)),
     "percentile": (0, 100, 33.3),
     "dropout_rate": (1e-6, 0.999),
-    "momentum": (0, 0.9999),
+    "ema_momentum": (0.1, 0.9999),
 }
 
 
@@ -104,11 +102,11 @@ def test_accepted(name, values):
 
 
 def test_one_teacher_needs_no_guidance():
-    assert Settings("self", similarity="uniform", n_teachers=1).n_teachers == 1
-    with pytest.raises(ValueError, match='at least 2 .*similarity="uniform".* Received: n_teachers=1'):
-        Settings("self", n_teachers=1)
-    with pytest.raises(ValueError, match="at least 1. Received: n_teachers=0"):
-        Settings("self", similarity="uniform", n_teachers=0)
+    assert Settings("self", similarity="uniform", num_teachers=1).num_teachers == 1
+    with pytest.raises(ValueError, match='at least 2 .*similarity="uniform".* Received: num_teachers=1'):
+        Settings("self", num_teachers=1)
+    with pytest.raises(ValueError, match="at least 1. Received: num_teachers=0"):
+        Settings("self", similarity="uniform", num_teachers=0)
 
 
 @pytest.mark.parametrize("distill", ["representation", "both"])
@@ -133,13 +131,19 @@ def test_runaway_warns(distill):
         ("both", "uniform", True, True),
     ],
 )
-def test_what_is_needed(distill, similarity, representation, outputs):
+def test_representation_and_outputs_are_computed_only_if_needed(distill, similarity, representation, outputs):
     settings = Settings("ema", distill=distill, similarity=similarity)
     assert (settings.needs_representation, settings.needs_outputs) == (representation, outputs)
 
 
-def test_confidence_is_that_of_outputs():
-    for distill in ("outputs", "both"):
-        assert Settings("self", distill=distill, confidence_weighted=True).confidence_weighted
-    with pytest.raises(ValueError, match='`confidence_weighted` weighs .* distill="outputs" or "both"'):
-        Settings("snapshot", confidence_weighted=True)
+
+@pytest.mark.parametrize("kind, expected", {"self": 0, "snapshot": 0, "model": 0, "ema": 0.99}.items())
+def test_without_teachers_only_ema_averages_by_default(kind, expected):
+    assert Settings(kind, kd_weight=0).ema_momentum == expected
+    assert Settings(kind, kd_weight=0, ema_momentum=0.9).ema_momentum == 0.9
+
+
+def test_teachers_that_are_an_average_need_a_momentum():
+    with pytest.raises(ValueError, match='`ema_momentum` should be above 0 with teacher="ema".*ema_momentum=0'):
+        Settings("ema", ema_momentum=0)
+    assert Settings("self", ema_momentum=0).averages is False

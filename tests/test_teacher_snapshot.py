@@ -8,26 +8,27 @@ import pytest
 
 import keras_ssd
 from callback_runs import Record, Script, fit, make_model, make_snapshot_model
-from keras_ssd.callbacks import TeacherSnapshot, restart_optimizer
+from keras_ssd.callbacks import TeacherSnapshot
+from keras_ssd.callbacks.snapshot import restart_optimizer
 from same_weights import arrays, assert_same
 
 
 def test_the_plain_stage_is_plain_training_and_its_weights_become_the_teachers():
     plain = make_model(jit_compile="auto")
     expected = fit(plain, epochs=2)
-    ssd = make_snapshot_model(task_weight=0.5, jit_compile="auto")
+    ssd = make_snapshot_model(jit_compile="auto")
     snapshot = TeacherSnapshot(at_epoch=2, restore_best_weights=False)
     optimizer = ssd.optimizer
     history = fit(ssd, [snapshot], epochs=4)
     assert history["loss"][:2] == expected["loss"]
     assert history["accuracy"][:2] == expected["accuracy"]
-    assert_same(arrays(ssd.held_weights.held), arrays(plain.weights))
+    assert_same(arrays(ssd._held_weights.held), arrays(plain.weights))
     assert history["kd_loss"][:2] == [0.0, 0.0]
     assert min(history["kd_loss"][2:]) > 0
     assert snapshot.generation == 1
     assert snapshot.snapshot_epochs == [1]
     assert ssd.optimizer is optimizer
-    assert ssd.teaching
+    assert ssd._teaches
 
 
 def test_the_best_weights_become_teacher_and_student_in_every_generation():
@@ -56,6 +57,7 @@ def test_the_best_weights_become_teacher_and_student_in_every_generation():
 
 
 @pytest.mark.skipif(keras.backend.backend() == "torch", reason="PyTorch runs eagerly, there is nothing to compile")
+@pytest.mark.compiled
 def test_the_switch_compiles_once():
     ssd = make_snapshot_model(jit_compile="auto")
     traces, compute_loss = [], ssd.compute_loss
@@ -117,11 +119,11 @@ def test_the_direction_is_told_by_the_name(monitor, values):
 def test_a_run_that_goes_on_keeps_its_stage():
     ssd = make_snapshot_model()
     fit(ssd, [TeacherSnapshot(at_epoch=1, restore_best_weights=False)], epochs=2)
-    teacher = arrays(ssd.held_weights.held)
+    teacher = arrays(ssd._held_weights.held)
     snapshot = TeacherSnapshot(at_epoch=1, restore_best_weights=False)
     history = fit(ssd, [snapshot], epochs=3, initial_epoch=2)
     assert history["kd_loss"][0] > 0
-    assert_same(arrays(ssd.held_weights.held), teacher)
+    assert_same(arrays(ssd._held_weights.held), teacher)
     # From the first epoch on it is a new run.
     with pytest.warns(UserWarning, match="nothing was distilled"):
         history = fit(ssd, [TeacherSnapshot("loss")], epochs=1)
@@ -149,7 +151,7 @@ def test_early_stopping_with_too_little_patience_is_told():
     with pytest.warns(UserWarning, match="EarlyStopping beside it needs more patience"):
         history = fit(ssd, [Script([1.0, 2.0, 2.0]), stopping, TeacherSnapshot(patience=1)], epochs=3)
     assert len(history["loss"]) == 2
-    assert ssd.teaching
+    assert ssd._teaches
 
 
 def test_another_learning_rate_for_the_distilling_stage():
@@ -212,7 +214,7 @@ def test_a_monitored_value_that_does_not_exist_is_named_with_those_that_do():
     with pytest.raises(ValueError) as error:
         fit(ssd, [TeacherSnapshot()], epochs=2)
     assert "monitor='val_loss'; the logs hold ['accuracy', 'kd_loss', 'loss']" in str(error.value)
-    assert ssd.teaching
+    assert ssd._teaches
 
 
 OPTIMIZERS = {

@@ -9,27 +9,14 @@ import pytest
 from keras import layers, ops
 
 import keras_ssd
+from models import CLASSES as Y
+from models import WINDOWS as X
+from models import compiled, network
+from passes import passes, run_passes
+from same_weights import arrays, assert_close, assert_same
 from structures import Doubling
 
 KINDS = ["self", "snapshot", "ema"]
-X = np.random.default_rng(0).normal(size=(24, 6, 2)).astype("float32")
-Y = np.random.default_rng(1).integers(0, 3, 24)
-
-
-def network(noise=None, seeds=(1, 2)):
-    """Normalization before and behind the first noise layer, an activity and a weight regulariser."""
-    noise = noise or (lambda seed: layers.Dropout(0.4, seed=seed))
-    inputs = keras.Input((6, 2))
-    x = layers.BatchNormalization()(layers.Conv1D(5, 3, kernel_regularizer="l2")(inputs))
-    x = noise(seeds[0])(layers.GlobalAveragePooling1D()(x))
-    x = layers.BatchNormalization()(layers.Dense(8, activation="relu", activity_regularizer="l1")(x))
-    return keras.Model(inputs, layers.Dense(3, activation="softmax")(noise(seeds[1])(x)))
-
-
-def compiled(model, **options):
-    options = {"optimizer": keras.optimizers.SGD(0.1), "loss": "sparse_categorical_crossentropy", **options}
-    model.compile(metrics=["accuracy"], **options)
-    return model
 
 
 def twins(teacher="self", seeds=(1, 2), **options):
@@ -41,22 +28,12 @@ def twins(teacher="self", seeds=(1, 2), **options):
     return plain, ssd
 
 
-def statistics(model):
-    return [ops.convert_to_numpy(v) for v in model.non_trainable_variables]
-
-
-def assert_equal(left, right):
-    assert len(left) == len(right)
-    for a, b in zip(left, right, strict=True):
-        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
-
-
 @functools.cache
 def fitted_without_teachers(seeds, teacher=None):
     """History and weights of a plain model, or of one that is wrapped with a weight of 0."""
     keras.utils.set_random_seed(5)
     model = compiled(network(seeds=seeds), optimizer=keras.optimizers.Adam(0.01))
-    trained = model if teacher is None else keras_ssd.wrap(model, teacher=teacher, kd_weight=0, average=False)
+    trained = model if teacher is None else keras_ssd.wrap(model, teacher=teacher, kd_weight=0, ema_momentum=0)
     history = trained.fit(X, Y, epochs=2, batch_size=10, verbose=0, validation_data=(X, Y))
     return history.history, model.get_weights()
 
@@ -67,17 +44,17 @@ def test_weight_0_is_the_plain_model_bit_for_bit(teacher, seeds):
     plain_history, plain_weights = fitted_without_teachers(seeds)
     history, weights = fitted_without_teachers(seeds, teacher)
     assert history == plain_history
-    assert_equal(weights, plain_weights)
+    assert_same(weights, plain_weights)
 
 
-@pytest.mark.parametrize("n_teachers", [2, 9])
+@pytest.mark.parametrize("num_teachers", [2, 9])
 @pytest.mark.parametrize("teacher", KINDS)
-def test_teachers_leave_statistics_and_seeds_alone(teacher, n_teachers):
+def test_teachers_leave_statistics_and_seeds_alone(teacher, num_teachers):
     """After one step both are those of the plain model after one step: exactly one update, whatever N is."""
-    plain, ssd = twins(teacher, n_teachers=n_teachers, percentile=0)
+    plain, ssd = twins(teacher, num_teachers=num_teachers, percentile=0)
     plain.train_on_batch(X, Y)
     ssd.train_on_batch(X, Y)
-    assert_equal(statistics(plain), statistics(ssd.student))
+    assert_same(plain.non_trainable_variables, ssd.student.non_trainable_variables)
 
 
 @functools.cache
@@ -91,12 +68,14 @@ def task_losses(teacher=None):
     return [float(log["loss"]) - 0.5 * float(log.get("kd_loss", 0)) for log in logs]
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("teacher", KINDS)
 def test_teachers_leave_unseeded_dropout_alone(teacher):
     """On PyTorch it draws from the global generator: the student's draws must be those of the plain model."""
     np.testing.assert_allclose(task_losses(teacher), task_losses(), rtol=1e-5)
 
 
+@pytest.mark.compiled
 def test_no_gradient_reaches_the_teachers():
     """With the task weighted 0 and equal teachers, the gradient is that of the distance to a constant target."""
     keras.utils.set_random_seed(3)
@@ -108,9 +87,9 @@ def test_no_gradient_reaches_the_teachers():
         teacher="snapshot",
         distill="representation",
         similarity="uniform",
-        n_teachers=2,
+        num_teachers=2,
         percentile=0,
-        task_weight=0.0,
+        kd_sample_weight=False,
         kd_weight=1.0,
         representation="noise",
     )
@@ -119,7 +98,7 @@ def test_no_gradient_reaches_the_teachers():
     teacher_kernel = ops.convert_to_numpy(hidden.kernel)
     student_kernel = teacher_kernel + 0.5
     hidden.kernel.assign(student_kernel)
-    ssd.train_on_batch(x, np.zeros((7, 3)))
+    ssd.train_on_batch(x, np.zeros((7, 3)), sample_weight=np.zeros(7))
     # f_S = 2 x W_S, f_T = 2 x W_T; d/dW mean (f_S - f_T)^2 = 2 * 2 x^T (f_S - f_T) / (7 * 5)
     gradient = 4 * x.T @ (2 * x @ (student_kernel - teacher_kernel)) / 35
     np.testing.assert_allclose(ops.convert_to_numpy(hidden.kernel), student_kernel - gradient, atol=1e-5)
@@ -136,31 +115,30 @@ def test_own_weights_that_equal_the_student_teach_nothing():
         ssd.compile(keras.optimizers.SGD(0.1), "sparse_categorical_crossentropy")
         ssd.train_on_batch(X[:, :4, 0], Y)
         weights.append(model.get_weights())
-    for a, b in zip(*weights, strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5)
+    assert_close(*weights)
 
 
 @pytest.mark.parametrize("teacher", KINDS)
 def test_evaluation_is_the_plain_models_and_changes_nothing(teacher):
     plain, ssd = twins(teacher)
-    before = [ops.convert_to_numpy(v) for v in ssd.variables if "kd_loss" not in v.path]
+    variables = [v for v in ssd.variables if all(v is not own for metric in ssd.metrics for own in metric.variables)]
+    before = arrays(variables)
     first, second = (ssd.evaluate(X, Y, verbose=0, return_dict=True) for _ in range(2))
     assert first == second
     assert first == pytest.approx(plain.evaluate(X, Y, verbose=0, return_dict=True), rel=1e-6)
     np.testing.assert_array_equal(ssd.predict(X, verbose=0), plain.predict(X, verbose=0))
     assert "kd_loss" not in first and "kd_loss" not in ssd.test_on_batch(X, Y, return_dict=True)
-    after = [ops.convert_to_numpy(v) for v in ssd.variables if "kd_loss" not in v.path]
-    for a, b in zip(before[: len(plain.variables)], after, strict=False):
-        np.testing.assert_array_equal(a, b)
+    assert_same(before, variables)
 
 
-def test_logs():
+def test_fit_logs_the_plain_names_and_kd_loss():
     _, ssd = twins()
     history = ssd.fit(X, Y, epochs=2, batch_size=8, verbose=0, validation_split=0.25).history
     assert sorted(history) == ["accuracy", "kd_loss", "loss", "val_accuracy", "val_loss"]
     assert all(value > 0 for value in history["kd_loss"])
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("distill", ["outputs", "representation", "both"])
 def test_sample_weights_weigh_both_terms(distill):
     """Weight 0 is as if the sample were not there, but for the divisor, which is the batch in Keras."""
@@ -171,15 +149,14 @@ def test_sample_weights_weigh_both_terms(distill):
         hidden = Doubling()(layers.Dense(4)(layers.Flatten()(inputs)))
         model = keras.Model(inputs, layers.Dense(3, activation="softmax")(hidden))
         ssd = keras_ssd.wrap(
-            model, teacher="snapshot", distill=distill, percentile=0, n_teachers=3, similarity="cosine"
+            model, teacher="snapshot", distill=distill, percentile=0, num_teachers=3, similarity="cosine"
         )
         ssd.compile(keras.optimizers.SGD(1.0), "sparse_categorical_crossentropy")
         model.set_weights([w + 0.3 for w in model.get_weights()])
         logs = ssd.train_on_batch(x, y, sample_weight=weight.astype("float32"), return_dict=True)
         results.append((float(logs["kd_loss"]), *model.get_weights()))
     assert results[0][0] > 1e-4
-    for a, b in zip(*results, strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5)
+    assert_close(*results)
 
 
 def test_sample_weight_0_is_no_update_at_all():
@@ -189,7 +166,7 @@ def test_sample_weight_0_is_no_update_at_all():
     ssd.compile("sgd", "sparse_categorical_crossentropy")
     before = model.get_weights()
     ssd.train_on_batch(X, Y, sample_weight=np.zeros(24, "float32"))
-    assert_equal(before, model.get_weights())
+    assert_same(before, model.get_weights())
 
 
 def test_class_weight_weighs_both_terms():
@@ -198,10 +175,10 @@ def test_class_weight_weighs_both_terms():
         _, ssd = twins(distill="both", similarity="cosine", seed=1)
         ssd.fit(X, Y, batch_size=24, verbose=0, **options)
         results.append(ssd.student.get_weights())
-    assert_equal(*results)
+    assert_same(*results)
 
 
-def test_regularisation_stays_and_task_weight_does_not_touch_it():
+def test_the_loss_is_task_and_regularisation_and_the_weighted_term():
     keras.utils.set_random_seed(3)
     inputs = keras.Input((4,))
     model = keras.Model(
@@ -209,12 +186,12 @@ def test_regularisation_stays_and_task_weight_does_not_touch_it():
     )
     model.compile("sgd", "mse")
     x, y = X[:, :4, 0], np.ones((24, 3), "float32")
-    ssd = keras_ssd.wrap(model, task_weight=0.25, kd_weight=2.0)
+    ssd = keras_ssd.wrap(model, kd_weight=2.0)
     kernel = ops.convert_to_numpy(model.layers[-1].kernel)
     prediction = 2 * model.layers[1](x) @ model.layers[-1].kernel
     task = np.mean((ops.convert_to_numpy(prediction) - y) ** 2)
     logs = ssd.train_on_batch(x, y, return_dict=True)
-    expected = 0.25 * task + 0.5 * np.sum(kernel**2) + 2.0 * float(logs["kd_loss"])
+    expected = task + 0.5 * np.sum(kernel**2) + 2.0 * float(logs["kd_loss"])
     assert float(logs["loss"]) == pytest.approx(expected, rel=1e-4)
 
 
@@ -230,12 +207,11 @@ def test_teachers_that_are_not_finite_leave_the_task_alone():
         ssd = keras_ssd.wrap(model, teacher="snapshot", kd_weight=1.0 if broken else 0.0, distill="both", percentile=0)
         ssd.compile("sgd", "sparse_categorical_crossentropy")
         if broken:
-            for held in ssd.held_weights.held:
+            for held in ssd._held_weights.held:
                 held.assign(np.full(held.shape, np.nan))
         logs = ssd.train_on_batch(x, Y, return_dict=True)
         results.append((float(logs["loss"]), *model.get_weights()))
-    for a, b in zip(*results, strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-6)
+    assert_close(*results, tolerance=1e-6)
 
 
 @pytest.mark.parametrize("chunk", [None, 4, 3, 10], ids=lambda c: f"chunk={c}")
@@ -246,7 +222,7 @@ def test_every_pass_draws_its_own_noise(chunk):
     model = keras.Model(inputs, layers.Dense(2)(layers.Dropout(0.5, name="noise")(inputs)))
     ssd = keras_ssd.wrap(
         model,
-        n_teachers=10,
+        num_teachers=10,
         teacher_chunk=chunk,
         distill="representation",
         similarity="uniform",
@@ -254,8 +230,7 @@ def test_every_pass_draws_its_own_noise(chunk):
     )
     draws = []
     for _ in range(2):
-        _, _, given = ssd._roles.student_pass(np.ones((24, 40), "float32"))
-        draws.append(ops.convert_to_numpy(ssd._teacher_pass(given)[1]).reshape(240, 40))
+        draws.append(run_passes(ssd, np.ones((24, 40), "float32")).teacher_representation.reshape(240, 40))
     assert len(np.unique(np.concatenate(draws), axis=0)) == 480
     assert np.mean(np.concatenate(draws) == 0) == pytest.approx(0.5, abs=0.02)
 
@@ -267,7 +242,7 @@ def test_seed_fixes_the_teachers():
         return ssd.student.get_weights()
 
     first, again, other = run(4), run(4), run(5)
-    assert_equal(first, again)
+    assert_same(first, again)
     assert not all(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
 
 
@@ -279,13 +254,12 @@ def test_wrapping_draws_no_random_numbers():
             keras_ssd.wrap(model, teacher="ema")
         return network(seeds=(None, None)).get_weights() + [np.random.random(2), random.random()]
 
-    for a, b in zip(following(False), following(True), strict=True):
-        np.testing.assert_array_equal(ops.convert_to_numpy(a), ops.convert_to_numpy(b))
+    assert_same(following(False), following(True))
 
 
 def test_teacher_weights_shows_and_changes_nothing():
     _, ssd = twins("snapshot")
-    before = [ops.convert_to_numpy(v) for v in ssd.variables]
+    before = arrays(ssd.variables)
     weights, unfiltered = ssd.teacher_weights(X[:5]), ssd.teacher_weights(X[:5], percentile=0)
     assert weights.shape == unfiltered.shape == (5, 30)
     np.testing.assert_allclose(weights.sum(axis=1), 1, atol=1e-5)
@@ -293,14 +267,11 @@ def test_teacher_weights_shows_and_changes_nothing():
     assert (np.count_nonzero(weights, axis=1) >= 3).all() and np.median(np.count_nonzero(weights, axis=1)) == 3
     assert (unfiltered > 0).all()
     np.testing.assert_array_equal(weights, ssd.teacher_weights(X[:5]))
-    assert_equal(before, [ops.convert_to_numpy(v) for v in ssd.variables])
+    assert_same(before, ssd.variables)
 
 
-def test_deterministic_teacher_is_the_control():
+def test_without_stochastic_layers_the_teacher_is_the_inference_call():
     model = network(lambda seed: Doubling())
     ssd = keras_ssd.wrap(model, teacher="snapshot", stochastic_layers=(), n_teachers=1, similarity="uniform")
-    with keras.StatelessScope([(v, v.value) for v in ssd.variables]):
-        _, _, given = ssd._roles.student_pass(X)
-        _, representation = ssd._teacher_pass(given)
     hidden = keras.Model(model.input, model.layers[-1].input)(X, training=False)
-    np.testing.assert_allclose(ops.convert_to_numpy(representation)[:, 0], ops.convert_to_numpy(hidden), atol=1e-6)
+    assert_close(passes(ssd, X).teacher_representation[:, 0], hidden, tolerance=1e-6)

@@ -52,6 +52,16 @@ def build_with_units(hp):
     return build(hp)
 
 
+class Untrained(keras_tuner.HyperModel):
+    """A hypermodel whose trials take no time."""
+
+    def build(self, hp):
+        return build(hp)
+
+    def fit(self, hp, model, *args, **kwargs):
+        return {"val_loss": 1.0}
+
+
 def random_search(hypermodel, folder, max_trials=3, objective="val_loss", **options):
     options = {"seed": 1, "project_name": "project", **options}
     return keras_tuner.RandomSearch(hypermodel, objective, max_trials=max_trials, directory=folder, **options)
@@ -107,23 +117,23 @@ class TestSpace:
         ("given", "kind"), [((2, 4), "Int"), ([2, 4], "Choice"), (4, "Fixed")], ids=["range", "choices", "fixed"]
     )
     def test_narrowed(self, given, kind):
-        assert type(explored(space={"n_teachers": given})["ssd_n_teachers"]).__name__ == kind
+        assert type(explored(space={"num_teachers": given})["ssd_num_teachers"]).__name__ == kind
 
     def test_dropped(self):
         assert "ssd_dropout_rate" not in explored(space={"dropout_rate": None})
 
     def test_the_value_reaches_the_model(self):
         hp = keras_tuner.HyperParameters()
-        hp.values = {"ssd_distill": True, "ssd_n_teachers": 5, "ssd_temperature": 7.0, "ssd_similarity": "cosine"}
+        hp.values = {"ssd_distill": True, "ssd_num_teachers": 5, "ssd_temperature": 7.0, "ssd_similarity": "cosine"}
         settings = tuner.SSDHyperModel(build, teacher="ema", distill="both").build(hp).settings
-        assert (settings.n_teachers, settings.temperature, settings.similarity) == (5, 7.0, "cosine")
+        assert (settings.num_teachers, settings.temperature, settings.similarity) == (5, 7.0, "cosine")
         assert (settings.kind, settings.distill) == ("ema", "both")
 
     def test_guidance_only_where_there_is_guidance(self):
         hp = keras_tuner.HyperParameters()
         hp.values = {"ssd_distill": True, "ssd_similarity": "uniform"}
         tuner.SSDHyperModel(build).build(hp)
-        assert "ssd_n_teachers" in hp.values
+        assert "ssd_num_teachers" in hp.values
         assert not {"ssd_percentile", "ssd_guidance_temperature"} & set(hp.values)
         assert not {"ssd_percentile", "ssd_guidance_temperature"} & set(explored(space={"similarity": "uniform"}))
 
@@ -131,7 +141,7 @@ class TestSpace:
         hp = keras_tuner.HyperParameters()
         model = tuner.SSDHyperModel(build).build(hp)
         assert hp.values == {"ssd_distill": False}
-        assert not model.distills
+        assert not model._distills
 
     def test_a_function_as_similarity(self):
         def similarity(student, teachers):
@@ -143,15 +153,15 @@ class TestSpace:
         ("options", "message"),
         [
             (dict(space={"n_teacher": 3}), "`space` should have keys among .*Received: .'n_teacher'"),
-            (dict(space={"n_teachers": (8, 2)}), r"\(min, max\)"),
+            (dict(space={"num_teachers": (8, 2)}), r"\(min, max\)"),
             (dict(space={"kd_weight": (0, 1)}), "logarithmic"),
             (dict(space={"kd_weight": 0}), "leave 0 out"),
             (dict(space={"kd_weight": []}), "at least one choice"),
-            (dict(space={"n_teachers": 1}), "`n_teachers` should be an integer of at least 2"),
+            (dict(space={"num_teachers": 1}), "`num_teachers` should be an integer of at least 2"),
             (dict(space={"percentile": (0, 101)}), "`percentile` should lie between"),
             (dict(space={"similarity": ["dot", "l2"]}), "`similarity` should list some of"),
             (dict(teacher="past"), "`teacher` should be one of"),
-            (dict(n_teachers=8), "belongs into `space`"),
+            (dict(num_teachers=8), "belongs into `space`"),
         ],
     )
     def test_bad_arguments(self, options, message):
@@ -170,7 +180,7 @@ class TestSearch:
         [pytest.param(k, marks=[] if k == "random" else [pytest.mark.slow, pytest.mark.once]) for k in TUNERS],
     )
     def test_a_plain_trial_comes_first_and_the_best_student_scores_as_measured(self, kind, tmp_path):
-        space = {"n_teachers": 2, "dropout_rate": None, "kd_weight": [0.1, 1.0]}
+        space = {"num_teachers": 2, "dropout_rate": None, "kd_weight": [0.1, 1.0]}
         search = TUNERS[kind](tuner.SSDHyperModel(build, space=space), tmp_path)
         trials = tuner.search(search, **DATA)
         first = search.oracle.trials[search.oracle.start_order[0]]
@@ -188,7 +198,7 @@ class TestSearch:
     @pytest.mark.once
     @pytest.mark.parametrize("teacher", ["ema", "snapshot"])
     def test_the_best_student_of_other_teachers(self, teacher, tmp_path):
-        hypermodel = tuner.SSDHyperModel(build, teacher, space={"n_teachers": 2, "similarity": "kl"}, seed=3)
+        hypermodel = tuner.SSDHyperModel(build, teacher, space={"num_teachers": 2, "similarity": "kl"}, seed=3)
         search = random_search(hypermodel, tmp_path, max_trials=2)
         best = tuner.search(search, **DATA)
         for trial, model in zip(best, search.get_best_models(2), strict=True):
@@ -198,8 +208,8 @@ class TestSearch:
     @pytest.mark.slow
     @pytest.mark.once
     def test_hyperband_goes_on_from_the_raw_weights_of_an_average(self, tmp_path):
-        hypermodel = tuner.SSDHyperModel(build, "ema", space={"n_teachers": 2})
-        ssd = wrap(build(None), "ema", n_teachers=2)
+        hypermodel = tuner.SSDHyperModel(build, "ema", space={"num_teachers": 2})
+        ssd = wrap(build(None), "ema", num_teachers=2)
         ssd.fit(x, y, verbose=0)
         ssd.student.set_weights([w + 1 for w in ssd.student.get_weights()])
         ssd.save_weights(tmp_path / "w.weights.h5")
@@ -211,7 +221,7 @@ class TestSearch:
         model.fit = lambda *args, **kwargs: seen.append(model.student.get_weights()) or {"val_loss": 0.0}
         hypermodel.fit(hp, model)
         for raw, averaged, resumed in zip(
-            ssd.student.get_weights(), ssd.held_weights.values(ssd.student.weights), seen[0], strict=True
+            ssd.student.get_weights(), ssd._held_weights.values(ssd.student.weights), seen[0], strict=True
         ):
             np.testing.assert_allclose(resumed, raw)
             assert not np.allclose(resumed, averaged[1])
@@ -223,7 +233,7 @@ class TestSearch:
         fixed = {"kd_weight": 0.1, "similarity": "uniform", "temperature": None, "dropout_rate": None}
 
         def make():
-            hypermodel = tuner.SSDHyperModel(build, space={"n_teachers": [2, 3, 4], **fixed})
+            hypermodel = tuner.SSDHyperModel(build, space={"num_teachers": [2, 3, 4], **fixed})
             return maker(hypermodel, "val_loss", max_trials=4, directory=tmp_path, project_name="project", seed=1)
 
         class Interrupted(BaseException):
@@ -248,6 +258,8 @@ class TestSearch:
         assert before.items() <= scores.items()
         assert len({json.dumps(one, sort_keys=True) for one in values(trials)}) == 4
 
+    @pytest.mark.slow
+    @pytest.mark.once
     @pytest.mark.parametrize(
         "overrides",
         [dict(optimizer="sgd"), dict(loss="mse"), dict(metrics=["accuracy"])],
@@ -267,6 +279,8 @@ class TestSearch:
         assert distilled[0].metrics.exists("kd_loss")
         assert all(trial.metrics.exists("val_loss") for trial in trials)
 
+    @pytest.mark.slow
+    @pytest.mark.once
     def test_the_users_fit_is_used(self, tmp_path):
         class Users(keras_tuner.HyperModel):
             def build(self, hp):
@@ -279,10 +293,10 @@ class TestSearch:
         search = random_search(tuner.SSDHyperModel(Users()), tmp_path, max_trials=2)
         assert all("batch_size" in one for one in values(tuner.search(search, **DATA)))
 
-    def test_callbacks_for_teachers_are_left_out_of_plain_trials(self, tmp_path):
+    @pytest.mark.parametrize("monitor", [callbacks.TeacherMonitor, UsersMonitor])
+    def test_callbacks_for_teachers_are_left_out_of_plain_trials(self, tmp_path, monitor):
         search = random_search(tuner.SSDHyperModel(build), tmp_path, max_trials=2)
-        monitor = callbacks.TeacherMonitor()
-        trials = tuner.search(search, **DATA, callbacks=[monitor])
+        trials = tuner.search(search, **DATA, callbacks=[monitor()])
         shown = {trial.hyperparameters["ssd_distill"]: trial.metrics.exists("teacher_spread") for trial in trials}
         assert shown == {False: False, True: True}
 
@@ -299,12 +313,12 @@ class TestSnapshot:
                 fits.append((type(model) is SSDModel, kwargs["epochs"]))
                 if isinstance(model, SSDModel):
                     starts.append(model.student.get_weights())
-                    if model.distills:
-                        held = model.held_weights.values(model.student.weights)
+                    if model._distills:
+                        held = model._held_weights.values(model.student.weights)
                         starts.append([keras.ops.convert_to_numpy(value) for _, value in held])
                 return model.fit(*args, **kwargs)
 
-        hypermodel = tuner.SSDHyperModel(Users(), "snapshot", space={"n_teachers": 2}, snapshot_epochs=3)
+        hypermodel = tuner.SSDHyperModel(Users(), "snapshot", space={"num_teachers": 2}, snapshot_epochs=3)
         search = random_search(hypermodel, tmp_path)
         tuner.search(search, **DATA)
         assert fits == [(False, 3), (True, 2), (True, 2), (True, 2)]
@@ -359,6 +373,25 @@ class TestErrors:
             tuner.search(search, **DATA)
         assert not search.oracle.trials
 
+    def test_a_default_that_cannot_be_trained_fails_only_its_own_trials(self, tmp_path):
+        search = random_search(tuner.SSDHyperModel(build_too_large, space={"num_teachers": 2}), tmp_path, max_trials=4)
+        trials = tuner.search(search, **DATA)
+        completed = {one.trial_id: one.hyperparameters["units"] == 8 for one in search.oracle.trials.values()}
+        assert set(completed.values()) == {True, False}
+        assert {one.trial_id: one.status == "COMPLETED" for one in search.oracle.trials.values()} == completed
+        assert len(trials) == sum(completed.values())
+
+    def test_an_objective_is_checked_in_a_trial_if_the_default_cannot_be_trained(self, tmp_path):
+        search = random_search(tuner.SSDHyperModel(build_too_large), tmp_path, max_trials=4, objective="val_auc")
+        with pytest.raises(ValueError, match=r"every trial reports.*'val_accuracy', 'val_loss'"):
+            tuner.search(search, **DATA)
+
+    def test_an_argument_that_fit_does_not_take_is_refused_before_the_first_trial(self, tmp_path):
+        search = random_search(tuner.SSDHyperModel(build), tmp_path)
+        with pytest.raises(TypeError, match="epoch"):
+            tuner.search(search, x, y, epoch=3)
+        assert not search.oracle.trials
+
     def test_an_objective_that_the_users_fit_does_not_report(self, tmp_path):
         class Users(keras_tuner.HyperModel):
             def build(self, hp):
@@ -391,6 +424,8 @@ class TestErrors:
         with pytest.raises(RuntimeError, match="(?s)^None of the . trials.*failure number 1'"):
             tuner.search(search, **DATA)
 
+    @pytest.mark.slow
+    @pytest.mark.once
     @pytest.mark.filterwarnings("ignore:All-NaN axis:RuntimeWarning")  # NumPy's, in Keras Tuner
     def test_scores_that_are_not_finite(self, tmp_path):
         search = random_search(tuner.SSDHyperModel(build), tmp_path, max_trials=2)
@@ -402,12 +437,12 @@ class TestErrors:
         "changes", [dict(space={"percentile": 0}), dict(teacher="ema"), dict(distill="both")], ids=str
     )
     def test_a_changed_space_does_not_reuse_a_project(self, changes, tmp_path):
-        tuner.search(random_search(tuner.SSDHyperModel(build), tmp_path, max_trials=1), **DATA)
-        changed = random_search(tuner.SSDHyperModel(build, **changes), tmp_path)
+        tuner.search(random_search(tuner.SSDHyperModel(Untrained()), tmp_path, max_trials=1), **DATA)
+        changed = random_search(tuner.SSDHyperModel(Untrained(), **changes), tmp_path)
         with pytest.raises(ValueError, match=rf"another space.*{next(iter(changes))}.*overwrite=True"):
             tuner.search(changed, **DATA)
 
-    def test_nor_does_a_changed_model_space(self, tmp_path):
-        tuner.search(random_search(tuner.SSDHyperModel(build), tmp_path, max_trials=1), **DATA)
+    def test_a_changed_space_of_the_model_does_not_reuse_a_project(self, tmp_path):
+        tuner.search(random_search(tuner.SSDHyperModel(Untrained()), tmp_path, max_trials=1), **DATA)
         with pytest.raises(ValueError, match="another space.*units"):
             tuner.search(random_search(tuner.SSDHyperModel(build_with_units), tmp_path), **DATA)

@@ -9,7 +9,9 @@ from keras import layers, ops
 
 import keras_ssd
 from keras_ssd.uncertainty import summary
+from models import compiled, dense_network
 from reference import sigmoid, softmax
+from same_weights import arrays, assert_same
 from structures import BUILT_IN, EXCHANGEABLE, Doubling, Subclassed, batch
 
 ALL = {**EXCHANGEABLE, **BUILT_IN}
@@ -50,19 +52,8 @@ class Recording(layers.Layer):
         return x
 
 
-def network(noise=None, activation="softmax", units=3):
-    """Dense, BatchNormalization with statistics of its own, noise, Dense."""
-    inputs = keras.Input((4,))
-    x = layers.BatchNormalization()(layers.Dense(6, activation="relu")(inputs))
-    x = (noise or layers.Dropout(0.5, seed=3))(x)
-    model = keras.Model(inputs, layers.Dense(units, activation=activation)(x))
-    for variable in model.non_trainable_weights:
-        variable.assign(np.linspace(0.5, 1.5, int(np.prod(variable.shape))))
-    return model
-
-
 def counted_logits(model, x=X, factors=range(1, N + 1)):
-    """The passes of a `network(Counting())` in NumPy, `(batch, passes, units)`."""
+    """The passes of a `dense_network(Counting())` in NumPy, `(batch, passes, units)`."""
     kernel, bias, gamma, beta, mean, variance, head, head_bias = (w.astype("float64") for w in model.get_weights())
     hidden = np.maximum(x @ kernel + bias, 0)
     hidden = gamma * (hidden - mean) / np.sqrt(variance + model.layers[2].epsilon) + beta
@@ -78,10 +69,10 @@ def binary_entropy(p):
 
 
 def predict(model, x=X, **options):
-    return keras_ssd.predict_stochastic(model, x, **{"n_passes": N, "seed": 2, "verbose": 0, **options})
+    return keras_ssd.predict_stochastic(model, x, **{"num_passes": N, "seed": 2, "verbose": 0, **options})
 
 
-def assert_close(prediction, mean, variance, predictive_entropy=None, mutual_information=None):
+def assert_figures(prediction, mean, variance, predictive_entropy=None, mutual_information=None):
     expected = (mean, variance, predictive_entropy, mutual_information)
     for name, one, reference in zip(prediction._fields, prediction, expected, strict=True):
         assert (one is None) == (reference is None), name
@@ -90,13 +81,8 @@ def assert_close(prediction, mean, variance, predictive_entropy=None, mutual_inf
             np.testing.assert_allclose(one, reference, rtol=1e-4, atol=1e-6, err_msg=name)
 
 
-def assert_same(left, right):
-    for a, b in zip(keras.tree.flatten(left), keras.tree.flatten(right), strict=True):
-        np.testing.assert_array_equal(a, b)
-
-
 def state(model):
-    return [ops.convert_to_numpy(v) for v in [*model.variables, *(model.optimizer.variables if model.compiled else [])]]
+    return arrays([*model.variables, *(model.optimizer.variables if model.compiled else [])])
 
 
 # The figures, by hand. ln 2 = 0.693147; H(.8) = 0.500402, H(.9) = 0.325083, H(.7) = 0.610864.
@@ -137,24 +123,25 @@ def test_logits_give_the_figures_of_their_probabilities(kind):
 # The passes, against NumPy.
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("batch_size", [None, 3])
 def test_classification_is_that_of_the_drawn_passes(batch_size):
-    model = network(Counting())
+    model = dense_network(Counting())
     p = softmax(counted_logits(model))
     mean = p.mean(axis=1)
     information = entropy(mean) - entropy(p).mean(axis=1)
     assert information.max() > 0.01
-    assert_close(predict(model, batch_size=batch_size), mean, p.var(axis=1), entropy(mean), information)
+    assert_figures(predict(model, batch_size=batch_size), mean, p.var(axis=1), entropy(mean), information)
 
 
 def test_chunks_of_passes():
     """2 + 2 + 1 passes: the layer counts anew in every chunk, and the last has one row for each sample."""
-    model = network(Counting(n=2))
+    model = dense_network(Counting(n=2))
     last = np.arange(7)[:, None] % 2 + 1
     p = softmax(counted_logits(model, factors=[1, 2, 1, 2, last]))
     mean = p.mean(axis=1)
     prediction = predict(model, pass_chunk=2)
-    assert_close(prediction, mean, p.var(axis=1), entropy(mean), entropy(mean) - entropy(p).mean(axis=1))
+    assert_figures(prediction, mean, p.var(axis=1), entropy(mean), entropy(mean) - entropy(p).mean(axis=1))
 
 
 LOSSES = {
@@ -164,35 +151,35 @@ LOSSES = {
 }
 
 
-@pytest.mark.parametrize("compiled, given", LOSSES.values(), ids=LOSSES)
-def test_the_loss_tells_that_an_output_holds_logits(compiled, given):
-    model = network(Counting(), activation=None)
-    if compiled is not None:
-        model.compile("sgd", compiled)
+@pytest.mark.parametrize("own_loss, given_loss", LOSSES.values(), ids=LOSSES)
+def test_the_loss_tells_that_an_output_holds_logits(own_loss, given_loss):
+    model = dense_network(Counting(), activation=None)
+    if own_loss is not None:
+        model.compile("sgd", own_loss)
     p = softmax(counted_logits(model))
     mean = p.mean(axis=1)
-    prediction = predict(model, loss=given)
-    assert_close(prediction, mean, p.var(axis=1), entropy(mean), entropy(mean) - entropy(p).mean(axis=1))
+    prediction = predict(model, loss=given_loss)
+    assert_figures(prediction, mean, p.var(axis=1), entropy(mean), entropy(mean) - entropy(p).mean(axis=1))
 
 
 @pytest.mark.parametrize("from_logits", [False, True], ids=["probabilities", "logits"])
 @pytest.mark.parametrize("units", [1, 3])
 def test_binary_units(units, from_logits):
-    model = network(Counting(), activation=None if from_logits else "sigmoid", units=units)
+    model = dense_network(Counting(), activation=None if from_logits else "sigmoid", units=units)
     model.compile("sgd", keras.losses.BinaryCrossentropy(from_logits=from_logits))
     p = sigmoid(counted_logits(model))
     mean = p.mean(axis=1)
     information = binary_entropy(mean) - binary_entropy(p).mean(axis=1)
-    assert_close(predict(model), mean, p.var(axis=1), binary_entropy(mean), information)
+    assert_figures(predict(model), mean, p.var(axis=1), binary_entropy(mean), information)
 
 
 @pytest.mark.parametrize("loss", [None, "mse"])
 def test_regression_has_mean_and_variance_only(loss):
-    model = network(Counting(), activation=None, units=2)
+    model = dense_network(Counting(), activation=None, units=2)
     if loss:
         model.compile("sgd", loss)
     values = counted_logits(model)
-    assert_close(predict(model), values.mean(axis=1), values.var(axis=1))
+    assert_figures(predict(model), values.mean(axis=1), values.var(axis=1))
 
 
 def test_dropout_has_its_own_variance():
@@ -200,7 +187,7 @@ def test_dropout_has_its_own_variance():
     w = np.array([1.0, -2.0, 3.0, 0.5])
     model = keras.Sequential([keras.Input((4,)), layers.Dropout(0.2), layers.Dense(1)])
     model.set_weights([w[:, None], np.zeros(1)])
-    prediction = predict(model, np.ones((2, 4), "float32"), n_passes=4000)
+    prediction = predict(model, np.ones((2, 4), "float32"), num_passes=4000)
     np.testing.assert_allclose(prediction.mean, np.full((2, 1), 2.5), atol=4 * (14.25 / 4 / 4000) ** 0.5)
     np.testing.assert_allclose(prediction.variance, np.full((2, 1), 14.25 / 4), rtol=0.1)
 
@@ -213,13 +200,13 @@ def some_of(names, quick):
     "name",
     some_of(EXCHANGEABLE, "shared_layers several_inputs_and_outputs dictionaries nested subclassed masked".split()),
 )
-def test_every_structure(name):
+def test_every_structure_gives_the_call_with_noise_on(name):
     """A layer that doubles makes every pass the one of the model that is called with noise on, frozen."""
     model = EXCHANGEABLE[name](Doubling)
     for variable in model.non_trainable_weights:
         variable.assign(np.linspace(0.5, 1.5, int(np.prod(variable.shape))).reshape(variable.shape))
     x = batch(model)
-    predictions = predict(model, x, n_passes=3, loss="mse" if name == "subclassed" else None)
+    predictions = predict(model, x, num_passes=3, loss="mse" if name == "subclassed" else None)
     before = state(model)
     for layer in model._flatten_layers():
         layer.trainable = False
@@ -233,7 +220,7 @@ def test_every_structure(name):
     for prediction, mean in pairs:
         is_classification = mean.shape[-1] == 3 and name != "subclassed"
         figures = (entropy(mean), np.zeros(mean.shape[:-1])) if is_classification else ()
-        assert_close(prediction, mean, np.zeros(mean.shape), *figures)
+        assert_figures(prediction, mean, np.zeros(mean.shape), *figures)
 
 
 @pytest.mark.parametrize("name", some_of(ALL, ["subclassed", "gaussian_noise"]))
@@ -265,9 +252,9 @@ def test_a_subclassed_model_that_hands_training_on_implicitly(outputs):
     prediction = predict(model, batch_size=4)
     if outputs == "dict":
         assert set(prediction) == {"a", "b"}
-        assert_close(prediction["a"], 2 * X, np.zeros(X.shape))
+        assert_figures(prediction["a"], 2 * X, np.zeros(X.shape))
         prediction = prediction["b"]
-    assert_close(prediction, p, np.zeros(p.shape), entropy(p), np.zeros(len(X)))
+    assert_figures(prediction, p, np.zeros(p.shape), entropy(p), np.zeros(len(X)))
 
 
 def test_mixed_precision_is_summed_up_in_single_precision():
@@ -283,7 +270,7 @@ def test_mixed_precision_is_summed_up_in_single_precision():
 
 
 @pytest.mark.parametrize("chunk", [N, pytest.param(2, marks=pytest.mark.slow)], ids=["tiled", "chunked"])
-def test_what_lies_before_the_noise_runs_once_per_batch(chunk):
+def test_layers_before_the_noise_run_once_per_batch(chunk):
     before, after = Recording(), Recording()
     model = keras.Sequential(
         [keras.Input((4,)), layers.Dense(8), before, layers.Dropout(0.5), after, layers.Dense(3)],
@@ -305,7 +292,7 @@ def test_what_lies_before_the_noise_runs_once_per_batch(chunk):
 
 
 def test_the_seed_fixes_the_result_whatever_was_called_before():
-    model = network()
+    model = dense_network()
     first, other = predict(model, seed=3), predict(model, seed=4)
     keras.random.normal((2,))
     model.predict(X, verbose=0)
@@ -315,7 +302,7 @@ def test_the_seed_fixes_the_result_whatever_was_called_before():
 
 
 def test_without_a_seed_it_follows_set_random_seed():
-    model = network()
+    model = dense_network()
     keras.utils.set_random_seed(5)
     first = predict(model, seed=None)
     keras.utils.set_random_seed(6)
@@ -326,7 +313,7 @@ def test_without_a_seed_it_follows_set_random_seed():
 
 
 def test_every_sample_and_every_batch_has_noise_of_its_own():
-    mean = predict(network(), np.repeat(X[:1], 6, axis=0), batch_size=2).mean
+    mean = predict(dense_network(), np.repeat(X[:1], 6, axis=0), batch_size=2).mean
     for i in range(6):
         for j in range(i):
             assert np.abs(mean[i] - mean[j]).max() > 1e-4
@@ -336,9 +323,8 @@ def test_every_sample_and_every_batch_has_noise_of_its_own():
 
 
 def trained(model=None):
-    model = model or network()
-    model.compile(keras.optimizers.Adam(0.01), "sparse_categorical_crossentropy", metrics=["accuracy"])
-    model.fit(X, Y, batch_size=4, verbose=0)
+    model = model or dense_network()
+    compiled(model, keras.optimizers.Adam(0.01)).fit(X, Y, batch_size=4, verbose=0)
     return model
 
 
@@ -388,35 +374,35 @@ def test_an_error_in_the_middle_leaves_the_model_whole():
 # Where the weights come from.
 
 
-def test_a_student_says_the_same_after_loading(tmp_path):
+def test_a_loaded_student_predicts_the_same(tmp_path):
     model = trained()
     model.save(tmp_path / "student.keras")
     assert_same(predict(keras.models.load_model(tmp_path / "student.keras")), predict(model))
 
 
 @pytest.mark.parametrize("teacher", ["self", pytest.param("snapshot", marks=pytest.mark.slow)])
-def test_a_wrapped_model_stands_for_its_student(teacher):
-    ssd = keras_ssd.wrap(network(activation=None), teacher=teacher, n_teachers=4, seed=1)
+def test_a_wrapped_model_predicts_as_its_student(teacher):
+    ssd = keras_ssd.wrap(dense_network(activation=None), teacher=teacher, n_teachers=4, seed=1)
     ssd.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     ssd.fit(X, Y, verbose=0)
     expected = predict(ssd.student, loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     assert expected.predictive_entropy is not None
     before = state(ssd)
     assert_same(predict(ssd), expected)
-    assert_same(ssd.predict_stochastic(X, n_passes=N, seed=2, verbose=0), expected)
+    assert_same(ssd.predict_stochastic(X, num_passes=N, seed=2, verbose=0), expected)
     assert_same(state(ssd), before)
 
 
 @pytest.mark.parametrize("averages", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_averaged_weights_are_used_as_in_predict(averages):
-    ssd = keras_ssd.wrap(network(), teacher="ema", n_teachers=2, momentum=0.5, average=averages, seed=1)
+    ssd = keras_ssd.wrap(dense_network(), teacher="ema", n_teachers=2, momentum=0.5, average=averages, seed=1)
     ssd.compile(keras.optimizers.SGD(1.0), "sparse_categorical_crossentropy")
     for _ in range(3):
         ssd.train_on_batch(X, Y)
-    raw = [ops.convert_to_numpy(v) for v in ssd.student.weights]
+    raw = arrays(ssd.student.weights)
     own = predict(ssd.student)
     prediction = predict(ssd)
-    assert_same([ops.convert_to_numpy(v) for v in ssd.student.weights], raw)
+    assert_same(ssd.student.weights, raw)
     ssd.write_average()
     of_average = predict(ssd.student)
     assert np.abs(own.mean - of_average.mean).max() > 1e-3
@@ -435,7 +421,7 @@ class Batches(keras.utils.PyDataset):
 
 
 def test_a_data_set_gives_what_its_arrays_give():
-    model = network()
+    model = dense_network()
     assert_same(predict(model, Batches()), predict(model, batch_size=4))
 
 
@@ -453,16 +439,16 @@ def without_noise():
 
 BAD = {
     "no_noise": (without_noise, {}, "has no noise layer"),
-    "rate_0": (lambda: network(layers.Dropout(0.0)), {}, "all have a rate of 0"),
+    "rate_0": (lambda: dense_network(layers.Dropout(0.0)), {}, "all have a rate of 0"),
     "no_model": (lambda: "model", {}, "`model` should be a keras.Model. Received: 'model' of type str"),
     "not_built": (lambda: Subclassed(), {}, "`model` is not built"),
-    "one_pass": (network, {"n_passes": 1}, "`n_passes` should be an integer of at least 2.*n_passes=1"),
-    "float_passes": (network, {"n_passes": 3.0}, "n_passes=3.0"),
-    "true_passes": (network, {"n_passes": True}, "n_passes=True"),
-    "seed": (network, {"seed": "7"}, "`seed` should be an integer or None. Received: seed='7'"),
-    "chunk": (network, {"pass_chunk": 0}, "`pass_chunk` should be a positive integer.*pass_chunk=0"),
-    "unknown_layer": (network, {"stochastic_layers": "drop"}, "Unknown: \\['drop'\\]"),
-    "deterministic": (network, {"stochastic_layers": ()}, "depends on the noise layers"),
+    "one_pass": (dense_network, {"n_passes": 1}, "`n_passes` should be an integer of at least 2.*n_passes=1"),
+    "float_passes": (dense_network, {"n_passes": 3.0}, "n_passes=3.0"),
+    "true_passes": (dense_network, {"n_passes": True}, "n_passes=True"),
+    "seed": (dense_network, {"seed": "7"}, "`seed` should be an integer or None. Received: seed='7'"),
+    "chunk": (dense_network, {"pass_chunk": 0}, "`pass_chunk` should be a positive integer.*pass_chunk=0"),
+    "unknown_layer": (dense_network, {"stochastic_layers": "drop"}, "Unknown: \\['drop'\\]"),
+    "deterministic": (dense_network, {"stochastic_layers": ()}, "depends on the noise layers"),
 }
 
 
@@ -473,6 +459,6 @@ def test_bad_arguments(make, options, message):
 
 
 def test_an_unknown_option_of_the_method_is_refused():
-    ssd = keras_ssd.wrap(network(), seed=1)
+    ssd = keras_ssd.wrap(dense_network(), seed=1)
     with pytest.raises(TypeError, match="n_teachers"):
         ssd.predict_stochastic(X, n_teachers=3)

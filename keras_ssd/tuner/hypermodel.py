@@ -13,7 +13,7 @@ import keras
 import keras_tuner
 import numpy as np
 
-from keras_ssd import _backend, callbacks
+from keras_ssd import _backend
 from keras_ssd.graph import is_functional
 from keras_ssd.model import SSDModel
 from keras_ssd.teachers import resolve_kind
@@ -30,7 +30,7 @@ class SSDHyperModel(keras_tuner.HyperModel):
     |---|---|---|
     | `ssd_distill` | no, yes | always; no is the plain model, bit for bit |
     | `ssd_similarity` | all, or `"kl"` and `"uniform"` for a subclassed model | if distilled |
-    | `ssd_n_teachers` | 2 to 32, logarithmic | if distilled |
+    | `ssd_num_teachers` | 2 to 32, logarithmic | if distilled |
     | `ssd_kd_weight` | a tenth to ten times the default of the teacher, logarithmic | if distilled |
     | `ssd_temperature` | 1 to 10, logarithmic | if distilled, and outputs are distilled or compared |
     | `ssd_dropout_rate` | 0.05 to 0.6 | if distilled |
@@ -63,7 +63,7 @@ class SSDHyperModel(keras_tuner.HyperModel):
             cannot be distilled.
 
     Example:
-        >>> hypermodel = keras_ssd.tuner.SSDHyperModel(build, space={"n_teachers": [4, 8], "percentile": None})
+        >>> hypermodel = keras_ssd.tuner.SSDHyperModel(build, space={"num_teachers": [4, 8], "percentile": None})
         >>> tuner = keras_tuner.RandomSearch(hypermodel, "val_accuracy", max_trials=20)
         >>> keras_ssd.tuner.search(tuner, x, y, validation_data=(x_val, y_val), epochs=50)
         >>> student = tuner.get_best_models()[0].student
@@ -133,7 +133,7 @@ class SSDHyperModel(keras_tuner.HyperModel):
                 f"{error} (The trial has {options}; fix or drop what does not fit by `space`, for example "
                 'space={"similarity": "kl"}.)'
             ) from error
-        if ssd.averages:
+        if ssd._averages:
             # The score was measured with the averaged weights, so these are what a student has that is loaded.
             ssd.load_weights = functools.partial(self._load_averaged, ssd)
         # Weights are loaded into this model, and files of both are saved: without their variables Keras warns.
@@ -155,14 +155,14 @@ class SSDHyperModel(keras_tuner.HyperModel):
         """
         # Hyperband goes on with an earlier trial, whose weights are loaded.
         goes_on = "tuner/trial_id" in hp.values
-        if goes_on and model.averages:
+        if goes_on and model._averages:
             model.student.set_weights(self._loaded_weights)
         if self.kind == "snapshot" and not goes_on:
             model.student.set_weights(self._plain_stage(hp, model, args, kwargs))
-            if model.distills:
+            if model._distills:
                 model.take_snapshot()
-        if not model.distills:
-            kwargs["callbacks"] = [one for one in kwargs.get("callbacks") or [] if not _needs_teachers(one)]
+        if not model._distills:
+            kwargs["callbacks"] = _without_teachers(kwargs.get("callbacks"))
         results = self._fit(hp, model, *args, **kwargs)
         self._check_reported(results)
         return results
@@ -205,8 +205,8 @@ class SSDHyperModel(keras_tuner.HyperModel):
         )
         users = [
             copy.deepcopy(one)
-            for one in kwargs.get("callbacks") or []
-            if type(one).__module__.partition(".")[0] not in ("keras_tuner", "tensorboard") and not _needs_teachers(one)
+            for one in _without_teachers(kwargs.get("callbacks"))
+            if type(one).__module__.partition(".")[0] not in ("keras_tuner", "tensorboard")
         ]
         return {**kwargs, "callbacks": [*users, early]}
 
@@ -261,8 +261,9 @@ def check_objectives(names, reported):
         )
 
 
-def _needs_teachers(callback):
-    return type(callback).__module__ == callbacks.__name__
+def _without_teachers(callbacks):
+    """Leave out the callbacks that a plain model cannot have."""
+    return [callback for callback in callbacks or [] if not getattr(callback, "needs_teachers", False)]
 
 
 def write_once(path, weights):

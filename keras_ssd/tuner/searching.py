@@ -24,7 +24,7 @@ def search(tuner, *args, **kwargs):
 
     - the first trial (of each bracket of Hyperband) is the plain, undistilled model;
     - an objective that no trial reports is an error before the first trial; where the user's HyperModel has a `fit` of
-      its own, or the data is an iterator, after it;
+      its own, the data is an iterator, or the default hyper-parameters cannot be trained, after it;
     - a project of an earlier search goes on only if the space is the same; else it is an error;
     - `keras_tuner.GridSearch` can be resumed;
     - if no trial ended with a finite score, the error of the first one is raised.
@@ -97,24 +97,32 @@ def _all_failed(oracle):
 
 
 def _try_objectives(tuner, names, args, kwargs):
-    """One training and one validation batch with the plain model: does it report the objective?"""
+    """Raise if a plain model, trained and validated on one batch each, does not report the objective.
+
+    A model that cannot be trained says nothing of the objective, and is left to Keras Tuner: its trial fails, others
+    may succeed.
+    """
     if tuner.hypermodel.fits:
         return
     bound = inspect.signature(keras.Model.fit).bind_partial(None, *args, **kwargs).arguments
     x = bound.get("x")
     if x is None or hasattr(x, "__next__"):
         return
-    model = tuner.hypermodel.build(keras_tuner.HyperParameters())
-    overrides = {name: getattr(tuner, name, None) for name in ("loss", "metrics")}
-    arguments = _backend.copied(_backend.compile_arguments(model))
-    model.compile(**{**arguments, **{name: value for name, value in overrides.items() if value}})
     bound.pop("self", None)
     for name in ("callbacks", "initial_epoch", "validation_freq"):
         bound.pop(name, None)
     bound.update(epochs=1, verbose=0, steps_per_epoch=1)
     if bound.get("validation_data") is not None or bound.get("validation_split"):
         bound["validation_steps"] = 1
-    check_objectives(names, list(model.fit(**bound).history))
+    try:
+        model = tuner.hypermodel.build(keras_tuner.HyperParameters())
+        overrides = {name: getattr(tuner, name, None) for name in ("loss", "metrics")}
+        arguments = _backend.copied(_backend.compile_arguments(model))
+        model.compile(**{**arguments, **{name: value for name, value in overrides.items() if value}})
+        history = model.fit(**bound).history
+    except Exception:
+        return
+    check_objectives(names, list(history))
 
 
 def _check_project(tuner):

@@ -8,14 +8,14 @@ from keras_ssd.settings import DEFAULTS, GUIDANCE_TEMPERATURES, Settings
 # Searched in this order: a condition has to stand before what depends on it.
 PARAMETERS = (
     "similarity",
-    "n_teachers",
+    "num_teachers",
     "kd_weight",
     "temperature",
     "dropout_rate",
     "guidance_temperature",
     "percentile",
 )
-_LOGARITHMIC = ("n_teachers", "kd_weight", "temperature", "guidance_temperature")
+_LOGARITHMIC = ("num_teachers", "kd_weight", "temperature", "guidance_temperature")
 _GUIDANCE = ("guidance_temperature", "percentile")
 
 
@@ -97,7 +97,7 @@ def _ranges(defaults, functional):
     similarities = list(SIMILARITIES) if functional else ["kl", "uniform"]
     return {
         "similarity": similarities,
-        "n_teachers": (2, 32),
+        "num_teachers": (2, 32),
         "kd_weight": (0.1 * defaults["kd_weight"], 10 * defaults["kd_weight"]),
         "temperature": (1.0, 10.0),
         "dropout_rate": (0.05, 0.6),
@@ -118,10 +118,10 @@ def _register(hp, name, given, default):
     if isinstance(given, tuple):
         sampling = "log" if name in _LOGARITHMIC else "linear"
         default = min(max(default, given[0]), given[1])
-        add = hp.Int if name == "n_teachers" else hp.Float
+        add = hp.Int if name == "num_teachers" else hp.Float
         return add(full, *given, sampling=sampling, default=default)
     if isinstance(given, list):
-        kind = str if name == "similarity" else int if name == "n_teachers" else float
+        kind = str if name == "similarity" else int if name == "num_teachers" else float
         values = [kind(one) for one in given]
         return hp.Choice(full, values, default=default if default in values else values[0])
     # A callable cannot be stored; whether it is used depends on nothing but `ssd_distill`.

@@ -94,7 +94,7 @@ def test_with_augmentation_the_teachers_see_clean_windows(monkeypatch):
     seen = []
 
     def fit(method, model, *others):
-        if isinstance(model, keras_ssd.SSDModel) and model.distills:
+        if isinstance(model, keras_ssd.SSDModel) and model._distills:
             seen.append(model.settings.augmented_teachers)
         return comparison.Run(model, {"loss": [0.0]}, 0, 0.0)
 

@@ -1,10 +1,4 @@
-"""What changes between epochs, and what the teachers do: snapshot, weight schedule, monitor.
-
-Those for runs that are killed, `SeedEachEpoch` and `AtomicBackup`, are found here, too.
-
-Every callback can be deep-copied and pickled. All of them write into variables only where JAX sees it, at the beginning
-and the end of an epoch.
-"""
+"""The paper's pipeline in one `fit`: plain training, then distillation from the best weights."""
 
 import math
 import warnings
@@ -14,9 +8,7 @@ import numpy as np
 from keras import ops
 
 from keras_ssd._backend import variable_scope
-from keras_ssd.figures import TeacherFigures
-from keras_ssd.model import SSDModel
-from keras_ssd.resumption import AtomicBackup, SeedEachEpoch  # noqa: F401  public names of this module
+from keras_ssd.callbacks._teacher_callback import TeacherCallback
 from keras_ssd.settings import check_integer, is_number
 
 # What tells the direction of a metric by its name: "loss", "val_auc", "val_mean_absolute_error", ...
@@ -24,7 +16,7 @@ _FALLING = ("loss", "error", "mse", "mae", "mape", "msle", "entropy", "divergenc
 _RISING = ("acc", "auc", "precision", "recall", "f1", "iou", "io_u", "score", "r2", "similarity", "sensitiv", "true_")
 
 
-class TeacherSnapshot(keras.callbacks.Callback):
+class TeacherSnapshot(TeacherCallback):
     """The paper's pipeline in one `fit`: plain training, then distillation from the best weights.
 
     For models wrapped with `teacher="snapshot"`. The run begins as plain training, bit for bit that of the user's
@@ -136,13 +128,12 @@ class TeacherSnapshot(keras.callbacks.Callback):
 
     def set_model(self, model):
         """Refuse models that cannot take a snapshot, and note the learning rate before anything changes it."""
-        _check_wrapped(self, model)
+        super().set_model(model)
         if model.settings.kind != "snapshot":
             raise ValueError(
                 'TeacherSnapshot needs a model wrapped with teacher="snapshot". Received: '
                 f'teacher={model.settings.kind!r}. Use keras_ssd.wrap(model, teacher="snapshot").'
             )
-        super().set_model(model)
         self._start_rate = _constant_rate(model.optimizer)
         if self.learning_rate is not None and self._start_rate is None:
             raise ValueError(
@@ -153,7 +144,7 @@ class TeacherSnapshot(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         """Begin with the plain stage."""
         self._forget()
-        self.model.teaching = False
+        self.model._teaches = False
 
     def on_epoch_begin(self, epoch, logs=None):
         """Find the stage of a run that is resumed."""
@@ -161,13 +152,13 @@ class TeacherSnapshot(keras.callbacks.Callback):
             return
         # Only now have BackupAndRestore, wherever it stands in the list, and `initial_epoch` had their say.
         self._stage_is_known = True
-        steps = self.model.held_weights.steps
+        steps = self.model._held_weights.steps
         if epoch == 0:
             steps.assign(np.zeros((), "int32"))
         self.generation = min(int(ops.convert_to_numpy(steps.value)), self.generations)
         if self.generation == 0 and self.at_epoch is not None and epoch >= self.at_epoch:
             self._take(epoch - 1)
-        self.model.teaching = self.generation > 0
+        self.model._teaches = self.generation > 0
 
     def on_epoch_end(self, epoch, logs=None):
         """Take the snapshot if it is due."""
@@ -233,151 +224,9 @@ class TeacherSnapshot(keras.callbacks.Callback):
             source = f"epoch {epoch + 1}" if self.best_epoch is None else f"epoch {self.best_epoch + 1}, the best"
             print(f"\nEpoch {epoch + 1}: TeacherSnapshot {self.generation} of {self.generations}, weights of {source}")
         self._begin_generation()
-        self.model.teaching = True
+        self.model._teaches = True
         for callback in self.restart:
             callback.on_train_begin()
-
-
-class KDWeightSchedule(keras.callbacks.Callback):
-    """Sets the weight of the distillation term at the beginning of every epoch.
-
-    A ramp from 0 lets teachers that move with the student ("self", "ema") wait until they know something. The weight is
-    shown as `kd_weight` in the logs, and stays at its last value after `fit`.
-
-    Args:
-        schedule: a callable that takes the epoch, counted from 0, and returns the weight, >= 0; for example one of
-            `keras.optimizers.schedules`, with epochs in the place of steps.
-
-    Raises:
-        ValueError: if `schedule` is not callable, it returns a negative number or NaN, or the model was wrapped with
-            kd_weight=0 or not at all.
-
-    Example:
-        >>> ramp = keras.optimizers.schedules.PolynomialDecay(0.0, decay_steps=20, end_learning_rate=0.1)
-        >>> ssd.fit(x, y, epochs=100, callbacks=[keras_ssd.callbacks.KDWeightSchedule(ramp)])
-    """
-
-    def __init__(self, schedule):
-        super().__init__()
-        if not callable(schedule):
-            raise ValueError(
-                "`schedule` should be a callable that takes the epoch, or one of keras.optimizers.schedules. Received: "
-                f"schedule={schedule!r}"
-            )
-        self.schedule = schedule
-
-    def set_model(self, model):
-        """Refuse models whose distillation term has no weight that could change."""
-        _check_wrapped(self, model)
-        super().set_model(model)
-
-    def on_epoch_begin(self, epoch, logs=None):
-        """Set the weight of this epoch."""
-        weight = self.schedule(epoch)
-        try:
-            weight = float(weight)
-        except (TypeError, ValueError):
-            weight = repr(weight)
-        if isinstance(weight, str) or not math.isfinite(weight) or weight < 0:
-            raise ValueError(
-                "`schedule` should return a finite weight that is not negative. Received: "
-                f"{weight} for epoch {epoch} (counted from 0)"
-            )
-        self.model.kd_weight = weight
-
-    def on_epoch_end(self, epoch, logs=None):
-        """Show the weight in the logs."""
-        if logs is not None:
-            logs["kd_weight"] = self.model.kd_weight
-
-
-class TeacherMonitor(keras.callbacks.Callback):
-    """Shows in the logs what the teachers do, and warns once if they collapse.
-
-    The figures come from the training batches' own teachers, so they cost no further pass;
-    `keras_ssd.figures.teacher_figures` defines them. They are Keras metrics while `fit` runs, hence History, CSVLogger,
-    TensorBoard and the progress bar show them, and they are absent from validation. In epochs that are left out, or
-    that have no teachers, they are NaN. `teacher_disagreement` is there for classification, where the teachers are run
-    as far as the outputs.
-
-    Args:
-        every: number of epochs from one measurement to the next; the first epoch is measured. Defaults to `1`.
-        norm_factor: how many times as large as in the first measurement the representation's norm may become before a
-            warning. Defaults to `10.0`.
-
-    Raises:
-        ValueError: if an argument is out of range, or the model does not distil.
-
-    Example:
-        >>> history = ssd.fit(x, y, epochs=20, callbacks=[keras_ssd.callbacks.TeacherMonitor()])
-        >>> history.history["teacher_spread"]
-    """
-
-    def __init__(self, every=1, norm_factor=10.0):
-        super().__init__()
-        check_integer("every", every, 1)
-        if not is_number(norm_factor) or norm_factor <= 1:
-            raise ValueError(f"`norm_factor` should be a float above 1. Received: norm_factor={norm_factor!r}")
-        self.every = every
-        self.norm_factor = norm_factor
-        self._first_norm = None
-        self._warned = set()
-
-    def set_model(self, model):
-        """Refuse models without teachers."""
-        _check_wrapped(self, model)
-        super().set_model(model)
-
-    def on_train_begin(self, logs=None):
-        """Attach the metric; `SSDModel.fit` detaches it, after an exception as well."""
-        self._first_norm = None
-        self._warned = set()
-        with variable_scope(self.model):
-            self.model.observe(TeacherFigures(has_votes=self.model.teachers_classify))
-
-    def on_epoch_begin(self, epoch, logs=None):
-        """Switch the measurement on."""
-        if epoch % self.every == 0:
-            for metric in self.model.metrics:
-                if isinstance(metric, TeacherFigures):
-                    metric.activate()
-
-    def on_epoch_end(self, epoch, logs=None):
-        """Warn of a collapse."""
-        figures = {name: float(logs[name]) for name in TeacherFigures.names if name in (logs or {})}
-        # Weights are finite by construction, so NaN here means that nothing was measured.
-        if math.isnan(figures.get("effective_teachers", math.nan)):
-            return
-        norm = figures["representation_norm"]
-        if not all(map(math.isfinite, figures.values())):
-            wrong = [name for name, value in figures.items() if not math.isfinite(value)]
-            self._warn(
-                "values",
-                f"In epoch {epoch + 1} the student or its teachers are not finite: {wrong}. Lower the learning rate or "
-                "clip gradients (`clipnorm`), and put keras.callbacks.TerminateOnNaN beside.",
-            )
-        elif self._first_norm is None:
-            self._first_norm = norm
-        elif norm > self.norm_factor * self._first_norm:
-            self._warn(
-                "norm",
-                f"The norm of the representation has run away, from {self._first_norm:.3g} to {norm:.3g} in epoch "
-                f'{epoch + 1}. Distil outputs (distill="outputs", similarity="kl"), or use similarity="uniform" or '
-                '"cosine", a frozen teacher (teacher="snapshot") or a smaller kd_weight.',
-            )
-        # Rounding leaves a trace of a spread where the teachers are equal.
-        if self.model.settings.n_teachers > 1 and figures["teacher_spread"] < 1e-6:
-            self._warn(
-                "spread",
-                f"All teachers are identical (spread 0 in epoch {epoch + 1}): their noise is off, or the units behind "
-                "it are dead. Check the rates of the noise layers and `dropout_rate`, and choose a `representation` "
-                "behind an active one.",
-            )
-
-    def _warn(self, what, message):
-        if what not in self._warned:
-            self._warned.add(what)
-            warnings.warn(message, stacklevel=2)
 
 
 def restart_optimizer(optimizer, variables, learning_rate=None):
@@ -419,17 +268,3 @@ def _direction(monitor, mode):
         f'`mode` cannot be told from the name of the monitored value. Received: monitor={monitor!r}, mode="auto". Pass '
         'mode="min" or mode="max".'
     )
-
-
-def _check_wrapped(callback, model):
-    name = type(callback).__name__
-    if not isinstance(model, SSDModel):
-        raise ValueError(
-            f"{name} needs a model from keras_ssd.wrap. Received: a model of type {type(model).__name__}. Call `fit` "
-            "of the wrapped model."
-        )
-    if not model.distills:
-        raise ValueError(
-            f"{name} needs a model that distils, but {model.name!r} was wrapped with kd_weight=0, which means no "
-            "teachers at all. Wrap it with a kd_weight above 0."
-        )

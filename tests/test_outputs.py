@@ -8,7 +8,8 @@ from keras import ops
 import reference
 from gradients import assert_close, value_and_gradient
 from keras_ssd.guidance import guidance_weights, similarity_scores
-from keras_ssd.losses import OutputDistance, output_distances, representation_loss
+from keras_ssd.distillation import representation_loss
+from keras_ssd.outputs import Output, describe_outputs
 
 B, N = 2, 3
 WEIGHTS = np.float32([[0.2, 0.3, 0.5], [0, 0.25, 0.75]])
@@ -46,7 +47,7 @@ def distil(distance, student, teachers, weights=WEIGHTS, sample_weight=None):
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
 def test_loss_and_gradient(kind, shape, expected, temperature):
     student, teachers = outputs(shape)
-    distance = OutputDistance(kind, from_logits=True, temperature=temperature)
+    distance = Output(kind, from_logits=True, temperature=temperature)
     value, gradient = value_and_gradient(lambda s: distil(distance, s, teachers), student, compiled=True)
     assert_close(value, expected(teachers, WEIGHTS, student, temperature))
     assert_close(gradient, reference.gradient(lambda s: expected(teachers, WEIGHTS, s, temperature), student))
@@ -55,7 +56,7 @@ def test_loss_and_gradient(kind, shape, expected, temperature):
 def test_loss_by_hand():
     """Logits (2 ln 3, 0) at T = 2 are the probabilities (3/4, 1/4); the student has (1/2, 1/2)."""
     student, teachers = np.zeros((1, 2), "float32"), np.float32([[[2 * LN3, 0], [0, 2 * LN3]]])
-    distance = OutputDistance("categorical", from_logits=True, temperature=2.0, weight=0.5)
+    distance = Output("categorical", from_logits=True, temperature=2.0, weight=0.5)
     value, gradient = value_and_gradient(
         lambda s: distil(distance, s, teachers, np.float32([[1, 0]])), student, compiled=True
     )
@@ -72,7 +73,7 @@ def test_loss_by_hand():
 def test_probabilities_agree_with_logits(kind):
     student, teachers = outputs((5, 4))
     activation = {"categorical": reference.softmax, "binary": reference.sigmoid}[kind]
-    logits, probabilities = (OutputDistance(kind, from_logits, 3.0) for from_logits in (True, False))
+    logits, probabilities = (Output(kind, from_logits, 3.0) for from_logits in (True, False))
     given = [activation(x).astype("float32") for x in (student, teachers)]
     assert_close(probabilities.scores(*given), logits.scores(student, teachers))
     assert_close(distil(probabilities, *given), distil(logits, student, teachers))
@@ -81,7 +82,7 @@ def test_probabilities_agree_with_logits(kind):
 @pytest.mark.parametrize("kind", ["categorical", "binary"])
 def test_certain_probabilities_stay_finite(kind):
     student, teachers = np.float32([[0, 1]]), np.float32([[[1, 0], [0, 1]]])
-    distance = OutputDistance(kind, from_logits=False, temperature=1.0)
+    distance = Output(kind, from_logits=False, temperature=1.0)
     value, gradient = value_and_gradient(
         lambda s: distil(distance, s, teachers, np.float32([[1, 0]])), student, compiled=True
     )
@@ -94,7 +95,7 @@ def test_certain_probabilities_stay_finite(kind):
 def test_scores(kind, shape, expected):
     """Minus the divergence of each teacher, alone, without T^2."""
     student, teachers = outputs(shape)
-    scores = OutputDistance(kind, from_logits=True, temperature=2.0).scores(student, teachers)
+    scores = Output(kind, from_logits=True, temperature=2.0).scores(student, teachers)
     factor = 1 / 2 if kind == "regression" else 1 / 4
     one, divergence = np.ones((1, 1)), np.zeros((B, N))
     for b, i in np.ndindex(B, N):
@@ -105,7 +106,7 @@ def test_scores(kind, shape, expected):
 def test_scores_have_no_gradient_through_outputs():
     student, teachers = outputs((4,))
     for kind in ("categorical", "binary", "regression"):
-        distance = OutputDistance(kind, from_logits=True, temperature=1.0)
+        distance = Output(kind, from_logits=True, temperature=1.0)
         _, gradient = value_and_gradient(lambda s, d=distance: ops.sum(d.scores(s, teachers)), student)
         assert not gradient.any()
 
@@ -116,7 +117,7 @@ def test_non_finite_teachers_leave_no_term(kind, shape, expected, bad):
     """Also where the gradient could come back through weights that depend on the student."""
     student, teachers = outputs(shape)
     teachers[0, 1].flat[0] = bad
-    distance = OutputDistance(kind, from_logits=True, temperature=2.0)
+    distance = Output(kind, from_logits=True, temperature=2.0)
     representations = normal(B, N, 4, seed=3)
     factors = normal(4, math.prod(shape), seed=4)
 
@@ -140,7 +141,7 @@ def test_non_finite_teachers_leave_no_term(kind, shape, expected, bad):
 def test_sample_weight(kind, shape, expected):
     """Reduced as Keras' "sum_over_batch_size": weighted terms are summed, and divided by the number of all."""
     student, teachers = outputs(shape)
-    distance = OutputDistance(kind, from_logits=True, temperature=1.0)
+    distance = Output(kind, from_logits=True, temperature=1.0)
     each = [expected(teachers[b : b + 1], WEIGHTS[b : b + 1], student[b : b + 1], 1.0) for b in range(B)]
     for sample_weight in ([3, 0], [0.5, 2]):
         given = for_samples(sample_weight, shape)
@@ -151,7 +152,7 @@ def test_sample_weight(kind, shape, expected):
 
 def test_sample_weight_for_each_position():
     student, teachers = outputs((5, 4))
-    distance = OutputDistance("categorical", from_logits=True, temperature=1.0)
+    distance = Output("categorical", from_logits=True, temperature=1.0)
     sample_weight = np.zeros((B, 5), "float32")
     sample_weight[1, 2] = 2
     one = reference.tempered_kl(teachers[1:, :, 2], WEIGHTS[1:], student[1:, 2], 1.0)
@@ -162,7 +163,7 @@ def test_sample_weight_for_each_position():
 def test_float16_outputs(kind, shape, expected):
     student, teachers = (x.astype("float16") for x in outputs(shape))
     student[0] = teachers[0, 0] = 60000  # twice it is infinite
-    value = distil(OutputDistance(kind, from_logits=True, temperature=3.0), student, teachers)
+    value = distil(Output(kind, from_logits=True, temperature=3.0), student, teachers)
     assert keras.backend.standardize_dtype(value.dtype) == "float32"
     student, teachers = student.astype("float64"), teachers.astype("float64")
     if kind == "regression":
@@ -171,12 +172,13 @@ def test_float16_outputs(kind, shape, expected):
 
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="only TensorFlow has dynamic shapes")
+@pytest.mark.compiled
 @every_output
 def test_dynamic_shapes(kind, shape, expected):
     import tensorflow as tf
 
     student, teachers = outputs(shape)
-    distance = OutputDistance(kind, from_logits=True, temperature=3.0)
+    distance = Output(kind, from_logits=True, temperature=3.0)
     dynamic = [None] * (len(shape) - 1) + [shape[-1]]
     signature = [tf.TensorSpec([None, *dynamic]), tf.TensorSpec([None, N, *dynamic])]
 
@@ -203,7 +205,7 @@ def test_representation_loss(sample_weight, expected):
     assert_close(representation_loss(ops.convert_to_tensor(target), student.astype("float16"), weight), expected)
 
 
-# output_distances
+# describe_outputs
 
 
 def custom(y_true, y_pred):
@@ -243,7 +245,7 @@ def loss_id(value):
 
 @pytest.mark.parametrize("loss, activation, kind, from_logits", KINDS, ids=loss_id)
 def test_kind_of_an_output(loss, activation, kind, from_logits):
-    (distance,) = output_distances([activation], ["out"], 2.5, loss)
+    (distance,) = describe_outputs([activation], 0, ["out"], 2.5, loss)
     assert (distance.kind, distance.from_logits, distance.temperature, distance.weight) == (kind, from_logits, 2.5, 1)
 
 
@@ -260,77 +262,9 @@ def test_kind_of_an_output(loss, activation, kind, from_logits):
     ids=["list", "dict", "part-of-a-dict", "one-for-all", "list-of-one", "none"],
 )
 def test_several_outputs(loss, loss_weights, expected):
-    distances = output_distances(["softmax", None], ["a", "b"], 3.0, loss, loss_weights)
+    distances = describe_outputs(["softmax", None], [0, 0], ["a", "b"], 3.0, loss, loss_weights)
     assert [(distance.kind, distance.weight) for distance in distances] == expected
 
 
 def test_repr():
-    assert repr(OutputDistance("binary", True, 3.0)) == "OutputDistance('binary', from_logits=True, weight=1.0)"
-
-
-def probabilities_at_1(kind, teachers):
-    """The weighted mean of the teachers' untempered probabilities, binary ones over two classes."""
-    softmax, sigmoid = reference.softmax, reference.sigmoid
-    one_by_one = softmax(teachers) if kind == "categorical" else np.stack([sigmoid(teachers), sigmoid(-teachers)], -1)
-    return np.einsum("bn,bn...->b...", WEIGHTS, one_by_one)
-
-
-@pytest.mark.parametrize("kind, shape", [one[:2] for name, one in OUTPUTS.items() if one[0] != "regression"])
-@pytest.mark.parametrize("temperature", [1.0, 3.0])
-def test_confidence(kind, shape, temperature):
-    student, teachers = outputs(shape)
-    p = probabilities_at_1(kind, 3 * teachers)
-    expected = 1 + np.sum(p * np.log(p), axis=-1) / np.log(p.shape[-1])
-    distance = OutputDistance(kind, from_logits=True, temperature=temperature)
-    found = ops.convert_to_numpy(distance.confidence(ops.convert_to_tensor(WEIGHTS), 3 * teachers))
-    assert_close(found, expected)
-    assert found.shape == (B, *(shape[:-1] if kind == "categorical" else shape))
-
-    def loss(s, confidence):
-        return distance.loss(distance.target(WEIGHTS, s, 3 * teachers), s, None, confidence)
-
-    # It multiplies the divergence of each sample and position, and is a constant for the gradient.
-    target = ops.convert_to_numpy(distance.target(WEIGHTS, student, 3 * teachers))
-
-    def expected_loss(s):
-        s = np.asarray(s) / temperature
-        q = (
-            reference.softmax(s)
-            if kind == "categorical"
-            else np.stack([reference.sigmoid(s), reference.sigmoid(-s)], -1)
-        )
-        return temperature**2 * np.mean(expected * reference.kl(target, q))
-
-    value, gradient = value_and_gradient(lambda s: loss(s, ops.convert_to_tensor(found)), student, compiled=True)
-    assert_close(value, expected_loss(student))
-    assert_close(gradient, reference.gradient(expected_loss, student))
-
-
-def test_confidence_by_hand():
-    """One class for certain: 1. All alike: 0. Two of four alike: 1/2, also where they are two teachers' opinions."""
-    certain, alike, half = [1.0, 0, 0, 0], [0.25] * 4, [0.5, 0.5, 0, 0]
-    distance = OutputDistance("categorical", from_logits=False, temperature=5.0)
-    teachers = np.float32([[certain, certain], [alike, alike], [half, half], [certain, [0.0, 1, 0, 0]]])
-    weights = ops.convert_to_tensor(np.full((4, 2), 0.5, "float32"))
-    assert_close(distance.confidence(weights, teachers), [1, 0, 0.5, 0.5], 1e-5)
-    only_one = ops.convert_to_tensor(np.float32([[1, 0]] * 4))
-    assert_close(distance.confidence(only_one, teachers), [1, 0, 0.5, 1], 1e-5)
-
-
-def test_confidence_of_targets_that_are_not_finite_is_0_and_values_have_none():
-    teachers = np.float32([[[np.nan, 0]], [[90.0, 0]]])
-    distance = OutputDistance("categorical", from_logits=True, temperature=1.0)
-    assert_close(distance.confidence(ops.ones((2, 1)), teachers), [0, 1], 1e-5)
-    assert OutputDistance("regression", False, 1.0).confidence(ops.ones((2, 1)), teachers) is None
-
-
-def test_no_gradient_flows_through_the_confidence():
-    student, teachers = outputs((4,))
-    distance = OutputDistance("categorical", from_logits=True, temperature=1.0)
-
-    def confidence(scale):
-        teaching = ops.convert_to_tensor(teachers) * scale[0]
-        weights = ops.softmax(ops.convert_to_tensor(WEIGHTS) * scale[0], axis=1)
-        return ops.sum(distance.confidence(weights, teaching)) + 0 * ops.sum(scale)
-
-    assert_close(value_and_gradient(confidence, np.float32([2.0]))[1], [0.0])
+    assert repr(Output("binary", True, 3.0)) == "Output('binary', from_logits=True, weight=1.0)"

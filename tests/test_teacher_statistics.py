@@ -1,20 +1,20 @@
-"""The figures that tell how the teachers do: by hand, against NumPy, and where teachers are not finite."""
+"""Statistics of the teachers: by hand, against NumPy, and where teachers are not finite."""
 
 import math
 
 import numpy as np
 import pytest
 
-from keras_ssd.figures import TeacherFigures, teacher_figures
-from keras_ssd.losses import OutputDistance
+from keras_ssd.callbacks.statistics import TeacherStatistics, teacher_statistics
+from keras_ssd.outputs import Output
 
 
-def test_figures_by_hand():
+def test_statistics_by_hand():
     weights = [[0.5, 0.5, 0.0, 0.0]]
     student = [[3.0, 4.0]]
     teachers = [[[1.0, 0.0], [1.0, 2.0], [1.0, 0.0], [1.0, 2.0]]]
-    figures = {name: float(value) for name, value in teacher_figures(weights, student, teachers).items()}
-    assert figures == pytest.approx(
+    statistics = {name: float(value) for name, value in teacher_statistics(weights, student, teachers).items()}
+    assert statistics == pytest.approx(
         {
             "teacher_spread": math.sqrt(1 / 3),  # variance 0 + 1, squared norms 1, 5, 1, 5
             "effective_teachers": 2.0,
@@ -25,12 +25,12 @@ def test_figures_by_hand():
     )
 
 
-def test_figures_against_numpy():
+def test_statistics_against_numpy():
     rng = np.random.default_rng(1)
     weights = rng.dirichlet(np.ones(5), size=7).astype("float32")
     student, teachers = rng.normal(size=(7, 4)).astype("float32"), rng.normal(size=(7, 5, 4)).astype("float32")
     outputs = rng.normal(size=(7, 5, 3)).astype("float32")
-    figures = teacher_figures(weights, student, teachers, [(OutputDistance("categorical", True, 1.0), outputs)])
+    statistics = teacher_statistics(weights, student, teachers, [(Output("categorical", True, 1.0), outputs)])
     target = np.einsum("bi,bid->bd", weights, teachers)
     norms = np.linalg.norm(student, axis=1), np.linalg.norm(target, axis=1)
     power = np.square(np.linalg.norm(teachers, axis=2)).mean(axis=1)
@@ -43,9 +43,9 @@ def test_figures_against_numpy():
         "representation_norm": norms[0],
         "teacher_disagreement": 1 - np.array(votes),
     }
-    assert list(figures) == list(TeacherFigures.names)
+    assert list(statistics) == list(TeacherStatistics.names)
     for name, value in expected.items():
-        assert float(figures[name]) == pytest.approx(value.mean(), rel=1e-5), name
+        assert float(statistics[name]) == pytest.approx(value.mean(), rel=1e-5), name
 
 
 @pytest.mark.parametrize(
@@ -55,13 +55,15 @@ def test_figures_against_numpy():
 )
 def test_disagreement_of_binary_units(from_logits, outputs):
     # In each of the two units one of three teachers is outside the majority.
-    distance = OutputDistance("binary", from_logits, 1.0)
-    figures = teacher_figures([[1.0, 0.0, 0.0]], [[1.0]], [[[1.0], [1.0], [1.0]]], [(distance, np.array(outputs))])
-    assert float(figures["teacher_disagreement"]) == pytest.approx(1 / 3)
-    assert float(figures["teacher_spread"]) == 0.0
+    distance = Output("binary", from_logits, 1.0)
+    statistics = teacher_statistics(
+        [[1.0, 0.0, 0.0]], [[1.0]], [[[1.0], [1.0], [1.0]]], [(distance, np.array(outputs))]
+    )
+    assert float(statistics["teacher_disagreement"]) == pytest.approx(1 / 3)
+    assert float(statistics["teacher_spread"]) == 0.0
 
 
 def test_a_teacher_that_is_not_finite_shows():
-    figures = teacher_figures([[1.0, 0.0]], [[1.0]], [[[1.0], [math.nan]]])
-    assert math.isnan(float(figures["teacher_spread"]))
-    assert float(figures["effective_teachers"]) == pytest.approx(1.0)
+    statistics = teacher_statistics([[1.0, 0.0]], [[1.0]], [[[1.0], [math.nan]]])
+    assert math.isnan(float(statistics["teacher_spread"]))
+    assert float(statistics["effective_teachers"]) == pytest.approx(1.0)

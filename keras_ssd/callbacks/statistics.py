@@ -1,4 +1,4 @@
-"""What the teachers of a batch do, in numbers: a pure function, and the metric that averages it over an epoch."""
+"""Statistics of the teachers of a batch: a pure function, and the metric that averages it over an epoch."""
 
 import keras
 import numpy as np
@@ -7,8 +7,8 @@ from keras import ops
 from keras_ssd._backend import wide
 
 
-class TeacherFigures(keras.metrics.Metric):
-    """Means of `teacher_figures` over the batches of an epoch. `TeacherMonitor` makes and uses it.
+class TeacherStatistics(keras.metrics.Metric):
+    """Means of `teacher_statistics` over the batches of an epoch. `TeacherMonitor` makes and uses it.
 
     It is idle (and its result NaN) until `activate`, which every `reset_state` undoes.
 
@@ -16,7 +16,7 @@ class TeacherFigures(keras.metrics.Metric):
         has_votes: whether there are classifications to tell the teachers' disagreement by.
 
     Attributes:
-        names: the names of the figures, which are those in the result.
+        names: the names of the statistics, which are those in the result.
     """
 
     names = (
@@ -28,7 +28,7 @@ class TeacherFigures(keras.metrics.Metric):
         "teacher_disagreement",
     )
 
-    def __init__(self, has_votes, name="teacher_figures", **kwargs):
+    def __init__(self, has_votes, name="teacher_statistics", **kwargs):
         super().__init__(name=name, dtype="float32", **kwargs)
         if not has_votes:
             self.names = self.names[:-1]
@@ -37,17 +37,17 @@ class TeacherFigures(keras.metrics.Metric):
         self.active = self.add_variable((), "zeros", name="active")
 
     def activate(self):
-        """Compute the figures until the next `reset_state`."""
+        """Compute the statistics until the next `reset_state`."""
         self.active.assign(np.ones((), "float32"))
 
     def update_state(self, weights, student, teachers, predictions=()):
-        """Add a batch; for the arguments see `teacher_figures`."""
+        """Add a batch; for the arguments see `teacher_statistics`."""
         predictions = [pair for pair in predictions if pair[0].kind != "regression"]
         n_samples = ops.cast(ops.shape(student)[0], "float32")
 
         def compute():
-            figures = teacher_figures(weights, student, teachers, predictions)
-            return ops.stack([figures[name] for name in self.names]) * n_samples
+            statistics = teacher_statistics(weights, student, teachers, predictions)
+            return ops.stack([statistics[name] for name in self.names]) * n_samples
 
         is_active = self.active.value > 0
         total = ops.cond(is_active, compute, lambda: ops.zeros((len(self.names),)))
@@ -61,10 +61,10 @@ class TeacherFigures(keras.metrics.Metric):
         return {name: means[index] for index, name in enumerate(self.names)}
 
 
-def teacher_figures(weights, student, teachers, predictions=()):
-    r"""What the teachers of one batch do, in a few numbers, averaged over the samples.
+def teacher_statistics(weights, student, teachers, predictions=()):
+    r"""Describe the teachers of one batch by a few numbers, averaged over the samples.
 
-    | figure | for one sample |
+    | statistic | for one sample |
     |---|---|
     | `teacher_spread` | `sqrt(sum_d var_i f_T[i, d] / mean_i \|f_T[i]\|^2)`: 0 if the teachers are equal, at most 1 |
     | `effective_teachers` | `exp(-sum_i a[i] log a[i])`, between 1 and N, after the percentile |
@@ -77,14 +77,14 @@ def teacher_figures(weights, student, teachers, predictions=()):
         weights: `(batch, teachers)`, the teachers' weights `a`.
         student: `(batch, features)`, `f_S`.
         teachers: `(batch, teachers, features)`, `f_T`.
-        predictions: list of `(OutputDistance, teachers' output (batch, teachers, ...))` of classifications; without it,
+        predictions: list of `(Output, teachers' output (batch, teachers, ...))` of classifications; without it,
             there is no `teacher_disagreement`.
 
     Returns:
         A dict of scalar tensors without a gradient. One that is not finite says that the student or a teacher is not.
 
     Example:
-        >>> teacher_figures([[0.5, 0.5]], [[2.0]], [[[1.0], [3.0]]])["teacher_spread"]  # sqrt(1) / sqrt(5) = 0.447
+        >>> teacher_statistics([[0.5, 0.5]], [[2.0]], [[[1.0], [3.0]]])["teacher_spread"]  # sqrt(1) / sqrt(5) = 0.447
     """
     weights, student, teachers = (ops.stop_gradient(wide(x)) for x in (weights, student, teachers))
     tiny = keras.config.epsilon() ** 2
@@ -95,7 +95,7 @@ def teacher_figures(weights, student, teachers, predictions=()):
     target = ops.sum(ops.expand_dims(weights, -1) * teachers, axis=1)
     norm = ops.sqrt(ops.sum(ops.square(student), axis=-1))
     target_norm = ops.sqrt(ops.sum(ops.square(target), axis=-1))
-    figures = {
+    statistics = {
         "teacher_spread": ops.sqrt(variance / ops.maximum(power, tiny)),
         "effective_teachers": ops.exp(entropy),
         "teachers_kept": ops.mean(ops.cast(weights > 0, weights.dtype), axis=-1),
@@ -104,8 +104,8 @@ def teacher_figures(weights, student, teachers, predictions=()):
     }
     if predictions:
         shares = [_disagreement(distance, ops.stop_gradient(wide(x))) for distance, x in predictions]
-        figures["teacher_disagreement"] = sum(shares) / len(shares)
-    return {name: ops.mean(value) for name, value in figures.items()}
+        statistics["teacher_disagreement"] = sum(shares) / len(shares)
+    return {name: ops.mean(value) for name, value in statistics.items()}
 
 
 def _disagreement(distance, outputs):

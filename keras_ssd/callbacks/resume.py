@@ -1,16 +1,15 @@
-"""What makes a run that was killed end as one that was not: seeds for every epoch, and a backup that is always whole.
+"""Callbacks that make an interrupted run end bit-identical to an uninterrupted one."""
 
-The callbacks are public as `keras_ssd.callbacks.SeedEachEpoch` and `AtomicBackup`.
-"""
-
+import json
 import os
+import pathlib
 import shutil
 
 import keras
 import numpy as np
 
-from keras_ssd.files import UNFINISHED, written_beside
 from keras_ssd.model import SSDModel
+from keras_ssd.saving import UNFINISHED, written_beside
 from keras_ssd.settings import check_integer
 
 
@@ -65,7 +64,7 @@ class SeedEachEpoch(keras.callbacks.Callback):
         for state, value in zip(states, drawn[1:], strict=True):
             state.assign(np.array([value, 0], dtype=keras.backend.standardize_dtype(state.dtype)))
         if isinstance(self.model, SSDModel):
-            self.model.begin_epoch(epoch)
+            self.model._begin_epoch(epoch)
 
 
 class AtomicBackup(keras.callbacks.Callback):
@@ -75,7 +74,8 @@ class AtomicBackup(keras.callbacks.Callback):
     in between leaves the weights of one epoch with the number of another, and the resumed run trains an epoch twice
     without a word; one that is killed while the first backup or the second file is written cannot be resumed at all.
     This callback lets Keras write each backup into a folder of its own, which is renamed when it is complete. The
-    one before is removed after that.
+    previous backup is removed after that. A backup lists its files and their sizes in `manifest.json`, so that a file
+    that was lost or cut later, in a copy or on a full disk, is an error that names it.
 
     It works with any Keras model, wrapped or not. Put it behind callbacks that change the model at the end of an epoch
     (`TeacherSnapshot`), and `SeedEachEpoch` beside it.
@@ -87,7 +87,8 @@ class AtomicBackup(keras.callbacks.Callback):
             weights. Defaults to `True`.
 
     Raises:
-        ValueError: if `backup_dir` is not a local path, or holds a backup that cannot be loaded into the model.
+        ValueError: if `backup_dir` is not a local path, or holds a backup of which a file is missing or cut, or which
+            cannot be loaded into the model.
 
     Example:
         >>> callbacks = [keras_ssd.callbacks.SeedEachEpoch(7), keras_ssd.callbacks.AtomicBackup("backup")]
@@ -95,6 +96,7 @@ class AtomicBackup(keras.callbacks.Callback):
     """
 
     _PREFIX = "backup-"
+    _MANIFEST = "manifest.json"
 
     def __init__(self, backup_dir, delete_checkpoint=True):
         super().__init__()
@@ -117,6 +119,7 @@ class AtomicBackup(keras.callbacks.Callback):
         if not numbers:
             return
         folder = self._folder(numbers[-1])
+        self._check_files(folder)
         try:
             self._of_keras(folder).on_train_begin()
         except (OSError, ValueError, KeyError) as error:
@@ -130,6 +133,7 @@ class AtomicBackup(keras.callbacks.Callback):
         older = self._numbers()
         with written_beside(self._folder(older[-1] + 1 if older else 1)) as folder:
             self._of_keras(folder).on_epoch_end(epoch)
+            pathlib.Path(folder, self._MANIFEST).write_text(json.dumps(_file_sizes(folder)))
         self._remove(older)
 
     def on_train_end(self, logs=None):
@@ -138,6 +142,20 @@ class AtomicBackup(keras.callbacks.Callback):
             self._remove(self._numbers())
             if not os.listdir(self.backup_dir):
                 os.rmdir(self.backup_dir)
+
+    def _check_files(self, folder):
+        """Raise unless the files of a backup are what its manifest says."""
+        manifest = pathlib.Path(folder, self._MANIFEST)
+        try:
+            expected = json.loads(manifest.read_text())
+        except (OSError, ValueError) as error:
+            raise _damaged(manifest, f"cannot be read ({error})") from error
+        sizes = _file_sizes(folder)
+        for name, size in expected.items():
+            if name not in sizes:
+                raise _damaged(pathlib.Path(folder, name), "is missing")
+            if sizes[name] != size:
+                raise _damaged(pathlib.Path(folder, name), f"has {sizes[name]} bytes, where {size} were written")
 
     def _of_keras(self, folder):
         callback = keras.callbacks.BackupAndRestore(folder)
@@ -157,6 +175,19 @@ class AtomicBackup(keras.callbacks.Callback):
             removed = os.path.join(self.backup_dir, f"{UNFINISHED}{number}")
             os.replace(self._folder(number), removed)
             shutil.rmtree(removed)
+
+
+def _file_sizes(folder):
+    """The size in bytes of each file in a folder, by the path within it."""
+    folder = pathlib.Path(folder)
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+
+
+def _damaged(path, what):
+    return ValueError(
+        f"`backup_dir` holds a damaged backup: {path} {what}. Copy the backup again, with all of its files, or remove "
+        f"{path.parent} to begin anew."
+    )
 
 
 def _seed_states(model):

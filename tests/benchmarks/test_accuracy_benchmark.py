@@ -1,16 +1,11 @@
 """The accuracy benchmark: its data, its scores, its methods, its statistics, and that it resumes."""
 
-import pathlib
-import sys
-
 import keras
 import numpy as np
 import pandas as pd
 import pytest
 from keras import ops
 from sklearn.metrics import log_loss
-
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "benchmarks" / "accuracy"))
 
 import analysis
 import data

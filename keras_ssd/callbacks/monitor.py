@@ -1,0 +1,93 @@
+"""Statistics of the teachers in the logs, and warnings of a collapse."""
+
+import math
+import warnings
+
+from keras_ssd._backend import variable_scope
+from keras_ssd.callbacks._teacher_callback import TeacherCallback
+from keras_ssd.callbacks.statistics import TeacherStatistics
+from keras_ssd.settings import check_integer, is_number
+
+
+class TeacherMonitor(TeacherCallback):
+    """Shows in the logs what the teachers do, and warns once if they collapse.
+
+    The statistics come from the training batches' own teachers, so they cost no further pass;
+    `keras_ssd.callbacks.statistics.teacher_statistics` defines them. They are Keras metrics while `fit` runs, hence
+    History, CSVLogger, TensorBoard and the progress bar show them, and they are absent from validation. In epochs that
+    are left out, or that have no teachers, they are NaN. `teacher_disagreement` is there for classification, where the
+    teachers are run as far as the outputs.
+
+    Args:
+        every: number of epochs from one measurement to the next; the first epoch is measured. Defaults to `1`.
+        norm_factor: how many times as large as in the first measurement the representation's norm may become before a
+            warning. Defaults to `10.0`.
+
+    Raises:
+        ValueError: if an argument is out of range, or the model does not distil.
+
+    Example:
+        >>> history = ssd.fit(x, y, epochs=20, callbacks=[keras_ssd.callbacks.TeacherMonitor()])
+        >>> history.history["teacher_spread"]
+    """
+
+    def __init__(self, every=1, norm_factor=10.0):
+        super().__init__()
+        check_integer("every", every, 1)
+        if not is_number(norm_factor) or norm_factor <= 1:
+            raise ValueError(f"`norm_factor` should be a float above 1. Received: norm_factor={norm_factor!r}")
+        self.every = every
+        self.norm_factor = norm_factor
+        self._first_norm = None
+        self._warned = set()
+
+    def on_train_begin(self, logs=None):
+        """Attach the metric; `SSDModel.fit` detaches it, after an exception as well."""
+        self._first_norm = None
+        self._warned = set()
+        with variable_scope(self.model):
+            self.model._observe(TeacherStatistics(has_votes=self.model._teachers_classify))
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Switch the measurement on."""
+        if epoch % self.every == 0:
+            for metric in self.model.metrics:
+                if isinstance(metric, TeacherStatistics):
+                    metric.activate()
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Warn of a collapse."""
+        statistics = {name: float(logs[name]) for name in TeacherStatistics.names if name in (logs or {})}
+        # Weights are finite by construction, so NaN here means that nothing was measured.
+        if math.isnan(statistics.get("effective_teachers", math.nan)):
+            return
+        norm = statistics["representation_norm"]
+        if not all(map(math.isfinite, statistics.values())):
+            wrong = [name for name, value in statistics.items() if not math.isfinite(value)]
+            self._warn(
+                "values",
+                f"In epoch {epoch + 1} the student or its teachers are not finite: {wrong}. Lower the learning rate or "
+                "clip gradients (`clipnorm`), and add keras.callbacks.TerminateOnNaN.",
+            )
+        elif self._first_norm is None:
+            self._first_norm = norm
+        elif norm > self.norm_factor * self._first_norm:
+            self._warn(
+                "norm",
+                f"The norm of the representation has run away, from {self._first_norm:.3g} to {norm:.3g} in epoch "
+                f'{epoch + 1}. Distil outputs (distill="outputs", similarity="kl"), or use similarity="uniform" or '
+                '"cosine", a frozen teacher (teacher="snapshot") or a smaller kd_weight.',
+            )
+        # Rounding leaves a trace of a spread where the teachers are equal.
+        if self.model.settings.num_teachers > 1 and statistics["teacher_spread"] < 1e-6:
+            self._warn(
+                "spread",
+                f"All teachers are identical (spread 0 in epoch {epoch + 1}): their noise is off, or the units behind "
+                "it are dead. Check the rates of the noise layers and `dropout_rate`, and choose a `representation` "
+                "behind an active one.",
+            )
+
+    def _warn(self, what, message):
+        if what not in self._warned:
+            self._warned.add(what)
+            warnings.warn(message, stacklevel=2)

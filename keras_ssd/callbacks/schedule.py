@@ -1,0 +1,53 @@
+"""A weight of the distillation term that changes from epoch to epoch."""
+
+import math
+
+from keras_ssd.callbacks._teacher_callback import TeacherCallback
+
+
+class KDWeightSchedule(TeacherCallback):
+    """Sets the weight of the distillation term at the beginning of every epoch.
+
+    A ramp from 0 lets teachers that move with the student ("self", "ema") wait until they know something. The weight is
+    shown as `kd_weight` in the logs, and stays at its last value after `fit`.
+
+    Args:
+        schedule: a callable that takes the epoch, counted from 0, and returns the weight, >= 0; for example one of
+            `keras.optimizers.schedules`, with epochs in the place of steps.
+
+    Raises:
+        ValueError: if `schedule` is not callable, it returns a negative number or NaN, or the model was wrapped with
+            kd_weight=0 or not at all.
+
+    Example:
+        >>> ramp = keras.optimizers.schedules.PolynomialDecay(0.0, decay_steps=20, end_learning_rate=0.1)
+        >>> ssd.fit(x, y, epochs=100, callbacks=[keras_ssd.callbacks.KDWeightSchedule(ramp)])
+    """
+
+    def __init__(self, schedule):
+        super().__init__()
+        if not callable(schedule):
+            raise ValueError(
+                "`schedule` should be a callable that takes the epoch, or one of keras.optimizers.schedules. Received: "
+                f"schedule={schedule!r}"
+            )
+        self.schedule = schedule
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Set the weight of this epoch."""
+        weight = self.schedule(epoch)
+        try:
+            weight = float(weight)
+        except (TypeError, ValueError):
+            weight = repr(weight)
+        if isinstance(weight, str) or not math.isfinite(weight) or weight < 0:
+            raise ValueError(
+                "`schedule` should return a finite weight that is not negative. Received: "
+                f"{weight} for epoch {epoch} (counted from 0)"
+            )
+        self.model.kd_weight = weight
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Show the weight in the logs."""
+        if logs is not None:
+            logs["kd_weight"] = self.model.kd_weight

@@ -1,0 +1,297 @@
+"""Which layers of a model make noise, which ones augment, and which of them are random in a teacher."""
+
+import contextlib
+import random
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import keras
+
+from keras_ssd.augmentation import Augmentation
+from keras_ssd.graph import Graph
+
+# What says how much noise a layer makes. Recurrent layers hold a seed generator even where their dropout is 0.
+_RATES = ("rate", "dropout", "recurrent_dropout", "stddev")
+_DROPOUT_RATES = ("rate", "dropout", "recurrent_dropout")
+
+AUGMENTATION: tuple[type, ...] = (
+    Augmentation,
+    *(
+        getattr(keras.layers, name)
+        for name in dir(keras.layers)
+        if name.startswith("Random") or name in ("AugMix", "CutMix", "MixUp", "RandAugment", "Solarization")
+    ),
+)
+
+
+class Noise(NamedTuple):
+    """What is random in a teacher.
+
+    Attributes:
+        layers: layers that make noise themselves.
+        tensors: symbolic tensors that go through dropout, in the teachers only.
+        names: what was chosen by name, in the form that a saved model stores.
+    """
+
+    layers: list[Any]
+    tensors: list[Any]
+    names: list[str]
+
+    @property
+    def described(self) -> str:
+        """The places, for an error."""
+        return str(self.names) if self.names else "what feeds the head"
+
+
+def is_augmentation(layer: Any) -> bool:
+    """Return whether a layer augments the sample at random, so that it is no noise of the teachers.
+
+    A layer with weights does not, even if it holds augmentation: its output is a network's, not the sample.
+    """
+    if not isinstance(layer, keras.Layer) or layer.weights or is_noise(layer):
+        return False
+    return any(isinstance(part, AUGMENTATION) for part in parts_of(layer))
+
+
+def is_noise(layer: Any) -> bool:
+    """Return whether a layer, or a layer inside it, is active noise: a seed generator and a rate (if any) above 0."""
+    parts = parts_of(layer)
+    # `RandAugment` and `AugMix` are made of other augmentations.
+    augmenting = {id(inner) for part in parts if isinstance(part, AUGMENTATION) for inner in parts_of(part)}
+    return any(makes_noise(part) for part in parts if id(part) not in augmenting)
+
+
+def makes_noise(part: Any) -> bool:
+    """Return whether a layer by itself, without those it holds, makes noise."""
+    if not generators_of(part):
+        return False
+    rates = _rates(part, _RATES)
+    return not rates or any(rate > 0 for rate in rates.values())
+
+
+def parts_of(layer: Any) -> list[Any]:
+    """Return a layer and all layers it holds, found through its attributes."""
+    return _held(layer, keras.Layer, enter=keras.Layer)
+
+
+def generators_of(part: Any) -> list[Any]:
+    """Return the seed generators that a layer holds itself, not those of the layers in it."""
+    return _held(list(vars(part).values()), keras.random.SeedGenerator, enter=())
+
+
+def choose_noise(
+    graph: Graph,
+    stochastic_layers: str | Sequence[str] | Callable | None = None,
+    dropout_rate: float | None = None,
+) -> Noise:
+    """Choose what is random in the passes of a graph.
+
+    Args:
+        graph: a `Graph`.
+        stochastic_layers: `None` (every noise layer except augmentation; without any, what feeds the head, if there is
+            a `dropout_rate`), the name of a layer or several, a predicate `layer -> bool`, or an empty tuple (nothing:
+            a deterministic teacher). A noise layer makes its own noise; the output of any other layer goes through
+            dropout, in these passes only.
+        dropout_rate: rate of that dropout.
+
+    Returns:
+        A `Noise`.
+
+    Raises:
+        ValueError: if a name is unknown, or nothing is left, or dropout is asked for without a rate.
+    """
+    called = {id(step.layer): step.layer for step in graph.steps}
+    called.update({id(model): model for model, _ in graph.nested})
+    layers = [layer for layer in called.values() if isinstance(layer, keras.Layer)]
+    noise = [layer for layer in layers if is_noise(layer) and all(layer is not model for model, _ in graph.nested)]
+    if stochastic_layers is None:
+        if not noise and dropout_rate is not None and not graph.is_opaque:
+            return Noise([], _what_feeds_the_head(graph), [])
+        chosen = noise
+    elif callable(stochastic_layers):
+        chosen = [layer for layer in layers if stochastic_layers(layer)]
+    else:
+        names = [stochastic_layers] if isinstance(stochastic_layers, str) else list(stochastic_layers)
+        if not names:
+            return Noise([], [], [])
+        unknown = sorted(set(names) - {layer.name for layer in layers})
+        if unknown:
+            raise ValueError(
+                f"`stochastic_layers` should name layers of the model. Unknown: {unknown}. Its noise layers are "
+                f"{_names(noise)}, all its layers {_names(layers)}."
+            )
+        chosen = [layer for layer in layers if layer.name in names]
+    if not chosen:
+        raise ValueError(_no_noise_message(graph, layers, stochastic_layers))
+    _refuse_shared_names(chosen, layers)
+    own = [layer for layer in chosen if any(makes_noise(part) for part in parts_of(layer))]
+    own = [layer for layer in own if all(layer is not model for model, _ in graph.nested)]
+    quiet = [layer for layer in chosen if all(layer is not other for other in own)]
+    if quiet and (dropout_rate is None or graph.is_opaque):
+        raise ValueError(
+            f"`stochastic_layers` names layers that make no noise of their own: {_names(quiet)}. Pass "
+            "`dropout_rate` (0.3, for example), and their outputs go through dropout in the teachers; or name noise "
+            f"layers, which here are {_names(noise)}."
+        )
+    for layer in own:
+        shape = getattr(layer, "noise_shape", None)
+        if shape is not None and shape[0] == 1:
+            raise ValueError(
+                f"The layer {layer.name!r} has noise_shape={shape}: one draw for a whole batch makes all teachers "
+                "identical. Use `None` as the first entry of `noise_shape`, or leave the layer out of "
+                "`stochastic_layers`."
+            )
+    return Noise(own, _outputs_of(graph, quiet), _names(chosen))
+
+
+def dropout_for(tensor: Any, rate: float) -> keras.layers.Layer:
+    """Return a dropout layer for a symbolic tensor: of features, or of whole channels where there are positions.
+
+    Neighbouring positions of a feature map say much the same, so that dropping single values of it makes hardly any
+    noise (Tompson et al. 2015, arXiv 1411.4280). Keras' own spatial dropout does that.
+
+    Args:
+        tensor: symbolic, `(batch, ..., features)`.
+        rate: dropout rate, 0-1.
+    """
+    kinds = {3: keras.layers.SpatialDropout1D, 4: keras.layers.SpatialDropout2D, 5: keras.layers.SpatialDropout3D}
+    kind = kinds.get(len(tensor.shape), keras.layers.Dropout)
+    state = random.getstate()
+    try:  # an unseeded layer draws a seed from Python's generator, which layers that the user makes later would miss
+        return kind(rate, dtype=tensor.dtype)
+    finally:
+        random.setstate(state)
+
+
+def seed_states(layers: Sequence[Any]) -> list[Any]:
+    """Return the states of all seed generators that layers hold, each once."""
+    states = [g.state for layer in layers for part in parts_of(layer) for g in generators_of(part)]
+    return list({id(state): state for state in states}.values())
+
+
+@contextlib.contextmanager
+def noise_switched_on(layer: Any, dropout_rate: float | None) -> Iterator[None]:
+    """Let a layer be called with its noise on and what it holds of BatchNormalization in inference mode.
+
+    `trainable = False` is Keras' way to say the latter to a BatchNormalization that a layer calls by itself.
+
+    Args:
+        layer: a noise layer.
+        dropout_rate: replaces its own rates while the context lasts, if not `None`.
+    """
+    parts = parts_of(layer)
+    frozen = [part for part in parts if isinstance(part, keras.layers.BatchNormalization) and part.trainable]
+    changed = []
+    if dropout_rate is not None:
+        for part in parts:
+            if makes_noise(part) and not isinstance(part, AUGMENTATION):
+                changed += [(part, name, rate) for name, rate in _rates(part, _DROPOUT_RATES).items() if rate > 0]
+    try:
+        for part in frozen:
+            part.trainable = False
+        for part, name, _ in changed:
+            setattr(part, name, dropout_rate)
+        yield
+    finally:
+        for part in frozen:
+            part.trainable = True
+        for part, name, rate in changed:
+            setattr(part, name, rate)
+
+
+def refuse_augmentation(graph: Graph, layers: Sequence[Any]) -> None:
+    """Refuse noise layers that augment, too, where the teachers are to see the clean sample."""
+    for layer in layers:
+        if any(isinstance(part, AUGMENTATION) for part in parts_of(layer)):
+            what = f"the subclassed model {layer.name!r} holds" if graph.is_opaque else f"{layer.name!r} is or holds"
+            raise ValueError(
+                f"`augmented_teachers` is False, but {what} augmentation that is switched on together with the noise "
+                "of the teachers. Use a functional model with layers of their own for noise and augmentation, and name "
+                "no augmentation in `stochastic_layers`; or leave augmented_teachers=True."
+            )
+
+
+def _what_feeds_the_head(graph: Graph) -> list[Any]:
+    """Return the input of the last layer with weights on the way to each output."""
+    tensors: dict[int, Any] = {}
+    for output in graph.outputs:
+        heads = [s for s in graph.needed([output]) if isinstance(s.layer, keras.Layer) and s.layer.weights]
+        if not heads:
+            raise ValueError(
+                f"An output of the model {graph.model.name!r} depends on no layer with weights, so there is no head "
+                "before which `dropout_rate` could act. Name layers by `stochastic_layers`."
+            )
+        tensors.update({id(x): x for x in heads[-1].inputs if keras.backend.is_float_dtype(x.dtype)})
+    return list(tensors.values())
+
+
+def _outputs_of(graph: Graph, layers: Sequence[Any]) -> list[Any]:
+    """Return what layers and nested models put out, of floating-point numbers, at every call."""
+    called = [(step.layer, step.outputs) for step in graph.steps] + graph.nested
+    found = [x for layer, outputs in called if any(layer is other for other in layers) for x in outputs]
+    return list({id(x): x for x in found if keras.backend.is_float_dtype(x.dtype)}.values())
+
+
+def _refuse_shared_names(chosen: Sequence[Any], layers: Sequence[Any]) -> None:
+    shared = {layer.name for layer in chosen} & {
+        layer.name for layer in layers if all(layer is not other for other in chosen)
+    }
+    if shared:
+        raise ValueError(
+            f"`stochastic_layers` selected layers whose names are not unique, in nested models: {sorted(shared)}. A "
+            "saved model finds them by name; give each a name of its own."
+        )
+
+
+def _no_noise_message(graph: Graph, layers: Sequence[Any], stochastic_layers: Any) -> str:
+    if stochastic_layers is not None:
+        return (
+            f"`stochastic_layers` chose no layer: the predicate was False for all of {_names(layers)}. Choose at least "
+            "one layer, or pass an empty tuple for a deterministic teacher."
+        )
+    silent = [layer for layer in layers if _is_silent_noise(layer)]
+    if graph.is_opaque:
+        remedy = "Give it a keras.layers.Dropout with a rate above 0, or build it with the functional API"
+    else:
+        remedy = "Pass dropout_rate=0.3, which drops features before the head in the teachers only"
+    if silent:
+        return (
+            f"The noise layers {_names(silent)} of the model {graph.model.name!r} all have a rate of 0, so all "
+            f"teachers would be identical. {remedy}; or give one of these layers a rate above 0."
+        )
+    return (
+        f"The model {graph.model.name!r} has no noise layer (Dropout, GaussianNoise, a recurrent layer with `dropout`, "
+        "a custom layer with a `keras.random.SeedGenerator`, ...), so all teachers would be identical. "
+        f"{remedy}."
+    )
+
+
+def _is_silent_noise(layer: Any) -> bool:
+    return any(isinstance(part, (keras.layers.Dropout, keras.layers.GaussianNoise)) for part in parts_of(layer))
+
+
+def _names(layers: Sequence[Any]) -> list[str]:
+    return [layer.name for layer in layers]
+
+
+def _rates(part: Any, names: Sequence[str]) -> dict[str, float]:
+    values = {name: vars(part).get(name) for name in names}
+    return {n: v for n, v in values.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
+
+
+def _held(item: Any, wanted: Any, enter: Any) -> list[Any]:
+    """Return all objects of a class in nested containers, and in the attributes of objects of the classes `enter`."""
+    found, queue = {}, [item]
+    while queue:
+        item = queue.pop()
+        if isinstance(item, wanted):
+            if id(item) in found:
+                continue
+            found[id(item)] = item
+        if enter and isinstance(item, enter):
+            queue.extend(vars(item).values())
+        elif isinstance(item, dict):
+            queue.extend(item.values())
+        elif isinstance(item, (list, tuple, set)):
+            queue.extend(item)
+    return list(found.values())

@@ -1,0 +1,342 @@
+"""What each output of a model is, and how far the student's is from the teachers': scores, targets and losses."""
+
+import functools
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_ssd import _backend, guidance
+from keras_ssd._typing import Tensor
+from keras_ssd.graph import Graph
+
+_REGRESSION_LOSSES = frozenset(
+    "meansquarederror mse meanabsoluteerror mae meanabsolutepercentageerror mape meansquaredlogarithmicerror msle "
+    "huber logcosh cosinesimilarity poisson".split()
+)
+
+
+class Output:
+    """One output of a model: what it is, and its scores, targets and loss.
+
+    An output is one of
+    - `"categorical"`: logits or probabilities of exclusive classes, the last axis;
+    - `"binary"`: one logit or probability per unit;
+    - `"regression"`: values.
+
+    The first two are distilled by the Kullback-Leibler divergence of tempered distributions,
+    `T^2 * KL(sum_i a_i softmax(z_T,i / T) || softmax(z_S / T))`, the last by the mean squared error. A unit of a binary
+    output is a distribution over two classes; its divergence is averaged over the units, as Keras' binary
+    cross-entropy is.
+
+    Args:
+        kind: one of the three above.
+        from_logits: whether the student's output holds logits, not probabilities.
+        temperature: T > 0.
+        weight: factor of this output's term, a number or a variable.
+        teacher_from_logits: whether the teachers' output holds logits. Defaults to `None`: as the student's.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        from_logits: bool,
+        temperature: float,
+        weight: Any = 1.0,
+        teacher_from_logits: bool | None = None,
+    ) -> None:
+        self.kind = kind
+        self.from_logits = from_logits
+        self.teacher_from_logits = from_logits if teacher_from_logits is None else teacher_from_logits
+        self.temperature = temperature
+        self.weight = weight
+
+    def __repr__(self) -> str:
+        return f"Output({self.kind!r}, from_logits={self.from_logits}, weight={self.weight})"
+
+    @property
+    def is_distilled(self) -> bool:
+        """Whether the output has a weight; a variable counts as one, whatever it holds now."""
+        return not isinstance(self.weight, (int, float)) or self.weight > 0
+
+    def scores(self, student: Tensor, teachers: Tensor) -> Tensor:
+        """Return minus the divergence of each teacher from the student, averaged over positions.
+
+        Args:
+            student: `(batch, ...)`.
+            teachers: `(batch, teachers, ...)`.
+
+        Returns:
+            `(batch, teachers)`. For regression, minus half the mean squared difference: the divergence of two normal
+            distributions of unit variance.
+        """
+        batch, num_teachers = ops.shape(student)[0], teachers.shape[1]
+        student = ops.stop_gradient(self._features(student, self.from_logits))
+        teachers = self._features(teachers, self.teacher_from_logits)
+        if self.kind == "regression":
+            student = ops.reshape(student, (batch, -1))
+            teachers = ops.reshape(teachers, (batch, num_teachers, -1))
+            width = ops.cast(ops.shape(student)[1], student.dtype)
+            return guidance.similarity_scores(student, teachers, "euclidean") / (2 * width)
+        # One row for each position, so that the equations see (batch * positions, teachers, classes).
+        n_classes = teachers.shape[-1]
+        teachers = ops.swapaxes(ops.reshape(teachers, (batch, num_teachers, -1, n_classes)), 1, 2)
+        scores = guidance.similarity_scores(
+            ops.reshape(student, (-1, n_classes)), ops.reshape(teachers, (-1, num_teachers, n_classes)), "kl"
+        )
+        return ops.mean(ops.reshape(scores, (batch, -1, num_teachers)), axis=1)
+
+    def target(self, weights: Tensor, student: Tensor, teachers: Tensor) -> Tensor:
+        """Return the weighted mean of the teachers' tempered distributions (or values), without a gradient to them.
+
+        Where a sample's target is not finite, the student's own distribution takes its place: no term, no gradient.
+
+        Args:
+            weights: `(batch, teachers)`.
+            student: `(batch, ...)`.
+            teachers: `(batch, teachers, ...)`.
+
+        Returns:
+            `(batch, ...)`, for a binary output `(batch, ..., 2)`.
+        """
+        own = ops.stop_gradient(self._probabilities(student, self.from_logits))
+        teachers = self._probabilities(teachers, self.teacher_from_logits)
+        flat = ops.reshape(teachers, (ops.shape(teachers)[0], teachers.shape[1], -1))
+        target = ops.reshape(guidance.guided_target(weights, flat), ops.shape(own))
+        return finite_or(target, own)
+
+    def loss(self, target: Tensor, student: Tensor, sample_weight: Tensor | None) -> Tensor:
+        """Return the distillation loss, reduced, weighted, masked and scaled over replicas as Keras reduces its own.
+
+        Args:
+            target: from `target`.
+            student: `(batch, ...)`.
+            sample_weight: the user's, or `None`.
+        """
+        loss = _OutputLoss(self, dtype=keras.backend.standardize_dtype(target.dtype))(
+            target, student, sample_weight=sample_weight
+        )
+        is_number = isinstance(self.weight, (int, float))
+        return (self.weight if is_number else ops.cast(ops.convert_to_tensor(self.weight), loss.dtype)) * loss
+
+    def values(self, target: Tensor, student: Tensor) -> Tensor:
+        """Return the loss of each sample and position."""
+        if self.kind == "regression":
+            return ops.mean(ops.square(target - student), axis=-1)
+        log_student = ops.log_softmax(self._features(student, self.from_logits), axis=-1)
+        # 0 log 0 = 0
+        log_target = ops.log(ops.maximum(target, 1e-30))
+        divergence = ops.sum(target * (log_target - log_student), axis=-1) * self.temperature**2
+        return ops.mean(divergence, axis=-1) if self.kind == "binary" else divergence
+
+    def _features(self, x: Tensor, from_logits: bool) -> Tensor:
+        """Return tempered logits, over two classes where the output is binary; values as they are."""
+        x = _backend.wide(x)
+        if self.kind == "regression":
+            return x
+        if not from_logits:
+            floor = keras.config.epsilon()
+            x = ops.clip(x, floor, 1.0 - floor) if self.kind == "binary" else ops.maximum(x, floor)
+            x = ops.log(x) - ops.log1p(-x) if self.kind == "binary" else ops.log(x)
+        x = x / self.temperature
+        return ops.stack([x, ops.zeros_like(x)], axis=-1) if self.kind == "binary" else x
+
+    def _probabilities(self, x: Tensor, from_logits: bool) -> Tensor:
+        features = self._features(x, from_logits)
+        return features if self.kind == "regression" else ops.softmax(features, axis=-1)
+
+
+class _OutputLoss(keras.losses.Loss):
+    """`Output.values` as a Keras loss: the base class knows about weights, masks, reduction and replicas."""
+
+    def __init__(self, output: Output, dtype: str) -> None:
+        super().__init__(name="kd_loss", dtype=dtype)
+        self.output = output
+
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
+        return self.output.values(y_true, y_pred)
+
+
+def describe_outputs(
+    forms: Sequence[str | None],
+    structure: Any,
+    names: Sequence[str] | None,
+    temperature: float,
+    loss: Any = None,
+    loss_weights: Any = None,
+    teacher_from_logits: Sequence[bool | None] | None = None,
+) -> list[Output]:
+    """Tell for each output what it is, from the compiled loss first and from what was applied last second.
+
+    A categorical or binary cross-entropy says what the output is; where it has no `from_logits`, only a softmax or
+    sigmoid as the last activation makes probabilities. Where the loss is of another kind (a custom loss, say), a
+    softmax or sigmoid tells; any other output is a regression. An output that is given no loss where others are is not
+    distilled.
+
+    Args:
+        forms: of each output, from `output_form`.
+        structure: of the outputs, any leaves.
+        names: names of the outputs of a functional model, by which losses may be given, or `None`.
+        temperature: T.
+        loss: as given to `compile`: one, or a structure of them, or a dict by output name.
+        loss_weights: likewise; the terms of several outputs are weighted as the task's. May hold variables.
+        teacher_from_logits: of each output of another network, from `teacher_logits`. Defaults to `None`: as the
+            student's.
+
+    Returns:
+        An `Output` for each, in the order of the flat outputs.
+    """
+    losses = per_output(loss, structure, names)
+    weights = per_output(loss_weights, structure, names)
+    outputs = []
+    for place, (form, output_loss, weight) in enumerate(zip(forms, losses, weights, strict=True)):
+        kind, from_logits = _kind(output_loss, form)
+        weight = 1.0 if weight is None else weight
+        if output_loss is None and loss is not None:
+            # What the user does not train is not taught, either.
+            weight = 0.0
+        of_teacher = None if teacher_from_logits is None else teacher_from_logits[place]
+        outputs.append(Output(kind, from_logits, temperature, weight, of_teacher))
+    return outputs
+
+
+def output_form(graph: Graph, tensor: Any) -> str | None:
+    """Return what was applied last on the way to an output.
+
+    Layers without weights and activation that only move or average values are looked through.
+
+    Args:
+        graph: the `Graph`.
+        tensor: a symbolic output of it.
+
+    Returns:
+        `"softmax"`, `"sigmoid"`, `"linear"`, or `None` where that cannot be told.
+    """
+    step = None if graph.is_opaque else graph.producer(tensor)
+    if step is None:
+        return None
+    activation = getattr(step.layer, "activation", None)
+    name = getattr(activation, "__name__", type(step.layer).__name__).lower()
+    if name in ("softmax", "sigmoid"):
+        return name
+    if not isinstance(step.layer, keras.layers.Layer):
+        return None
+    if step.layer.weights:
+        return "linear" if name == "linear" else None
+    if isinstance(step.layer, _TRANSPARENT):
+        forms = {output_form(graph, x) for x in step.inputs}
+        return forms.pop() if len(forms) == 1 else None
+    return None
+
+
+_TRANSPARENT = (
+    keras.layers.Average,
+    keras.layers.Concatenate,
+    keras.layers.Cropping1D,
+    keras.layers.Cropping2D,
+    keras.layers.Dropout,
+    keras.layers.Flatten,
+    keras.layers.GlobalAveragePooling1D,
+    keras.layers.GlobalAveragePooling2D,
+    keras.layers.Identity,
+    keras.layers.Permute,
+    keras.layers.Reshape,
+)
+
+
+def teacher_logits(graph: Graph, loss: Any, names: Sequence[str] | None) -> list[bool | None]:
+    """Tell for each output of another network whether it holds logits: what it ends in says so, or its compiled loss.
+
+    Args:
+        graph: the teacher's `Graph`.
+        loss: as its `compile` was given it, or `None`.
+        names: names of its outputs.
+
+    Returns:
+        For each output `True`, `False`, or `None` where that cannot be told.
+    """
+    forms = [output_form(graph, x) for x in graph.outputs]
+    structure = list(graph.outputs)
+    told = []
+    for form, output_loss in zip(forms, per_output(loss, structure, names), strict=True):
+        if form is not None:
+            told.append(form == "linear")
+        else:
+            told.append(declared_logits(output_loss))
+    return told
+
+
+def declared_logits(loss: Any) -> bool | None:
+    """Return what a loss itself says by `from_logits`; `None` if it says nothing."""
+    if isinstance(loss, functools.partial) and "from_logits" in loss.keywords:
+        return bool(loss.keywords["from_logits"])
+    if isinstance(loss, str):
+        try:
+            loss = keras.losses.get(loss)
+        except ValueError:
+            return None
+    if hasattr(loss, "from_logits"):
+        return bool(loss.from_logits)
+    function = loss.func if isinstance(loss, functools.partial) else loss
+    if inspect.isfunction(function):
+        parameter = inspect.signature(function).parameters.get("from_logits")
+        if parameter is not None and parameter.default is not inspect.Parameter.empty:
+            return bool(parameter.default)
+    return None
+
+
+def per_output(setting: Any, structure: Any, names: Sequence[str] | None) -> list[Any]:
+    """Return what `compile` was given for each output: one for all, a structure like the outputs', a dict by name.
+
+    Args:
+        setting: losses or weights.
+        structure: of the outputs, any leaves.
+        names: names of the outputs.
+
+    Returns:
+        A list in the order of the flat outputs.
+    """
+    flat = keras.tree.flatten(structure)
+    if isinstance(setting, dict) and isinstance(structure, dict):
+        keys = sorted(structure)
+        known_by_key = set(setting) <= set(keys)
+        if known_by_key or not names:
+            return [x for key in keys for x in per_output(setting.get(key), structure[key], None)]
+    if isinstance(setting, dict):
+        known = list(names or [])
+        return [setting.get(name) for name in known] if len(known) == len(flat) else [None] * len(flat)
+    if isinstance(setting, (list, tuple)):
+        if isinstance(structure, (list, tuple)) and len(setting) == len(structure):
+            return [x for s, part in zip(setting, structure, strict=True) for x in per_output(s, part, None)]
+        return list(setting) if len(setting) == len(flat) else [setting[0]] * len(flat)
+    return [setting] * len(flat)
+
+
+def _kind(loss: Any, form: str | None) -> tuple[str, bool]:
+    """Return the kind of an output, and whether it holds logits."""
+    name = _name(loss)
+    if "crossentropy" in name or name in ("bce", "kldivergence", "kld"):
+        kind = "binary" if "binary" in name or name == "bce" else "categorical"
+        declared = declared_logits(loss)
+        if declared is None:
+            # Divergences of distributions take probabilities; of the user's own loss only the activation tells.
+            declared = form not in ("softmax", "sigmoid") and name not in ("kldivergence", "kld")
+        return kind, declared
+    if name in _REGRESSION_LOSSES:
+        return "regression", False
+    return {"softmax": "categorical", "sigmoid": "binary"}.get(form or "", "regression"), False
+
+
+def _name(loss: Any) -> str:
+    if isinstance(loss, functools.partial):
+        loss = loss.func
+    name = loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
+    return name.lower().replace("_", "")
+
+
+def finite_or(target: Tensor, own: Tensor) -> Tensor:
+    """Return `target`, but for the samples (rows) in which it is not finite, `own`."""
+    axes = tuple(range(1, len(target.shape)))
+    return ops.where(ops.all(ops.isfinite(target), axis=axes, keepdims=True), target, own)

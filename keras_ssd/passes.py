@@ -1,0 +1,283 @@
+"""N stochastic passes of what lies behind the first noise of a network; all before it is run once."""
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import ops, tree
+
+from keras_ssd import _backend
+from keras_ssd._typing import Tensor
+from keras_ssd.graph import Graph, Step
+from keras_ssd.noise import Noise, dropout_for, is_augmentation, noise_switched_on, refuse_augmentation, seed_states
+
+# What a processor's cache holds of one layer's output.
+_CACHED_BYTES = 2 * 2**20
+
+# Layers that repeat a batch are made beforehand for so many teachers: PyTorch's compiler cannot make one in a step.
+_REPEATS_MADE = 32
+
+# A batch size that no other axis is likely to have, to see where the batch goes.
+_MARKED_BATCH = 61
+
+
+class _RepeatForTeachers(keras.layers.Layer):
+    """`(batch, ...)` to `(batch * teachers, ...)`, batch-major, with the mask and without a gradient.
+
+    Batch-major, because under data parallelism the rows of a sample then stay on the device that holds the sample. A
+    layer, because Keras carries masks through layers only.
+    """
+
+    def __init__(self, num_teachers: int) -> None:
+        super().__init__(autocast=False, name="repeat_for_teachers")
+        self.num_teachers = num_teachers
+        self.supports_masking = True
+        self.built = True
+
+    def call(self, x: Tensor) -> Tensor:
+        return ops.repeat(ops.stop_gradient(x), self.num_teachers, axis=0)
+
+    def compute_mask(self, x: Tensor, previous_mask: Tensor | None = None) -> Tensor | None:
+        return None if previous_mask is None else ops.repeat(previous_mask, self.num_teachers, axis=0)
+
+
+class StochasticPasses:
+    """N passes of a network with its noise switched on and everything else in inference mode.
+
+    All that lies before the first noise is the same in every pass: it is run once (or, for a teacher that shares the
+    student's weights, not at all: the student's own values are the `cut_values`). The rest is run on a batch of
+    `batch * num_teachers` rows.
+
+    Args:
+        graph: the teacher network's `Graph`.
+        noise: what is random, from `choose_noise`; an empty one gives deterministic passes.
+        outputs: the symbolic tensors to return.
+        shares_prefix: whether everything before the cut is given.
+        augmented: whether the passes branch off behind augmentation (of the sample that was augmented elsewhere), not
+            before it. Augmentation itself is off in them.
+        dropout_rate: rate of dropout that `noise` adds; it overrides the rates of the noise layers, too.
+
+    Attributes:
+        cut: the symbolic tensors whose values `run` takes.
+        is_random: for each output, whether it lies behind noise.
+        is_row_wise: whether the batch can be tiled, so that several passes are run at a time.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        noise: Noise,
+        outputs: Sequence[Any],
+        shares_prefix: bool,
+        augmented: bool = True,
+        dropout_rate: float | None = None,
+    ) -> None:
+        if not augmented:
+            refuse_augmentation(graph, noise.layers)
+        added = [(x, dropout_for(x, dropout_rate)) for x in noise.tensors]
+        graph = graph.with_layers_behind(added)
+        noise_layers = [*noise.layers, *(layer for _, layer in added)]
+        self.outputs = [graph.moved.get(id(x), x) for x in outputs]
+        self.dropout_rate = dropout_rate
+        self._noise = {id(layer) for layer in noise_layers}
+        random_tensors: set[int] = set()
+        for step in graph.steps:
+            if id(step.layer) in self._noise or any(id(x) in random_tensors for x in step.inputs):
+                random_tensors.update(map(id, step.outputs))
+        self.is_random = [id(x) in random_tensors for x in self.outputs]
+        needed = graph.needed(self.outputs)
+        self._suffix = [step for step in needed if any(id(x) in random_tensors for x in step.outputs)]
+        self._suffix_inputs = _unique(
+            [x for step in self._suffix for x in step.inputs if id(x) not in random_tensors]
+            + [x for x, is_random in zip(self.outputs, self.is_random, strict=True) if not is_random]
+        )
+        shared = [x for step in graph.steps if is_augmentation(step.layer) for x in step.outputs]
+        shared = [x for x in shared if id(x) not in random_tensors]
+        self._prefix: list[Step] = []
+        if shares_prefix and noise_layers and (augmented or not shared):
+            self.cut = self._suffix_inputs
+        else:
+            shared = shared if augmented else []
+            self._prefix = graph.needed(self._suffix_inputs, given=shared)
+            produced = {id(x) for step in self._prefix for x in step.outputs}
+            read = _unique([x for step in self._prefix for x in step.inputs] + self._suffix_inputs)
+            self.cut = [x for x in read if id(x) not in produced]
+        self._has_batch, self.is_row_wise = _find_batch(graph, self._suffix_inputs)
+        layers = {id(s.layer): s.layer for s in self._prefix + self._suffix if isinstance(s.layer, keras.Layer)}
+        self.layers = list(layers.values())
+        self.variables = _unique([v for layer in self.layers for v in layer.variables])
+        self._seed_states = seed_states([layer for layer in self.layers if id(layer) in self._noise])
+        sizes = [math.prod(x.shape[1:]) for step in self._suffix for x in step.outputs if None not in x.shape[1:]]
+        self._row_bytes = 4 * max(sizes, default=0)
+        self._last_read = _last_reads(self._suffix, self.outputs)
+        self._repeats = {n: _RepeatForTeachers(n) for n in range(1, _REPEATS_MADE + 1)}
+        for step in self._suffix:
+            if getattr(step.layer, "stateful", False):
+                raise ValueError(
+                    f"The layer {step.layer.name!r} is stateful: it keeps one state per row of the batch, which the "
+                    "teachers, run side by side in one batch, would mix up. Build it with stateful=False."
+                )
+
+    def run(
+        self,
+        cut_values: Sequence[Tensor],
+        num_teachers: int,
+        seed_generator: keras.random.SeedGenerator,
+        weights: Sequence[tuple[Any, Tensor]] = (),
+        chunk: int | None = None,
+    ) -> list[Any]:
+        """Evaluate the passes.
+
+        Args:
+            cut_values: the values of `self.cut`.
+            num_teachers: N, the number of passes.
+            seed_generator: `keras.random.SeedGenerator` that all noise is drawn from. The layers' own generators are
+                neither read nor moved.
+            weights: list of `(variable, value)` that replace the network's weights.
+            chunk: how many passes are run in one batch. Defaults to `None`: all of them, or on a processor as many as
+                its cache holds.
+
+        Returns:
+            For each output a tensor `(batch, num_teachers, ...)`. No gradient flows into any of them, and no
+            variable is changed except the state of `seed_generator`.
+        """
+        chunk = min(chunk or self._chunk_in_cache(cut_values, num_teachers), num_teachers)
+        if not self.is_row_wise:
+            chunk = 1
+        mapping = {id(v): (v, ops.stop_gradient(v.value)) for v in self.variables}
+        mapping.update({id(v): (v, ops.stop_gradient(value)) for v, value in weights if id(v) in mapping})
+        values = {id(x): value for x, value in zip(self.cut, cut_values, strict=True)}
+        n_chunks = math.ceil(num_teachers / chunk)
+        # For each chunk a row for every generator, and before them one for what draws from PyTorch's global generator.
+        seeds = keras.random.randint((n_chunks, len(self._seed_states) + 1, 2), 0, 2**31 - 1, seed=seed_generator)
+        seeds = _backend.seeds_of_this_replica(seeds)
+
+        if self._prefix:
+            scope = keras.StatelessScope(list(mapping.values()), collect_losses=True)
+            with scope, _backend.teacher_scope(seeds[0, 0, 0]):
+                for step in self._prefix:
+                    step.run(values, training=False)
+
+        def passes(n: int, seeds: Tensor) -> list[Any]:
+            states = [(v, ops.cast(seeds[i + 1], v.dtype)) for i, v in enumerate(self._seed_states)]
+            scope = keras.StatelessScope(list(mapping.values()) + states, collect_losses=True)
+            with scope, _backend.teacher_scope(seeds[0, 0]):
+                return self._run_suffix(dict(values), n)
+
+        n_full = num_teachers // chunk
+        if n_full > 1:
+            parts = _backend.map_in_turn(lambda seeds: passes(chunk, seeds), seeds[:n_full])
+            results = [_merge_chunks(part) for part in parts]
+        else:
+            results = passes(chunk, seeds[0])
+        if num_teachers > n_full * chunk:
+            rest = passes(num_teachers - n_full * chunk, seeds[n_full])
+            results = [ops.concatenate(pair, axis=1) for pair in zip(results, rest, strict=True)]
+        return results
+
+    def _chunk_in_cache(self, cut_values: Sequence[Tensor], num_teachers: int) -> int:
+        """Return the largest divisor of `num_teachers` for which the output of every layer stays in a processor's cache.
+
+        Where it does not, all in one batch takes up to half as long again as one pass after the other.
+        """
+        if not _backend.gains_from_small_batches():
+            return num_teachers
+        batch = tree.flatten(cut_values)[0].shape[0] or 1
+        fitting = _CACHED_BYTES // max(self._row_bytes * batch, 1)
+        return max(n for n in range(1, num_teachers + 1) if num_teachers % n == 0 and n <= max(fitting, 1))
+
+    def _run_suffix(self, values: dict[int, Any], n: int) -> list[Any]:
+        repeat = self._repeats[n] if n in self._repeats else _RepeatForTeachers(n)
+        for x in self._suffix_inputs:
+            if self._has_batch[id(x)] and values[id(x)] is not None:
+                values[id(x)] = tree.map_structure(repeat, values[id(x)])
+        for step, last_read in zip(self._suffix, self._last_read, strict=True):
+            if id(step.layer) in self._noise:
+                with noise_switched_on(step.layer, self.dropout_rate):
+                    step.run(values, training=True)
+            else:
+                step.run(values, training=False)
+            for key in last_read:
+                del values[key]
+        return [tree.map_structure(lambda x: _split(x, n), values[id(x)]) for x in self.outputs]
+
+
+def _find_batch(graph: Graph, tensors: Sequence[Any]) -> tuple[dict[int, bool], bool]:
+    """Find out which tensors have one row for each sample, so that repeating rows repeats samples.
+
+    Keras' layers keep the batch on the first axis. Functional operations and layers of the user's own may fold
+    positions into it, or put out something without a batch; where there are any, the batch is followed through them.
+
+    Args:
+        graph: the `Graph`.
+        tensors: symbolic tensors in it.
+
+    Returns:
+        By `id` of each tensor whether it has rows to be repeated, and whether every tensor either has one row for each
+        sample or none. If not, teachers can only be run one at a time.
+    """
+    batch = tree.flatten(graph.inputs)[0].shape[0]
+    has_batch = {id(x): len(x.shape) > 0 and x.shape[0] == batch for x in tensors}
+    steps = [] if graph.is_opaque else graph.needed(tensors)
+    if all(_keeps_rows(step.layer) for step in steps):
+        return has_batch, True
+    values = {id(x): _marked(x) for x in tree.flatten(graph.inputs)}
+    try:
+        for step in steps:
+            step.run(values, training=False)
+        sizes = {id(x): values[id(x)].shape[0] if len(values[id(x)].shape) else 0 for x in tensors}
+    except Exception:  # a layer of the user's that takes no other batch size, of whatever kind its error is
+        sizes = {id(x): None if has_batch[id(x)] else 0 for x in tensors}
+    if any(size is None or (size > _MARKED_BATCH and size % _MARKED_BATCH == 0) for size in sizes.values()):
+        warnings.warn(
+            f"The model {graph.model.name!r} moves samples along the first axis before the first noise (a reshape, or "
+            "a layer of your own, that folds windows into the batch), so the teachers are run one at a time, which is "
+            "slower. Put the first noise behind it, or fold within a layer, to run them side by side.",
+            stacklevel=2,
+        )
+        return dict.fromkeys(has_batch, True), False
+    return {key: size == _MARKED_BATCH for key, size in sizes.items()}, True
+
+
+def _keeps_rows(layer: Any) -> bool:
+    """Return whether a layer is one of Keras', which put out a row for each row."""
+    return getattr(keras.layers, type(layer).__name__, None) is type(layer) and not isinstance(
+        layer, keras.layers.Lambda
+    )
+
+
+def _marked(x: Any) -> Any:
+    """Return a symbolic tensor like `x` of a batch size, and of lengths where they are open, that can be recognised."""
+    return keras.KerasTensor((_MARKED_BATCH, *(64 if size is None else size for size in x.shape[1:])), x.dtype)
+
+
+def _split(x: Tensor, n: int) -> Tensor:
+    """Turn `(batch * n, ...)` into `(batch, n, ...)`."""
+    return ops.reshape(x, (-1, n, *_static_tail(x, 1)))
+
+
+def _merge_chunks(x: Tensor) -> Tensor:
+    """Turn `(chunks, batch, n, ...)` into `(batch, chunks * n, ...)`."""
+    chunks, n = x.shape[0], x.shape[2]
+    return ops.reshape(ops.swapaxes(x, 0, 1), (-1, chunks * n, *_static_tail(x, 3)))
+
+
+def _static_tail(x: Tensor, start: int) -> list[Any]:
+    shape = ops.shape(x)
+    return [shape[axis] for axis in range(start, len(x.shape))]
+
+
+def _last_reads(steps: Sequence[Step], outputs: Sequence[Any]) -> list[set[int]]:
+    """Return for each step what no later step reads, so that it need not be kept: ids of symbolic tensors."""
+    later, result = {id(x) for x in outputs}, []  # type: set[int], list[set[int]]
+    for step in reversed(steps):
+        own = {id(x) for x in step.inputs + step.outputs}
+        result.append(own - later)
+        later |= own
+    return result[::-1]
+
+
+def _unique(items: Sequence[Any]) -> list[Any]:
+    return list({id(item): item for item in items}.values())

@@ -1,0 +1,105 @@
+"""The layer whose output student and teachers are compared by: found by its name, or what feeds the last Dense."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+
+from keras_ssd.graph import Graph, Step
+from keras_ssd.settings import Settings
+
+
+def find_representation(graph: Graph, name: str | None) -> Any:
+    """Return the symbolic tensor of the representation: a layer's output by name, or what feeds the last Dense layer.
+
+    Returns:
+        A symbolic tensor; `None` for a subclassed model if no name is given.
+
+    Raises:
+        ValueError: if there is no such layer, or several have the name.
+    """
+    if graph.is_opaque:
+        if name is None:
+            return None
+        raise ValueError(
+            f"`representation` cannot be looked up in {graph.model.name!r}: a subclassed model has no graph of layers. "
+            f"Received: representation={name!r}. Build the model with the functional API, or distil the outputs."
+        )
+    if name is None:
+        dense = _dense_steps(graph)
+        if not dense or _has_weights_behind(dense[-1], graph):
+            raise ValueError(
+                f"`representation` is None, which means what feeds the last Dense layer, but the model "
+                f"{graph.model.name!r} has no Dense layer as its head. Pass the name of one of its layers: "
+                f"{layer_names(graph)}"
+            )
+        return dense[-1].inputs[0]
+    called = [(step.layer, step.outputs) for step in graph.steps] + graph.nested
+    called = [(layer, outputs) for layer, outputs in called if layer.name == name]
+    if not called:
+        raise ValueError(
+            f"`representation` should name a layer of the model {graph.model.name!r}. Received: "
+            f"representation={name!r}. Its layers are {layer_names(graph)}"
+        )
+    if len({id(layer) for layer, _ in called}) > 1:
+        raise ValueError(
+            f"`representation` names several layers of the model {graph.model.name!r}, in models nested in it. "
+            f"Received: representation={name!r}. Give the layer that you mean a name of its own."
+        )
+    return called[-1][1][0]
+
+
+def check_single_head(graph: Graph) -> None:
+    """Refuse heads that are merged: what feeds the last of them stands for one member of an ensemble alone."""
+    dense = _dense_steps(graph)
+    leads_to_last = graph.needed(dense[-1].inputs)
+    for later, others in _steps_behind(dense[-1], graph):
+        if any(step in dense and step not in leads_to_last for step in graph.needed(others)):
+            raise ValueError(
+                f"`representation` is not a layer of the model {graph.model.name!r}, so it means what feeds the last "
+                f"Dense layer there, but {later.layer.name!r} merges the outputs of several. Name a layer, or distil "
+                'the outputs alone: distill="outputs" with similarity="kl" or "uniform".'
+            )
+
+
+def check_representations(student: Any, teacher: Any, settings: Settings) -> None:
+    """Raise unless student and teacher have representations, of one width."""
+    if student is None or teacher is None:
+        raise ValueError(
+            "A subclassed model has no graph of layers in which a representation could be found. Pass "
+            'distill="outputs" with similarity="kl" or "uniform", or build the model with the functional API. '
+            f"Received: distill={settings.distill!r}, similarity={settings.similarity!r}"
+        )
+    widths = [None if None in x.shape[1:] else math.prod(x.shape[1:]) for x in (student, teacher)]
+    if widths[0] != widths[1]:
+        raise ValueError(
+            f"`teacher` has a representation of {widths[1]} features, the student one of {widths[0]}. Name layers of "
+            'one width by `representation`, or pass distill="outputs" with similarity="kl" or "uniform".'
+        )
+
+
+def _dense_steps(graph: Graph) -> list[Step]:
+    """Return the calls of Dense layers that lead to the outputs, in order."""
+    return [step for step in graph.needed(graph.outputs) if isinstance(step.layer, keras.layers.Dense)]
+
+
+def _has_weights_behind(step: Step, graph: Graph) -> bool:
+    """Return whether layers with weights lie between a step and the outputs: then it is not the head."""
+    return any(isinstance(later.layer, keras.Layer) and later.layer.weights for later, _ in _steps_behind(step, graph))
+
+
+def _steps_behind(step: Step, graph: Graph) -> Iterator[tuple[Step, list[Any]]]:
+    """Yield what depends on a step on the way to the outputs, each with its other inputs."""
+    reached = {id(x) for x in step.outputs}
+    steps = graph.needed(graph.outputs)
+    for later in steps[steps.index(step) + 1 :]:
+        others = [x for x in later.inputs if id(x) not in reached]
+        if len(others) < len(later.inputs):
+            yield later, others
+            reached.update(map(id, later.outputs))
+
+
+def layer_names(graph: Graph) -> list[str]:
+    """Return the names of the layers of a graph, and of the nested models that were taken apart."""
+    return [step.layer.name for step in graph.steps] + [model.name for model, _ in graph.nested]

@@ -1,0 +1,157 @@
+"""The user's model inside the wrapper: what is asked of it, and what the wrapper answers in its place."""
+
+from typing import Any
+
+import keras
+
+# What a class of the user's may override, and the wrapper would replace by Keras' own.
+_REPLACED = (
+    "compile",
+    "compute_loss",
+    "compute_metrics",
+    "evaluate",
+    "fit",
+    "get_metrics_result",
+    "metrics",
+    "predict",
+    "predict_on_batch",
+    "predict_step",
+    "stateless_compute_loss",
+    "test_on_batch",
+    "test_step",
+    "train_on_batch",
+    "train_step",
+)
+
+
+def check_model(argument: str, model: Any, wrapper: type | None = None) -> None:
+    """Raise unless `model` is a plain, built `keras.Model`.
+
+    Args:
+        argument: its name, for the error.
+        model: what was passed.
+        wrapper: a class that it may not be of.
+    """
+    if wrapper is not None and isinstance(model, wrapper):
+        raise ValueError(
+            f"`{argument}` is wrapped already: {model.name!r} is an {type(model).__name__}. Pass the plain model, "
+            "`ssd.student`."
+        )
+    if not isinstance(model, keras.Model):
+        raise ValueError(f"`{argument}` should be a keras.Model. Received: {model!r} of type {type(model).__name__}")
+    if not model.built:
+        raise ValueError(
+            f"`{argument}` is not built: {model.name!r} has no weights yet. Start it with keras.Input(shape), or call "
+            f"it on a batch or `{argument}.build(input_shape)` first."
+        )
+
+
+def check_overrides(model: keras.Model) -> None:
+    """Refuse a model whose class trains or predicts in a way of its own, which the wrapper would not call.
+
+    Raises:
+        ValueError: it names the methods, and what to do.
+    """
+    if hasattr(model, "preprocessor"):  # a task of KerasHub
+        if model.preprocessor is not None:
+            raise ValueError(
+                f"`model` has a preprocessor, which its own `fit` and `predict` run: {model.name!r} of type "
+                f"{type(model).__name__}. The wrapper would train on data that was not preprocessed. Make the model "
+                "with preprocessor=None (or wrap its backbone with a head) and preprocess the data before: "
+                "dataset.map(preprocessor)."
+            )
+        return
+    overridden = [name for name in _REPLACED if not _is_of_keras(model, name)]
+    if overridden:
+        raise ValueError(
+            f"`model` is of a class that overrides {overridden}: {model.name!r} of type {type(model).__name__}. The "
+            "wrapper trains and predicts by its own methods, so these would never be called. Wrap a plain model "
+            "(keras.Model(model.inputs, model.outputs) of a functional one) and put what they do into a layer, the "
+            "loss, the data or a subclass of keras_ssd.SSDModel."
+        )
+
+
+def _is_of_keras(model: keras.Model, name: str) -> bool:
+    owner = next((c for c in type(model).__mro__ if name in vars(c)), None)
+    return owner is None or owner.__module__.partition(".")[0] == "keras"
+
+
+class StudentInterface:
+    """What a wrapped model answers as the plain model does, because users, callbacks and recipes ask it.
+
+    The layers, shapes and tensors are the student's; what is exported, counted and summarised is what is deployed.
+    """
+
+    student: keras.Model
+
+    @property
+    def inputs(self) -> Any:
+        """The symbolic inputs of the student."""
+        return self._of_student("inputs")
+
+    @property
+    def outputs(self) -> Any:
+        """The symbolic outputs of the student."""
+        return self._of_student("outputs")
+
+    @property
+    def input(self) -> Any:
+        """The symbolic input of the student, as it is structured."""
+        return self._of_student("input")
+
+    @property
+    def output(self) -> Any:
+        """The symbolic output of the student, as it is structured."""
+        return self._of_student("output")
+
+    @property
+    def input_shape(self) -> Any:
+        """The shape of the student's inputs."""
+        return self._of_student("input_shape")
+
+    @property
+    def output_shape(self) -> Any:
+        """The shape of the student's outputs."""
+        return self._of_student("output_shape")
+
+    @property
+    def input_names(self) -> Any:
+        """The names of the student's inputs."""
+        return self._of_student("input_names")
+
+    def _of_student(self, name: str) -> Any:
+        student = getattr(self, "student", None)
+        if student is None:
+            raise AttributeError(name)  # Keras asks before there is a student
+        return getattr(student, name)
+
+    def get_layer(self, name: str | None = None, index: int | None = None) -> keras.layers.Layer:
+        """Return a layer of the student, by its name or index."""
+        return self.student.get_layer(name=name, index=index)
+
+    def compute_output_shape(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the shape of the student's outputs for that of inputs."""
+        return self.student.compute_output_shape(*args, **kwargs)
+
+    def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the student's symbolic outputs for symbolic inputs."""
+        return self.student.compute_output_spec(*args, **kwargs)
+
+    def count_params(self) -> int:
+        """Return the number of the student's parameters, which is what is deployed."""
+        return self.student.count_params()
+
+    def summary(self, *args: Any, **kwargs: Any) -> Any:
+        """Print the student's summary; what is held for training beside it is not deployed."""
+        return self.student.summary(*args, **kwargs)
+
+    def set_weights(self, weights: list[Any]) -> None:
+        """Set all weights, as `get_weights` returned them, or those of the plain model, as its `get_weights` does."""
+        if len(weights) == len(self.student.weights) != len(self.weights):  # type: ignore[attr-defined]
+            self.student.set_weights(weights)
+        else:
+            super().set_weights(weights)  # type: ignore[misc]
+
+    def quantize(self, *args: Any, **kwargs: Any) -> Any:
+        """Quantise the student, in place. Later training needs a new wrapper."""
+        return self.student.quantize(*args, **kwargs)

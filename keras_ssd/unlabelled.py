@@ -1,0 +1,246 @@
+"""Training sets of which only a part is labelled: both kinds of samples in every batch, the unlabelled of weight 0."""
+
+import functools
+import math
+import numbers
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops, tree
+
+from keras_ssd import _backend
+from keras_ssd.settings import check_integer
+
+
+def join_unlabelled(
+    labelled: Any,
+    unlabelled: Any,
+    ratio: float = 3,
+    batch_size: int = 32,
+    shuffle: bool = True,
+    seed: int | None = None,
+    steps_per_epoch: int | None = None,
+) -> "JoinedDataset":
+    """Join a labelled and an unlabelled set to one that a model wrapped with `kd_sample_weight=False` is trained on.
+
+    Every batch holds labelled and unlabelled samples, evenly mixed, as `(x, y, sample_weight)`. A sample without a
+    label has weight 0 and some valid target, one with a label `batch / labelled` (times the weight that it is given),
+    so that the task's loss is the mean over what is labelled. With `kd_sample_weight=False` these weights weigh the
+    task only, and all samples count alike in the distillation term.
+
+    Arrays are shuffled as a whole, anew in every epoch; the shorter set is repeated, and an epoch ends when each sample
+    of the longer one was met once. Sets that come in batches are joined batch by batch, in their own order and sizes;
+    where one ends, it begins anew.
+
+    Args:
+        labelled: `(x, y)` or `(x, y, sample_weight)` of NumPy arrays (or structures of them), or what yields such
+            batches: a `tf.data.Dataset`, a `keras.utils.PyDataset`, a PyTorch `DataLoader`, a generator.
+        unlabelled: `x` or `(x,)`, likewise; of `(x, y)` and `(x, y, sample_weight)` only `x` is used.
+        ratio: unlabelled samples of an array for each labelled one, > 0. `ratio * batch_size` is rounded, to at least
+            one sample. Defaults to `3`.
+        batch_size: labelled samples of an array in a batch. Defaults to `32`.
+        shuffle: whether arrays are shuffled. Defaults to `True`.
+        seed: integer >= 0 that fixes the order of arrays. Defaults to `None`: follows `keras.utils.set_random_seed`.
+        steps_per_epoch: batches in an epoch, > 0. Defaults to `None`: as many as the set with more batches has; needed
+            if a set does not tell how many it has.
+
+    Returns:
+        A `keras.utils.PyDataset`, for `fit`.
+
+    Raises:
+        ValueError: if an argument is out of range, a set is empty or its size is unknown, or the two sets do not have
+            the same structure of inputs.
+
+    Example:
+        >>> ssd = keras_ssd.wrap(model, **keras_ssd.SEMI_SUPERVISED)
+        >>> data = keras_ssd.join_unlabelled((x, y), x_unlabelled, ratio=3)
+        >>> history = ssd.fit(data, epochs=2, verbose=0)
+    """
+    return JoinedDataset(labelled, unlabelled, ratio, batch_size, shuffle, seed, steps_per_epoch)
+
+
+class JoinedDataset(keras.utils.PyDataset):
+    """What `join_unlabelled` returns.
+
+    Attributes:
+        epoch: how often the set was gone through; it decides on the order of arrays.
+    """
+
+    def __init__(
+        self,
+        labelled: Any,
+        unlabelled: Any,
+        ratio: float,
+        batch_size: int,
+        shuffle: bool,
+        seed: int | None,
+        steps_per_epoch: int | None,
+    ) -> None:
+        super().__init__()
+        if isinstance(ratio, bool) or not isinstance(ratio, numbers.Real) or not 0 < ratio < math.inf:
+            raise ValueError(f"`ratio` should be a number above 0. Received: ratio={ratio!r}")
+        check_integer("batch_size", batch_size, 1)
+        if seed is not None:
+            check_integer("seed", seed, 0)
+        if steps_per_epoch is not None:
+            check_integer("steps_per_epoch", steps_per_epoch, 1)
+        self.epoch = 0
+        seeds = np.random.SeedSequence(_backend.derived_seed() if seed is None else int(seed)).spawn(2)
+        # As Python's numbers, which a product of NumPy's small ones would not fit into.
+        sizes = int(batch_size), max(1, round(float(ratio) * int(batch_size)))
+        self._labelled = _batches_of("labelled", labelled, sizes[0], shuffle, seeds[0])
+        self._unlabelled = _batches_of("unlabelled", unlabelled, sizes[1], shuffle, seeds[1])
+        self._num_batches = self._count() if steps_per_epoch is None else int(steps_per_epoch)
+
+    def _count(self) -> int:
+        counts = {"labelled": self._labelled.num_batches, "unlabelled": self._unlabelled.num_batches}
+        unknown = [name for name, count in counts.items() if count is None]
+        if unknown:
+            raise ValueError(f"`{unknown[0]}` does not tell how many batches it has. Pass `steps_per_epoch`.")
+        return max(counts.values())
+
+    @property
+    def num_batches(self) -> int:
+        """Number of batches in an epoch."""
+        return self._num_batches
+
+    def on_epoch_end(self) -> None:
+        """Go on to the order of the next epoch."""
+        self.epoch += 1
+
+    def __getitem__(self, index: int) -> tuple[Any, Any, Any]:
+        """Return a batch `(x, y, sample_weight)`."""
+        place = self.epoch * self._num_batches + index
+        x, y, weight = self._labelled.batch(place)
+        other_x, _, _ = self._unlabelled.batch(place)
+        if y is None:
+            raise ValueError("`labelled` should hold targets: `(x, y)` or `(x, y, sample_weight)`. Received none.")
+        _check_structures(x, other_x)
+        sizes = _length(x), _length(other_x)
+        x = tree.map_structure(functools.partial(_mixed, sizes=sizes), x, other_x)
+        # A valid target stands for what is missing: the first one.
+        y = tree.map_structure(lambda part: _mixed(part, np.repeat(part[:1], sizes[1], axis=0), sizes), y)
+        weight = tree.map_structure(_ones_for, y) if weight is None else weight
+        weight = tree.map_structure(lambda part: _weights(part, sizes), weight)
+        # On TensorFlow a PyDataset may not yield lists.
+        return tree.lists_to_tuples((x, y, weight))
+
+
+class _ArrayBatches:
+    """Batches of arrays in memory, in an order that depends on the epoch and on nothing else."""
+
+    def __init__(self, name: str, data: Any, size: int, shuffle: bool, seed: np.random.SeedSequence) -> None:
+        self._data = _as_numpy(data)
+        lengths = {len(part) for part in tree.flatten(self._data) if part is not None}
+        if len(lengths) != 1 or lengths == {0}:
+            raise ValueError(f"The arrays of `{name}` should have the same, positive length. Received: {lengths}")
+        (self._length,) = lengths
+        self._size, self._shuffle, self._seed = size, shuffle, seed
+        self.num_batches = math.ceil(self._length / size)
+
+    def batch(self, place: int) -> Any:
+        """Return a batch: rows are dealt out in one order after the other, each of all rows."""
+        places = np.arange(place * self._size, (place + 1) * self._size)
+        rounds, rows = np.divmod(places, self._length)
+        order = np.concatenate([self._order(int(number))[rows[rounds == number]] for number in np.unique(rounds)])
+        return tree.map_structure(lambda part: None if part is None else part[order], self._data)
+
+    def _order(self, number: int) -> np.ndarray:
+        if not self._shuffle:
+            return np.arange(self._length)
+        seed = np.random.SeedSequence([*self._seed.generate_state(2), number])
+        return np.random.default_rng(seed).permutation(self._length)
+
+
+class _GivenBatches:
+    """Batches of what comes in batches, in its own order; where it ends, it begins anew."""
+
+    def __init__(self, name: str, data: Any) -> None:
+        self._name, self._data = name, data
+        self._iterator: Iterator[Any] | None = None
+        try:
+            count = getattr(data, "num_batches", None)
+            self.num_batches = len(data) if count is None else count
+        except TypeError:
+            self.num_batches = None
+
+    def batch(self, place: int) -> Any:
+        """Return the next batch, whatever its place."""
+        batch = None if self._iterator is None else next(self._iterator, None)
+        if batch is None:
+            if self._iterator is not None and hasattr(self._data, "on_epoch_end"):
+                self._data.on_epoch_end()
+            self._iterator = _once_through(self._data)
+            batch = next(self._iterator, None)
+        if batch is None:
+            raise ValueError(
+                f"`{self._name}` yields no batch, or none a second time. Pass what can be iterated anew, or a "
+                "generator that never ends."
+            )
+        # PyTorch's DataLoader puts its parts into a list.
+        return _as_numpy(_unpacked(tuple(batch) if isinstance(batch, list) else batch))
+
+
+def _batches_of(
+    name: str, data: Any, size: int, shuffle: bool, seed: np.random.SeedSequence
+) -> _ArrayBatches | _GivenBatches:
+    if all(hasattr(part, "shape") for part in tree.flatten(data) if part is not None):
+        return _ArrayBatches(name, _unpacked(data), size, shuffle, seed)
+    return _GivenBatches(name, data)
+
+
+def _once_through(data: Any) -> Iterator[Any]:
+    """Return the batches of a set. A `PyDataset` of Keras 3.6 would be iterated for ever."""
+    if isinstance(data, keras.utils.PyDataset) and data.num_batches is not None:
+        return (data[index] for index in range(data.num_batches))
+    return iter(data)
+
+
+def _unpacked(data: Any) -> tuple[Any, Any, Any]:
+    """Return `(x, y, sample_weight)`; only a tuple is more than `x`, as everywhere in Keras."""
+    return keras.utils.unpack_x_y_sample_weight(data if isinstance(data, tuple) else (data,))
+
+
+def _as_numpy(data: Any) -> Any:
+    return tree.map_structure(lambda part: None if part is None else np.asarray(ops.convert_to_numpy(part)), data)
+
+
+def _length(data: Any) -> int:
+    return len(tree.flatten(data)[0])
+
+
+def _check_structures(x: Any, other_x: Any) -> None:
+    shapes = [tree.map_structure(lambda part: part.shape[1:], given) for given in (x, other_x)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            "`labelled` and `unlabelled` should hold inputs of one structure and shape, but for the length. Received: "
+            f"{shapes[0]} and {shapes[1]}"
+        )
+
+
+def _ones_for(y: np.ndarray) -> np.ndarray:
+    """Return weights for targets that broadcast against every loss of them, `(batch,)` or `(batch, 1, ...)`.
+
+    A loss has a value for each sample of `(batch, classes)`, and for each position of `(batch, positions, classes)`;
+    Keras adds or takes away one axis by itself.
+    """
+    return np.ones((len(y), *[1] * max(y.ndim - 2, 0)), "float32")
+
+
+def _weights(weight: np.ndarray, sizes: tuple[int, int]) -> np.ndarray:
+    labelled, unlabelled = sizes
+    weight = weight[:labelled].astype("float32") * ((labelled + unlabelled) / labelled)
+    return _mixed(weight, np.zeros((unlabelled, *weight.shape[1:]), "float32"), sizes)
+
+
+def _mixed(part: np.ndarray, other: np.ndarray, sizes: tuple[int, int]) -> np.ndarray:
+    return np.concatenate([part, other])[_even_order(*sizes)]
+
+
+@functools.lru_cache(maxsize=16)
+def _even_order(labelled: int, unlabelled: int) -> np.ndarray:
+    """Return an order in which both kinds are evenly mixed, so that each of several devices gets its share of labels."""
+    places = [(np.arange(size) + 0.5) / size for size in (labelled, unlabelled)]
+    return np.argsort(np.concatenate(places), kind="stable")

@@ -1,0 +1,6 @@
+"""Makes the modules of the accuracy benchmark importable."""
+
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "benchmarks" / "accuracy"))

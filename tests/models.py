@@ -1,0 +1,46 @@
+"""Small models that several test files train, and how they are compiled."""
+
+import keras
+import numpy as np
+from keras import layers
+
+
+def dropout(rate):
+    """A function of a seed that makes a Dropout layer."""
+    return lambda seed: layers.Dropout(rate, seed=seed)
+
+
+def network(noise=None, seeds=(1, 2)):
+    """Normalization before and behind the first noise layer, an activity and a weight regulariser.
+
+    Takes windows `(batch, 6, 2)`, of three classes; `noise` is a function of a seed that makes a layer.
+    """
+    noise = noise or dropout(0.4)
+    inputs = keras.Input((6, 2))
+    x = layers.BatchNormalization()(layers.Conv1D(5, 3, kernel_regularizer="l2")(inputs))
+    x = noise(seeds[0])(layers.GlobalAveragePooling1D()(x))
+    x = layers.BatchNormalization()(layers.Dense(8, activation="relu", activity_regularizer="l1")(x))
+    return keras.Model(inputs, layers.Dense(3, activation="softmax")(noise(seeds[1])(x)))
+
+
+WINDOWS = np.random.default_rng(0).normal(size=(24, 6, 2)).astype("float32")
+CLASSES = np.random.default_rng(1).integers(0, 3, 24)
+
+
+def dense_network(noise=None, activation="softmax", units=3):
+    """Dense, BatchNormalization with statistics unlike a batch's, noise, Dense. Takes `(batch, 4)`."""
+    inputs = keras.Input((4,))
+    x = layers.BatchNormalization()(layers.Dense(6, activation="relu")(inputs))
+    x = (noise or layers.Dropout(0.5, seed=3))(x)
+    model = keras.Model(inputs, layers.Dense(units, activation=activation)(x))
+    for variable in model.non_trainable_weights:
+        variable.assign(np.linspace(0.5, 1.5, int(np.prod(variable.shape))))
+    return model
+
+
+def compiled(model, optimizer=None, loss="sparse_categorical_crossentropy", metrics=("accuracy",), **options):
+    """The model, compiled as a classifier unless told otherwise."""
+    # The plainest optimizer: what a step does can be computed by hand.
+    optimizer = keras.optimizers.SGD(0.1) if optimizer is None else optimizer
+    model.compile(optimizer, loss, metrics=list(metrics), **options)
+    return model

@@ -1,0 +1,42 @@
+"""The passes of one distilled step: the only place where tests reach into the training step of the library."""
+
+import typing
+
+import keras
+import numpy as np
+from keras import ops
+
+from same_weights import arrays
+
+
+class StepPasses(typing.NamedTuple):
+    """What student and teachers give in one step, as NumPy arrays; representations are `None` where none is needed.
+
+    Attributes:
+        outputs: list of the student's outputs, `(batch, ...)`.
+        representation: the student's, `(batch, features)`.
+        teacher_outputs: list of the teachers' outputs, `(batch, teachers, ...)`.
+        teacher_representation: the teachers', `(batch, teachers, features)`.
+    """
+
+    outputs: list
+    representation: np.ndarray | None
+    teacher_outputs: list
+    teacher_representation: np.ndarray | None
+
+
+def run_passes(ssd, x):
+    """The passes of a step on `x`, which move generators and statistics as a step does."""
+    outputs, representation, cut_values = ssd._roles.student_pass(keras.tree.map_structure(ops.convert_to_tensor, x))
+    teacher_outputs, teacher_representation = ssd._teacher_pass(cut_values)
+
+    def array(tensor):
+        return None if tensor is None else ops.convert_to_numpy(tensor)
+
+    return StepPasses(arrays(outputs), array(representation), arrays(teacher_outputs), array(teacher_representation))
+
+
+def passes(ssd, x):
+    """The passes of a step on `x`, with no state changed."""
+    with keras.StatelessScope([(v, v.value) for v in ssd.variables]):
+        return run_passes(ssd, x)

@@ -1,0 +1,372 @@
+"""Prove that the tests notice: break the library in one place at a time, and run the tests that should fail.
+
+    python tools/mutations.py                      # all, a table in Markdown at the end
+    python tools/mutations.py --only percentile    # those whose name holds a word
+    python tools/mutations.py --check              # only whether every text is found, in a second
+    python tools/mutations.py --tree ../before     # in another working tree, of an older release for example
+
+Each mutation is one line that could be written by mistake. It is applied to a copy of the working tree, where the named
+test files run until the first failure. A mutation is caught if a test fails, and has survived if all pass; then the
+tests lack a case. It is not run by CI: it takes a quarter of an hour.
+"""
+
+import argparse
+import concurrent.futures
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import typing
+
+
+class Mutation(typing.NamedTuple):
+    """One mistake.
+
+    Attributes:
+        name: what is wrong then.
+        old: text that stands exactly once in the package, wherever that is.
+        new: what takes its place.
+        tests: names of the test files, without `test_` and `.py`, of which one should fail.
+        backend: the one that the tests run on. PyTorch is the quickest; gradients that are cut by `torch.no_grad`
+            there, and what a traced step could get wrong, need TensorFlow.
+    """
+
+    name: str
+    old: str
+    new: str
+    tests: str
+    backend: str = "torch"
+
+
+MUTATIONS = [
+    # The equations.
+    Mutation(
+        'sign of the score "kl"',
+        "scores = -ops.sum(ops.exp(log_teachers)",
+        "scores = ops.sum(ops.exp(log_teachers)",
+        "guidance",
+    ),
+    Mutation(
+        "cosine without the student's norm",
+        "_dot(_unit(student), _unit(teachers))",
+        "_dot(student, _unit(teachers))",
+        "guidance",
+    ),
+    Mutation("temperature multiplies", "(scores - best) / temperature", "(scores - best) * temperature", "guidance"),
+    Mutation(
+        "softmax over the batch",
+        "exponentials / ops.sum(exponentials, axis=-1,",
+        "exponentials / ops.sum(exponentials, axis=0,",
+        "guidance",
+    ),
+    Mutation("percentile off by one order statistic", "position = math.ceil(", "position = math.floor(", "guidance"),
+    Mutation(
+        "weights not normalised behind the filter",
+        "        weights = weights / ops.sum(weights, axis=-1, keepdims=True)",
+        "        weights = weights",
+        "guidance",
+    ),
+    Mutation(
+        "a target that is not finite is taken",
+        'return ops.where(spoiled, ops.full_like(target, float("nan")), target)',
+        "return target",
+        "guidance",
+    ),
+    Mutation("no T^2", "axis=-1) * self.temperature**2", "axis=-1)", "losses"),
+    Mutation(
+        "the divergence the other way round",
+        "target * (log_target - log_student)",
+        "ops.exp(log_student) * (log_student - log_target)",
+        "losses",
+    ),
+    Mutation(
+        "a student that chooses its teachers",
+        "ops.stop_gradient(self._features(student)), self._features(teachers)",
+        "self._features(student), self._features(teachers)",
+        "losses",
+    ),
+    Mutation(
+        "binary units summed",
+        'ops.mean(divergence, axis=-1) if self.kind == "binary"',
+        'ops.sum(divergence, axis=-1) if self.kind == "binary"',
+        "losses",
+    ),
+    Mutation(
+        "loss_weights ignored",
+        "weight = 1.0 if weight is None else float(weight)",
+        "weight = 1.0",
+        "losses wrap",
+    ),
+    Mutation(
+        "no sample weights for representations",
+        "representation_loss(target, own, mean_weight(sample_weights))",
+        "representation_loss(target, own, None)",
+        "training",
+    ),
+    # The passes of the teachers.
+    Mutation(
+        "gradient through what the teachers branch off from",
+        "ops.repeat(ops.stop_gradient(x), self.n_teachers, axis=0)",
+        "ops.repeat(x, self.n_teachers, axis=0)",
+        "training structures",
+        "tensorflow",
+    ),
+    Mutation(
+        "gradient through the weights that teacher and student share",
+        "(v, ops.stop_gradient(v.value)) for v in self.variables",
+        "(v, v.value) for v in self.variables",
+        "training structures",
+        "tensorflow",
+    ),
+    Mutation(
+        "rows of a sample torn apart",
+        "ops.repeat(ops.stop_gradient(x), self.n_teachers, axis=0)",
+        "ops.tile(ops.stop_gradient(x), [self.n_teachers] + [1] * (len(x.shape) - 1))",
+        "structures",
+    ),
+    Mutation(
+        "no mask for the teachers",
+        "return None if previous_mask is None else ops.repeat(previous_mask",
+        "return None if True else ops.repeat(previous_mask",
+        "structures",
+    ),
+    Mutation(
+        "BatchNormalization of the teachers in training mode",
+        "            else:\n                step.run(values, training=False)",
+        "            else:\n                step.run(values, training=True)",
+        "structures",
+    ),
+    Mutation(
+        "BatchNormalization inside a noise layer in training mode",
+        "            part.trainable = False\n",
+        "            part.trainable = True\n",
+        "structures",
+    ),
+    Mutation(
+        "teachers without noise",
+        "                    step.run(values, training=True)",
+        "                    step.run(values, training=False)",
+        "structures",
+    ),
+    Mutation(
+        "one seed for all chunks of teachers",
+        "lambda seeds: passes(chunk, seeds), seeds[:n_full]",
+        "lambda _: passes(chunk, seeds[0]), seeds[:n_full]",
+        "training",
+    ),
+    Mutation(
+        "the last chunk repeats the seeds of the first",
+        "n_full * chunk, seeds[n_full])",
+        "n_full * chunk, seeds[0])",
+        "training",
+    ),
+    Mutation(
+        "one seed for all noise layers",
+        "ops.cast(seeds[i + 1], v.dtype)",
+        "ops.cast(seeds[1], v.dtype)",
+        "structures training",
+    ),
+    Mutation(
+        "teachers draw from the student's generators",
+        "keras.StatelessScope(list(mapping.values()) + states,",
+        "keras.StatelessScope(list(mapping.values()),",
+        "training structures",
+    ),
+    Mutation(
+        "chunks of teachers merged along the batch",
+        "ops.swapaxes(x, 0, 1), (-1, chunks * n",
+        "x, (-1, chunks * n",
+        "training structures",
+    ),
+    Mutation(
+        "teachers' draws move PyTorch's global generator",
+        "with torch.no_grad(), torch.random.fork_rng(devices=devices):",
+        "with torch.no_grad():",
+        "training",
+    ),
+    Mutation(
+        "wrapping draws random numbers",
+        "        random.setstate(state)",
+        "        pass",
+        "training",
+    ),
+    Mutation(
+        "augmentation taken for noise",
+        "_makes_noise(part) for part in _parts(layer) if not isinstance(part, _AUGMENTATION))",
+        "_makes_noise(part) for part in _parts(layer))",
+        "structures augmentation",
+    ),
+    # The training step, and the weights that teach.
+    Mutation(
+        "kd_weight ignored",
+        "ops.cast(self._kd_weight.value, loss.dtype) * kd_loss",
+        "kd_loss",
+        "structures training",
+    ),
+    Mutation(
+        "the term in the logs of evaluate", '            logs.pop("kd_loss", None)', "            pass", "training"
+    ),
+    Mutation(
+        "weights of the snapshot not copied",
+        "in zip(self.held, weights, strict=True):\n            held.assign(ops.convert",
+        "in list(zip(self.held, weights, strict=True))[1:]:\n            held.assign(ops.convert",
+        "teacher_snapshot averaging",
+    ),
+    Mutation("momentum from the first step on", "ops.minimum(momentum, t / (t + 9.0))", "momentum", "averaging"),
+    Mutation(
+        "the average fed before the step",
+        "            result = super().train_step(*args, **kwargs)\n        if self.averaged_weights is not None:\n"
+        "            return _backend.after_train_step(self, result, self._averaging.update)",
+        "            if self.averaged_weights is not None:\n                self._averaging.update()\n"
+        "            result = super().train_step(*args, **kwargs)",
+        "averaging",
+    ),
+    Mutation(
+        "the average not evaluated", "if self.averages and not training:", "if False and not training:", "averaging"
+    ),
+    Mutation(
+        "fit goes on from the average",
+        "            self._averaging.take_back()",
+        "            pass",
+        "averaging",
+    ),
+    Mutation(
+        "replicas share their noise",
+        "    return ops.cast(moved % (2**31 - 1), seeds.dtype)",
+        "    return seeds",
+        "distribution",
+    ),
+    # Around it.
+    Mutation("patience off by one", "self.wait >= self.patience", "self.wait > self.patience", "teacher_snapshot"),
+    Mutation("a schedule one epoch ahead", "self.schedule(epoch)", "self.schedule(epoch + 1)", "callbacks"),
+    Mutation("every epoch seeded alike", "SeedSequence([self.seed, epoch])", "SeedSequence([self.seed])", "callbacks"),
+    Mutation(
+        "a file written in place",
+        "written = os.path.join(beside, name)\n        yield written\n        os.replace(written, path)",
+        "yield path",
+        "crash",
+    ),
+    Mutation(
+        "mutual information without the entropy within",
+        "ops.maximum(entropy - within, 0.0)",
+        "ops.maximum(entropy, 0.0)",
+        "uncertainty",
+    ),
+]
+
+
+class Result(typing.NamedTuple):
+    """What became of a mutation: the file it is in, `"caught"` or `"survived"`, and the test that failed."""
+
+    mutation: Mutation
+    file: str
+    outcome: str
+    test: str
+
+
+def find(text, root):
+    """The one file of the package in a working tree that holds a text, once.
+
+    Raises:
+        LookupError: if there is none, or the text stands there more than once.
+    """
+    places = {path: path.read_text().count(text) for path in sorted((root / "keras_ssd").rglob("*.py"))}
+    places = {path: count for path, count in places.items() if count}
+    if sum(places.values()) != 1:
+        where = {str(path.relative_to(root)): count for path, count in places.items()}
+        raise LookupError(f"A mutation's text should stand in the package once. Found: {where or 'nowhere'}: {text!r}")
+    return next(iter(places))
+
+
+def run_tests(root, tests, backend):
+    """Run test files on a copy of the tree until the first failure, and return pytest's exit code and output."""
+    environment = dict(os.environ, KERAS_BACKEND=backend, PYTHONPATH=str(root), PYTHONDONTWRITEBYTECODE="1")
+    files = [f"tests/test_{name}.py" for name in tests.split()]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files]
+    run = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+    return run.returncode, run.stdout + run.stderr
+
+
+def copy_tree(tree, folder):
+    """Copy what the tests need of a working tree into a folder."""
+    for name in ("keras_ssd", "tests", "docs"):
+        shutil.copytree(tree / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.cfg", "README.md"):
+        shutil.copy(tree / name, folder)
+
+
+def try_out(mutation, tree):
+    """Apply a mutation to a copy of a working tree and run its tests."""
+    file = find(mutation.old, tree).relative_to(tree)
+    with tempfile.TemporaryDirectory() as folder:
+        root = pathlib.Path(folder)
+        copy_tree(tree, root)
+        path = root / file
+        path.write_text(path.read_text().replace(mutation.old, mutation.new))
+        compile(path.read_text(), str(path), "exec")
+        code, output = run_tests(root, mutation.tests, mutation.backend)
+    failed = re.search(r"^FAILED tests/test_(\w+)\.py::([\w:]+)", output, re.MULTILINE)
+    if code not in (0, 1) or bool(failed) != bool(code):
+        raise RuntimeError(f"{mutation.name}: pytest ended with {code}, not by a test that failed.\n{output[-3000:]}")
+    return Result(mutation, str(file), "caught" if code else "survived", f"{failed[1]}: {failed[2]}" if failed else "")
+
+
+def check_unbroken(mutations, tree):
+    """Raise if the tests fail without a mutation: then they would catch everything."""
+    for backend in sorted({mutation.backend for mutation in mutations}):
+        tests = sorted(
+            {name for mutation in mutations if mutation.backend == backend for name in mutation.tests.split()}
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            code, output = run_tests(copy_tree(folder), " ".join(tests), backend)
+        if code:
+            raise RuntimeError(f"The tests fail without a mutation on {backend}:\n{output[-3000:]}")
+
+
+def table(results):
+    """The outcome in Markdown."""
+    lines = ["| what is wrong | in | backend | outcome | the test that fails |", "|---|---|---|---|---|"]
+    for mutation, file, outcome, test in results:
+        file = file.removeprefix("keras_ssd/")
+        lines.append(f"| {mutation.name} | {file} | {mutation.backend} | {outcome} | {test and f'`{test}`'} |")
+    return "\n".join(lines)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default="", help="word in the name of the mutations to try")
+    parser.add_argument("--check", action="store_true", help="only look for the texts")
+    parser.add_argument("--tree", type=pathlib.Path, default=pathlib.Path(__file__).parents[1], help="working tree")
+    parser.add_argument("--jobs", type=int, default=2, help="mutations to try at a time")
+    parser.add_argument("--skip-unbroken", action="store_true", help="trust that the tests pass without a mutation")
+    arguments = parser.parse_args()
+    mutations = [mutation for mutation in MUTATIONS if arguments.only in mutation.name]
+    missing = []
+    for mutation in mutations:
+        try:
+            find(mutation.old, arguments.tree)
+        except LookupError as error:
+            missing.append(f"{mutation.name}: {error}")
+    if missing:
+        sys.exit("\n".join(missing))
+    if arguments.check:
+        print(f"{len(mutations)} mutations, every text found once")
+        return 0
+    if not arguments.skip_unbroken:
+        check_unbroken(mutations, arguments.tree)
+    with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
+        results = []
+        for result in pool.map(lambda mutation: try_out(mutation, arguments.tree), mutations):
+            print(f"{result.outcome}: {result.mutation.name} ({result.test})", file=sys.stderr, flush=True)
+            results.append(result)
+    print(table(results))
+    n_caught = sum(result.outcome == "caught" for result in results)
+    print(f"\n{n_caught} of {len(results)} caught")
+    return 0 if n_caught == len(results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
