@@ -20,10 +20,9 @@ import pandas as pd
 from sklearn.metrics import accuracy_score, log_loss
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "examples"))
-import comparison
 import har
-import har_data
 import keras_ssd
+from _support import comparison, har_data
 from keras_ssd import augmentation as aug
 from unlabelled import strong_augmentation
 
@@ -99,6 +98,8 @@ def train(x, y, labelled, unlabelled, n_classes, seed, augmentation, teacher, ra
         comparison.fit(f"{augmentation} {teacher} {options}", model, task, seed, epochs, callbacks=callbacks)
         return model
 
+    if ratio:
+        options["kd_sample_weight"] = False
     known = x[labelled], y[labelled]
     few = data = har_data.EvenEpochs(*known, STEPS, BATCH_SIZE, seed)
     if ratio:

@@ -36,7 +36,8 @@ from keras import layers
 from matplotlib.figure import Figure
 from sklearn.model_selection import GroupShuffleSplit
 
-import comparison
+from _support import comparison
+from _support.csv_columns import read_columns
 
 FOLDER = "biosignals_filtered"
 BATCH_SIZE = 128
@@ -80,10 +81,7 @@ def load(data_dir, levels, signal):
 
 def read(path, signal):
     """One column of a recording."""
-    try:
-        return pd.read_csv(path, sep="\t", usecols=[signal], dtype="float32")[signal].to_numpy()
-    except ValueError as error:
-        raise ValueError(f"{path} should be tab separated and hold numbers in a column {signal!r}: {error}") from error
+    return read_columns(path, [signal], separator="\t")[signal].to_numpy("float32")
 
 
 def pain_attn_net(x, n_classes):

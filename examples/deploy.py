@@ -34,12 +34,10 @@ import keras
 import numpy as np
 import pandas as pd
 
-import comparison
 import har
-import har_data
 import keras_ssd
 import ucr
-import ucr_data
+from _support import comparison, har_data, ucr_data
 
 N_REPRESENTATIVE = 200
 WARM_UP, TIMED_CALLS = 20, 1000

@@ -29,7 +29,7 @@ import numpy as np
 import pandas as pd
 
 import keras_ssd
-import ucr_data
+from _support import ucr_data
 
 BATCH_SIZE = 16
 LEARNING_RATE = 5e-3

@@ -25,8 +25,7 @@ import keras
 from matplotlib.figure import Figure
 from sklearn.metrics import ConfusionMatrixDisplay
 
-import comparison
-import har_data
+from _support import comparison, har_data
 
 SAVED = ("plain", "distilled")
 

@@ -29,8 +29,7 @@ import sklearn.datasets
 from matplotlib.figure import Figure
 from sklearn.model_selection import train_test_split
 
-import comparison
-import ucr_data
+from _support import comparison, ucr_data
 
 
 class Dataset(NamedTuple):

@@ -29,9 +29,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-import har_data
 import keras_ssd.tuner
-import ucr_data
+from _support import har_data, ucr_data
 
 # What stands in the heat map is a list of choices, so that its cells are met more than once.
 SPACE = {

@@ -28,8 +28,7 @@ import keras
 import pandas as pd
 from matplotlib.figure import Figure
 
-import comparison
-import ucr_data
+from _support import comparison, ucr_data
 
 BATCH_SIZE = 16
 

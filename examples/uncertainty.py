@@ -27,8 +27,8 @@ from sklearn.calibration import CalibrationDisplay, calibration_curve
 from sklearn.metrics import log_loss
 
 import deploy
-import har_data
 import keras_ssd
+from _support import har_data
 
 BINS = {"n_bins": 10, "strategy": "quantile"}
 

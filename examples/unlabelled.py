@@ -9,7 +9,7 @@ For every label fraction and seed, with the same number of steps and as many lab
 
 - plain: on the labelled windows;
 - plain, averaged: the same with averaged weights, the control for what averaging alone gains;
-- distilled, labelled: half of the steps plain, then distilled (`SSDModel.semi_supervised`) on the labelled windows;
+- distilled, labelled: half of the steps plain, then distilled (`keras_ssd.SEMI_SUPERVISED`) on the labelled windows;
 - distilled, all windows: the same, with three windows without a label beside each that has one;
 - all labels: plain, with every label of the training split, the upper bound.
 
@@ -37,10 +37,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-import comparison
 import har
-import har_data
 import keras_ssd
+from _support import comparison, har_data
 from keras_ssd.augmentation import Jitter, Rotation, Scaling, TimeMask
 
 BATCH_SIZE = 16  # labelled windows
@@ -89,7 +88,7 @@ def run(dataset, fraction, ratio, augment, seed, epochs, n_steps):
         steps_per_epoch=n_steps,
     )
     for method, data in (("distilled, labelled", evenly(labelled)), ("distilled, all windows", mixed)):
-        ssd = keras_ssd.wrap(new_model(teacher, **keras_ssd.SEMI_SUPERVISED), seed=seed, augmented_teachers=not augment)
+        ssd = keras_ssd.wrap(new_model(teacher), **keras_ssd.SEMI_SUPERVISED, seed=seed, augmented_teachers=not augment)
         runs[method] = train(method, ssd, epochs - epochs // 2, data)
     runs["all labels"] = train("all labels", new_model(), epochs, evenly(everything))
     return runs

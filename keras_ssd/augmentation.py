@@ -1,11 +1,11 @@
-"""Random augmentation of windows `(batch, steps, channels)`, such as those of wearable sensors, as Keras layers.
+"""Keras layers that augment windows `(batch, steps, channels)`, for example of wearable sensors, at random.
 
-The names are those of the field (Um et al. 2017, arXiv 1706.00527; the mask is that of SpecAugment, arXiv 1904.08779).
-The layers work in training only, draw from a `keras.random.SeedGenerator`, and have no weights. They belong into the
-model, behind the normalisation of its inputs if their strength is given in standard deviations. Teachers do not take
-them for noise: they see the student's augmented sample, or the clean one (`augmented_teachers=False`).
+The names follow the literature (Um et al. 2017, arXiv 1706.00527; the mask is from SpecAugment, arXiv 1904.08779). The
+layers work in training only, draw from a `keras.random.SeedGenerator`, and have no weights. They belong in the model,
+behind the normalisation of its inputs if their strength is given in standard deviations. They are not noise of the
+teachers: teachers see the student's augmented sample, or the clean sample (`augmented_teachers=False`).
 
-For images Keras has such layers itself. Its `GaussianNoise` computes what `Jitter` does, but is noise of the teachers.
+Keras itself has such layers for images. Its `GaussianNoise` computes what `Jitter` does, but is noise of the teachers.
 """
 
 import math
@@ -17,7 +17,7 @@ from keras_ssd.settings import is_number
 
 
 class Augmentation(keras.layers.Layer):
-    """What the layers of this module share; derive your own from it to have it recognised as augmentation.
+    """Base class of the layers of this module; derive your own layer to have it recognised as augmentation.
 
     A subclass defines `augment(x)`, which is called in training only, and draws from `self.seed_generator`.
 
@@ -33,25 +33,32 @@ class Augmentation(keras.layers.Layer):
         self.built = True
 
     def augment(self, x):
-        """Windows `(batch, steps, channels)` to windows of the same shape."""
+        """Augment windows; subclasses define it.
+
+        Args:
+            x: `(batch, steps, channels)`.
+
+        Returns:
+            Windows of the same shape.
+        """
         raise NotImplementedError(f"{type(self).__name__} should define `augment(x)`.")
 
     def call(self, x, training=False):
-        """Augment in training, else pass on."""
+        """Augment in training; return `x` unchanged otherwise."""
         return self.augment(x) if training else x
 
     def compute_output_shape(self, input_shape):
-        """That of the input."""
+        """Return the shape of the input."""
         return input_shape
 
     def get_config(self):
-        """The arguments."""
+        """Return the arguments."""
         return {**super().get_config(), "seed": self.seed}
 
 
 @keras.saving.register_keras_serializable(package="keras_ssd")
 class Jitter(Augmentation):
-    """Adds Gaussian noise, another number to every value: the sensor's own noise.
+    """Adds Gaussian noise, drawn anew for every value: the sensor's own noise.
 
     Args:
         stddev: standard deviation of the noise, > 0, in the unit of the input: behind a `Normalization` layer, in
@@ -64,17 +71,17 @@ class Jitter(Augmentation):
         self.stddev = _positive("stddev", stddev)
 
     def augment(self, x):
-        """`x + noise`."""
+        """Return `x + noise`."""
         return x + keras.random.normal(ops.shape(x), 0.0, self.stddev, self.compute_dtype, self.seed_generator)
 
     def get_config(self):
-        """The arguments."""
+        """Return the arguments."""
         return {**super().get_config(), "stddev": self.stddev}
 
 
 @keras.saving.register_keras_serializable(package="keras_ssd")
 class Scaling(Augmentation):
-    """Multiplies every channel of every window by a random factor of mean 1: how vigorously somebody moves.
+    """Multiplies every channel of every window by a random factor of mean 1: movements of another strength.
 
     Args:
         stddev: standard deviation of the factor, which is normal, > 0. Defaults to `0.1`.
@@ -86,22 +93,22 @@ class Scaling(Augmentation):
         self.stddev = _positive("stddev", stddev)
 
     def augment(self, x):
-        """`factor * x`, the factor `(batch, 1, channels)`."""
+        """Return `factor * x`, with a factor `(batch, 1, channels)`."""
         batch, _, channels = ops.shape(x)
         return x * keras.random.normal((batch, 1, channels), 1.0, self.stddev, self.compute_dtype, self.seed_generator)
 
     def get_config(self):
-        """The arguments."""
+        """Return the arguments."""
         return {**super().get_config(), "stddev": self.stddev}
 
 
 @keras.saving.register_keras_serializable(package="keras_ssd")
 class TimeMask(Augmentation):
-    """Sets a random span of every window to 0, in all channels: what the sensor missed.
+    """Sets a random span of every window to 0, in all channels: values that the sensor missed.
 
     Args:
-        max_fraction: the longest span, as a fraction of the window, in (0, 1]. The length is uniform between 0 and it,
-            the place uniform among those where the span fits. Defaults to `0.25`.
+        max_fraction: the longest span, as a fraction of the window, in (0, 1]. The length is uniform between 0 and
+            this, the position uniform among all where the span fits. Defaults to `0.25`.
         seed: integer or `None`.
     """
 
@@ -110,7 +117,7 @@ class TimeMask(Augmentation):
         self.max_fraction = _positive("max_fraction", max_fraction, most=1)
 
     def augment(self, x):
-        """`x`, but 0 in a span."""
+        """Return `x` with a span set to 0."""
         batch, steps, _ = ops.shape(x)
         drawn = keras.random.uniform((2, batch, 1, 1), dtype="float32", seed=self.seed_generator)
         longest = ops.floor(self.max_fraction * ops.cast(steps, "float32"))
@@ -121,16 +128,16 @@ class TimeMask(Augmentation):
         return ops.where(masked, ops.zeros_like(x), x)
 
     def get_config(self):
-        """The arguments."""
+        """Return the arguments."""
         return {**super().get_config(), "max_fraction": self.max_fraction}
 
 
 @keras.saving.register_keras_serializable(package="keras_ssd")
 class Rotation(Augmentation):
-    """Turns the axes of the sensor, in every window about another random axis: how somebody wears the device.
+    """Turns the sensor, in every window about a random axis of its own: another way to wear the device.
 
-    The channels are triples (x, y, z), one behind the other, all of one device: every triple is turned alike. They must
-    not have been scaled one by one: put this layer before a `Normalization`.
+    The channels are consecutive triples (x, y, z) of the same device; every triple is turned alike. The channels must
+    not have been scaled separately: put this layer before a `Normalization`.
 
     Args:
         max_angle: the largest angle in degrees, in (0, 180]. Angles are uniform between 0 and this, axes uniform on the
@@ -143,7 +150,7 @@ class Rotation(Augmentation):
         self.max_angle = _positive("max_angle", max_angle, most=180)
 
     def augment(self, x):
-        """Every triple of channels times one matrix for each window."""
+        """Multiply every triple of channels of a window by the window's matrix."""
         batch, steps, channels = ops.shape(x)
         if channels % 3:
             raise ValueError(
@@ -157,12 +164,12 @@ class Rotation(Augmentation):
         return ops.cast(ops.reshape(turned, (batch, steps, channels)), self.compute_dtype)
 
     def get_config(self):
-        """The arguments."""
+        """Return the arguments."""
         return {**super().get_config(), "max_angle": self.max_angle}
 
 
 def rotation_matrices(axis, angle):
-    """Matrices that turn column vectors about an axis (Rodrigues' formula).
+    """Return matrices that turn column vectors about an axis (Rodrigues' formula).
 
     Args:
         axis: `(batch, 3)`, of any length above 0.

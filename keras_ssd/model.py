@@ -1,10 +1,7 @@
 """`SSDModel`: a Keras model whose training step distils the model's own stochastic passes into itself."""
 
-import contextlib
 import functools
 import inspect
-import threading
-from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -16,68 +13,19 @@ from keras_ssd._typing import Tensor
 from keras_ssd.averaging import Averaging, HeldWeights, averaged_variables
 from keras_ssd.distillation import StepOutputs, distillation_loss, weigh_teachers
 from keras_ssd.graph import Graph, call_student, is_functional
-from keras_ssd.guidance import guided_target
+from keras_ssd.inspection import Inspection
 from keras_ssd.outputs import Output, describe_outputs, output_form, teacher_logits
 from keras_ssd.settings import OPTIONS, Settings, check_weight
-from keras_ssd.student import StudentInterface, check_model, check_overrides
+from keras_ssd.step import Evaluation, FitState, TrainingStep, Untracked, values_set
+from keras_ssd.student import StudentInterface, StudentWatch, check_model, check_overrides
 from keras_ssd.teachers import StudentTeacherGraph, check_replaceable, output_structure, resolve_kind
-from keras_ssd.uncertainty import predict_stochastic
 from keras_ssd.unlabelled import JoinedDataset
 
-
-class _TrainingStep(threading.local):
-    """What `call` hands to `compute_loss`, to which Keras passes nothing but the outputs.
-
-    Of each thread its own: `tf.distribute` runs the replicas of one step in several threads.
-
-    Attributes:
-        model: the model whose training step this thread runs.
-        student_pass: the representation, and what the teachers branch off from.
-    """
-
-    model: Any = None
-    student_pass: Any = None
-
-
-class _Evaluation(threading.local):
-    """Whether this thread evaluates, so that logs hold nothing of teachers."""
-
-    is_running = False
-
-
-_step, _evaluation = _TrainingStep(), _Evaluation()
-
-
-@contextlib.contextmanager
-def _set(scope: Any, **values: Any) -> Iterator[None]:
-    before = {name: getattr(scope, name) for name in values}
-    vars(scope).update(values)
-    try:
-        yield
-    finally:
-        vars(scope).update(before)
-
-
-class _FitState:
-    """What is true for the length of a `fit`. A plain object: none of it is state that Keras should save.
-
-    Attributes:
-        is_running: whether `fit` runs.
-        teaches: whether training steps run the teachers.
-        statistics: a metric that is shown the teachers of every training step, or `None`.
-        joined_dataset: what `fit` trains on, if `join_unlabelled` made it.
-        trained: the optimizer of the last training, and the `id`s of the variables that it trained.
-    """
-
-    is_running = False
-    teaches = True
-    statistics: Any = None
-    joined_dataset: JoinedDataset | None = None
-    trained: tuple[Any, list[int]] = (None, [])
+_step, _evaluation = TrainingStep(), Evaluation()
 
 
 @keras.saving.register_keras_serializable(package="keras_ssd")
-class SSDModel(StudentInterface, keras.Model):
+class SSDModel(Inspection, StudentInterface, keras.Model):
     """A model that is trained by stochastic self-distillation (arXiv 2504.14307).
 
     One training step evaluates the student once and a teacher, the same network by default, `num_teachers` times with
@@ -128,8 +76,8 @@ class SSDModel(StudentInterface, keras.Model):
             self.student = model
             self.settings = settings
             # In a plain object, so that Keras does not take the layers they refer to for layers of this model.
-            self._wiring, self._teacher_network = wiring, _Untracked(network)
-            self._fit_state = _FitState()
+            self._wiring, self._teacher_network = wiring, Untracked(network)
+            self._fit_state = FitState()
             self._add_state(settings)
         if isinstance(teacher_model, SSDModel) and teacher_model._averages and wiring is not None:
             self._held_weights.copy(teacher_model._deployed()[1])
@@ -137,12 +85,12 @@ class SSDModel(StudentInterface, keras.Model):
         self._teacher_forms = _teacher_forms(model, network, teacher_model, settings)
         self._outputs: list[Output] | None = None
         self._evaluates_average = False
-        self._evaluation_functions = _Untracked({})
-        self._followed: Any = _backend.compile_record(model)
+        self._evaluation_functions = Untracked({})
+        self._watch = Untracked(StudentWatch(model))
         if hasattr(model, "output_names"):
             # Lets losses and metrics be given by output name, as for the model itself.
             self.output_names = list(model.output_names)
-        self._loss_arguments = _Untracked({})
+        self._loss_arguments = Untracked({})
         self.built = True
 
     def _add_state(self, settings: Settings) -> None:
@@ -186,7 +134,7 @@ class SSDModel(StudentInterface, keras.Model):
         return self._distills and self._fit_state.teaches and _step.model is self
 
     def train_step(self, *args: Any, **kwargs: Any) -> Any:
-        with _set(_step, model=self, student_pass=None):
+        with values_set(_step, model=self, student_pass=None):
             result = super().train_step(*args, **kwargs)
         if self._averaging is not None:
             return _backend.after_train_step(self, result, self._averaging.update)
@@ -276,8 +224,7 @@ class SSDModel(StudentInterface, keras.Model):
             arguments["weighted_metrics"] = arguments.pop("metrics")
         super().compile(**arguments)
         _backend.restore_compiled(self.student)
-        self._followed = _backend.compile_record(self.student)
-        self._fit_state.trained = (None, [])
+        self._watch.content.note_compile(self.student)
         self._evaluation_functions.content.clear()
         self._loss_arguments.content = {name: arguments.get(name) for name in ("loss", "loss_weights")}
         self._outputs = None
@@ -298,7 +245,7 @@ class SSDModel(StudentInterface, keras.Model):
     @functools.wraps(keras.Model.fit)
     def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
         arguments = inspect.signature(keras.Model.fit).bind(self, *args, **kwargs).arguments
-        self._follow_student()
+        self._watch.content.before_training(self)
         self._check_data(arguments.get("x"))
         state = self._fit_state
         teaches = state.teaches
@@ -315,14 +262,14 @@ class SSDModel(StudentInterface, keras.Model):
 
     @functools.wraps(keras.Model.train_on_batch)
     def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
-        self._follow_student()
+        self._watch.content.before_training(self)
         self._begin_training()
         return super().train_on_batch(*args, **kwargs)
 
     @functools.wraps(keras.Model.evaluate)
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         self._begin_evaluation()
-        with _set(_evaluation, is_running=True):
+        with values_set(_evaluation, is_running=True):
             return super().evaluate(*args, **kwargs)
 
     @functools.wraps(keras.Model.test_on_batch)
@@ -331,7 +278,7 @@ class SSDModel(StudentInterface, keras.Model):
         return super().test_on_batch(*args, **kwargs)
 
     def test_step(self, *args: Any, **kwargs: Any) -> Any:
-        with _set(_step, model=None), _set(_evaluation, is_running=True):
+        with values_set(_step, model=None), values_set(_evaluation, is_running=True):
             return super().test_step(*args, **kwargs)
 
     @functools.wraps(keras.Model.predict)
@@ -360,30 +307,6 @@ class SSDModel(StudentInterface, keras.Model):
 
     # Before and after training.
 
-    def _follow_student(self) -> None:
-        """Take over what the student was compiled with since this model was."""
-        record = _backend.compile_record(self.student)
-        if record is not None and record is not self._followed:
-            self._compile_as(self.student)
-        optimizer, trained = self._fit_state.trained
-        if self.compiled and optimizer is self.optimizer and trained != [id(v) for v in self.trainable_variables]:
-            raise ValueError(
-                f"What is trainable in {self.student.name!r} has changed since the last training, and the optimizer "
-                "still has the variables of before. Call `ssd.compile(...)` (or `model.compile(...)`, which the "
-                "wrapper follows) after freezing, unfreezing or adding weights."
-            )
-        self._check_weights()
-
-    def _check_weights(self) -> None:
-        if self._averaging is not None:
-            now = averaged_variables(self.student)
-            if [id(v) for v in now] != [id(v) for v in self._averaging.variables]:
-                raise ValueError(
-                    f"The weights of {self.student.name!r} are no longer those that were wrapped (LoRA, quantisation, "
-                    "a new layer), so that their moving average cannot go on. Wrap the model again: "
-                    "keras_ssd.wrap(ssd.student, ...)."
-                )
-
     def _check_data(self, x: Any) -> None:
         if not isinstance(x, JoinedDataset):
             return
@@ -400,8 +323,6 @@ class SSDModel(StudentInterface, keras.Model):
         if self._averaging is not None:
             self._averaging.take_back()
             self._evaluate_average(True)
-        if self.optimizer is not None:
-            self._fit_state.trained = (self.optimizer, [id(v) for v in self.trainable_variables])
 
     def _end_training(self) -> None:
         """Give the student the average, also after an exception: it and the wrapper say the same then."""
@@ -418,13 +339,8 @@ class SSDModel(StudentInterface, keras.Model):
 
     def _begin_evaluation(self) -> None:
         if not self._fit_state.is_running:
-            self._follow_compile()
+            self._watch.content.before_evaluation(self)
             self._evaluate_average(self._averaging is not None and self._averaging.is_in_training)
-
-    def _follow_compile(self) -> None:
-        record = _backend.compile_record(self.student)
-        if not self.compiled and record is not None:
-            self._compile_as(self.student)
 
     def _evaluate_average(self, value: bool) -> None:
         """Let evaluation look at the average or at the student; each has compiled functions of its own."""
@@ -532,7 +448,7 @@ class SSDModel(StudentInterface, keras.Model):
             raise ValueError(
                 f"training_loss() needs a compiled model: {self.name!r} has no loss. Call ssd.compile(loss=...) first."
             )
-        with _set(_step, model=self, student_pass=None):
+        with values_set(_step, model=self, student_pass=None):
             y_pred = self(x, training=True)
             return self.compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True)
 
@@ -570,61 +486,6 @@ class SSDModel(StudentInterface, keras.Model):
             )
         self._held_weights.copy(averaged_variables(self.student))
         self._held_weights.steps.assign(np.array(ops.convert_to_numpy(self._held_weights.steps.value) + 1, "int32"))
-
-    def predict_stochastic(self, x: Any, **options: Any) -> Any:
-        """Predict with noise on, many times, and return mean and uncertainty.
-
-        Of the student and its own noise layers, as after loading it; with the averaged weights where `predict` uses
-        them.
-
-        Args:
-            x: inputs, as for `predict`.
-            **options: as for `keras_ssd.predict_stochastic`, which documents them.
-
-        Returns:
-            A `StochasticPrediction`, or several in the structure of the outputs.
-        """
-        return predict_stochastic(self, x, **options)
-
-    def guidance_weights(self, x: Any, percentile: float | None = None) -> np.ndarray:
-        """Return the weights that the teachers of one batch get, to look at.
-
-        Nothing is changed by it, and it returns the same for the same weights and seed.
-
-        Args:
-            x: one batch of inputs, as for `model(x)`.
-            percentile: overrides the percentile, 0-100; 0 shows the weights before the filter. Defaults to `None`.
-
-        Returns:
-            NumPy array `(batch, teachers)`, every row sums to 1.
-        """
-        return ops.convert_to_numpy(self._look_at(x, percentile)[0])
-
-    def teacher_representations(self, x: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return what student and teachers of one batch are compared by, to look at.
-
-        Nothing is changed by it, and it returns the same for the same weights and seed.
-
-        Args:
-            x: one batch of inputs, as for `model(x)`.
-
-        Returns:
-            `(student, teachers, target)`, NumPy arrays `(batch, features)`, `(batch, teachers, features)` and
-            `(batch, features)`: the representations, or the flattened first output where outputs are both compared and
-            distilled.
-        """
-        guidance, student, teachers = self._look_at(x)
-        return tuple(map(ops.convert_to_numpy, (student, teachers, guided_target(guidance, teachers))))
-
-    def _look_at(self, x: Any, percentile: float | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        if not self._distills:
-            raise ValueError(f"{self.name!r} was wrapped with kd_weight=0: it has no teachers to look at.")
-        scope = keras.StatelessScope([(v, v.value) for v in self.variables], collect_losses=True)
-        with scope, _backend.teacher_scope(ops.convert_to_tensor(self.settings.seed or 0)):
-            y_pred, representation, cut_values = self._wiring.student_pass(x)
-            step = self._teach(y_pred, representation, cut_values)
-            outputs = self._describe_outputs(y_pred) if self.settings.similarity == "kl" else []
-            return weigh_teachers(step, outputs, self.settings, percentile), *step.compared
 
     # Files.
 
@@ -674,13 +535,6 @@ class SSDModel(StudentInterface, keras.Model):
         # Until it is known whether the file was written in mid-training; after `fit`, average and student are equal.
         ssd._evaluates_average = ssd._averages
         return ssd
-
-
-class _Untracked:
-    """Holds what Keras should not track as a part of the model."""
-
-    def __init__(self, content: Any) -> None:
-        self.content = content
 
 
 def _teacher_forms(

@@ -40,7 +40,9 @@ class Noise(NamedTuple):
     @property
     def described(self) -> str:
         """The places, for an error."""
-        return str(self.names) if self.names else "what feeds the head"
+        if self.names:
+            return str(self.names)
+        return "dropout of what feeds the head" if self.tensors else "of which there is none"
 
 
 def is_augmentation(layer: Any) -> bool:

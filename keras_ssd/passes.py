@@ -178,7 +178,7 @@ class StochasticPasses:
         return results
 
     def _chunk_in_cache(self, cut_values: Sequence[Tensor], num_teachers: int) -> int:
-        """Return the largest divisor of `num_teachers` for which the output of every layer stays in a processor's cache.
+        """Return the largest divisor of `num_teachers` for which every layer's output stays in a processor's cache.
 
         Where it does not, all in one batch takes up to half as long again as one pass after the other.
         """

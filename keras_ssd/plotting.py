@@ -1,4 +1,4 @@
-"""Pictures of a distillation. matplotlib is imported when a function is called, not before."""
+"""Pictures of a distillation. matplotlib is imported only when a function is called."""
 
 import keras
 import numpy as np
@@ -16,8 +16,8 @@ def plot_teacher_weights(ssd, x, ax=None):
         ax: the `matplotlib.axes.Axes` to draw on. Defaults to `None`: a new figure.
 
     Returns:
-        The Axes. Its image holds the weights before the filter in the columns `0..N-1`, an empty column, and those
-        after it.
+        The Axes. Its image holds N columns of weights before the filter, an empty column, and N columns of weights
+        after the filter.
 
     Example:
         >>> keras_ssd.plotting.plot_teacher_weights(ssd, x[:32]).figure.savefig("weights.png")
@@ -40,13 +40,13 @@ def plot_teacher_weights(ssd, x, ax=None):
 def plot_representations(ssd, x, samples=None, ax=None):
     """Draw the teachers' representations as a cloud, with their target and the student, in two principal components.
 
-    The components are those of all points that are drawn. Where outputs are both compared and distilled, the first
+    The components are computed from all points that are drawn. If outputs are both compared and distilled, the first
     output takes the place of the representation.
 
     Args:
         ssd: a model from `keras_ssd.wrap`.
         x: one batch of inputs.
-        samples: which samples of the batch to draw, one colour each. Defaults to `None`: the first three.
+        samples: numbers of the samples to draw, each in a colour of its own. Defaults to `None`: the first three.
         ax: the `matplotlib.axes.Axes` to draw on. Defaults to `None`: a new figure.
 
     Returns:
@@ -91,7 +91,7 @@ def plot_history(history, names=None, ax=None):
         ax: the `matplotlib.axes.Axes` to draw on. Defaults to `None`: a new figure.
 
     Returns:
-        The Axes of the losses (and of whatever else is named). The second axis, if any, is the last one of the figure.
+        The Axes of the losses (and of all other names). The second axis, if any, is the last of the figure.
 
     Raises:
         ValueError: if a name is not in the history.
@@ -107,29 +107,29 @@ def plot_history(history, names=None, ax=None):
     if unknown or not names:
         raise ValueError(f"`names` should be taken from {sorted(history)}. Received: {unknown or names}")
     ax = _axes(ax)
-    other = None
+    second = None
     handles = []
     for number, name in enumerate(names):
-        on = ax
+        axis = ax
         if name in TeacherStatistics.names:
-            other = on = ax.twinx() if other is None else other
+            second = axis = ax.twinx() if second is None else second
         epochs = np.arange(1, len(history[name]) + 1)
-        style = "--" if on is other else "-"
-        handles += on.plot(epochs, history[name], style, marker=".", color=f"C{number % 10}", label=name)
+        style = "--" if axis is second else "-"
+        handles += axis.plot(epochs, history[name], style, marker=".", color=f"C{number % 10}", label=name)
     ax.set_xlabel("epoch")
     left = [name for name in names if name not in TeacherStatistics.names]
     ax.set_ylabel("loss" if all(name.endswith("loss") for name in left) else "value")
-    if other is not None:
-        other.set_ylabel("teachers")
-        # Both axes in one legend, on top of what either of them draws.
-        other.legend(handles=handles, fontsize="small")
+    if second is not None:
+        second.set_ylabel("teachers")
+        # A single legend for both axes, on top of both.
+        second.legend(handles=handles, fontsize="small")
     else:
         ax.legend(handles=handles, fontsize="small")
     return ax
 
 
 def _principal_components(points):
-    """A projection on the two main axes of `(points, features)`, and the shares of the variance that lie on them."""
+    """Return a projection on the two main axes of `(points, features)`, and their shares of the variance."""
     center = points.mean(axis=0)
     _, singular, axes = np.linalg.svd(points - center, full_matrices=False)
     # Fewer than two features or points leave axes out.

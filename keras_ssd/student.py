@@ -4,6 +4,8 @@ from typing import Any
 
 import keras
 
+from keras_ssd import _backend
+
 # What a class of the user's may override, and the wrapper would replace by Keras' own.
 _REPLACED = (
     "compile",
@@ -74,6 +76,55 @@ def check_overrides(model: keras.Model) -> None:
 def _is_of_keras(model: keras.Model, name: str) -> bool:
     owner = next((c for c in type(model).__mro__ if name in vars(c)), None)
     return owner is None or owner.__module__.partition(".")[0] == "keras"
+
+
+class StudentWatch:
+    """Notices what is done to the student between two calls: compiled anew, frozen, other variables.
+
+    Args:
+        student: the plain model.
+    """
+
+    def __init__(self, student: keras.Model) -> None:
+        self.note_compile(student)
+        self._variables = [id(v) for v in student.weights]
+
+    def note_compile(self, student: keras.Model) -> None:
+        """Note that the wrapper was compiled, which counts more than what the student was compiled with before."""
+        self._record = _backend.compile_record(student)
+        self._trained: tuple[Any, list[int]] = (None, [])
+
+    def before_evaluation(self, ssd: Any) -> None:
+        """Take over what the student was compiled with, if the wrapper was not compiled at all."""
+        if not ssd.compiled and _backend.compile_record(ssd.student) is not None:
+            ssd._compile_as(ssd.student)
+
+    def before_training(self, ssd: Any) -> None:
+        """Take over what the student was compiled with since the wrapper was, and check what will be trained.
+
+        Raises:
+            ValueError: if the optimizer, or what is held of the weights, belongs to other variables.
+        """
+        record = _backend.compile_record(ssd.student)
+        if record is not None and record is not self._record:
+            ssd._compile_as(ssd.student)
+        if ssd._averages and [id(v) for v in ssd.student.weights] != self._variables:
+            raise ValueError(
+                f"The weights of {ssd.student.name!r} are no longer those that were wrapped (LoRA, quantisation, a new "
+                "layer), so that their moving average cannot go on. Wrap the model again: "
+                "keras_ssd.wrap(ssd.student, ...)."
+            )
+        trainable = [id(v) for v in ssd.trainable_variables]
+        if not ssd.compiled or ssd.optimizer is None:
+            return
+        optimizer, trained = self._trained
+        if optimizer is ssd.optimizer and trained != trainable:
+            raise ValueError(
+                f"What is trainable in {ssd.student.name!r} has changed since the last training, and the optimizer "
+                "still has the variables of before. Call `ssd.compile(...)` (or `model.compile(...)`, which the "
+                "wrapper follows) after freezing, unfreezing or adding weights."
+            )
+        self._trained = ssd.optimizer, trainable
 
 
 class StudentInterface:

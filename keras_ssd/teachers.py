@@ -90,6 +90,8 @@ class StudentTeacherGraph:
         self._num_outputs = len(teacher.outputs) if settings.needs_outputs else 0
         self._has_representation = settings.needs_representation
         representations = _find_representations(student, teacher, settings) if self._has_representation else []
+        if settings.representation is not None and not self._has_representation:
+            find_representation(student, settings.representation)  # a wrong name is an error, needed or not
         self.passes = StochasticPasses(
             teacher,
             self.noise,

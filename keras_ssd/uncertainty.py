@@ -6,7 +6,6 @@ import keras
 from keras import ops, tree
 
 from keras_ssd import _backend
-from keras_ssd._typing import Tensor
 from keras_ssd.averaging import HeldWeights, averaged_variables
 from keras_ssd.graph import Graph
 from keras_ssd.noise import choose_noise
@@ -66,7 +65,7 @@ def predict_stochastic(
         seed: integer; the same one gives the same result for the same batches, whatever was called before. Defaults to
             `None`: follows `keras.utils.set_random_seed`.
         stochastic_layers: names of the layers that are random, or a predicate on layers. Defaults to `None`: every
-            noise layer except augmentation, which is off. A layer that makes no noise has its output go through dropout.
+            noise layer except augmentation, which is off. The output of any other layer goes through dropout.
         dropout_rate: rate of that dropout, and of the dropout layers. With it a network without noise layers drops what
             feeds its head (Monte-Carlo dropout). Defaults to `None`: the layers' own.
         loss: says what the outputs are, as `compile(loss=...)` does, in its place: for a model that is not compiled and
@@ -141,8 +140,8 @@ class UncertaintyPasses:
         self._passes = StochasticPasses(graph, noise, graph.outputs, shares_prefix=False, dropout_rate=dropout_rate)
         if not any(self._passes.is_random):
             raise ValueError(
-                f"None of the outputs of the model {model.name!r} depends on the noise, {noise.described}, so all passes "
-                "would be identical. Choose other layers by `stochastic_layers`."
+                f"None of the outputs of the model {model.name!r} depends on the noise, {noise.described}, so all "
+                "passes would be identical. Choose other layers by `stochastic_layers`."
             )
         self._read_cut = graph.reader(self._passes.cut)
         self._forms = [] if graph.is_opaque else [output_form(graph, x) for x in graph.outputs]

@@ -241,6 +241,6 @@ def _mixed(part: np.ndarray, other: np.ndarray, sizes: tuple[int, int]) -> np.nd
 
 @functools.lru_cache(maxsize=16)
 def _even_order(labelled: int, unlabelled: int) -> np.ndarray:
-    """Return an order in which both kinds are evenly mixed, so that each of several devices gets its share of labels."""
+    """Return an order that mixes both kinds evenly, so that each of several devices gets its share of labels."""
     places = [(np.arange(size) + 0.5) / size for size in (labelled, unlabelled)]
     return np.argsort(np.concatenate(places), kind="stable")

@@ -17,7 +17,7 @@ from keras import layers, ops
 
 import keras_ssd
 import keras_ssd.callbacks
-from keras_ssd import stochastic
+from keras_ssd import passes
 
 ROWS, BATCH = 32, 8
 
@@ -253,12 +253,12 @@ ON_TWO_DEVICES = ("ema",)
 ON_FOUR_DEVICES = ("self", "ema", "model", "paper", "uneven chunks")
 ON_MESHES = [("self", "1x4"), ("ema", "2x2"), ("paper", "2x2")]
 COMPILED = ("self", "paper", "uneven chunks", "chunks for the cache")
-CACHE = stochastic._CACHED_BYTES
+CACHE = passes._CACHED_BYTES
 
 
 def noisy(name):
     # A batch of 8 rows of 8 floats: two teachers fit into this cache.
-    stochastic._CACHED_BYTES = 2 * BATCH * 8 * 4 if name == "chunks for the cache" else CACHE
+    passes._CACHED_BYTES = 2 * BATCH * 8 * 4 if name == "chunks for the cache" else CACHE
     return wrapped(dropout, **NOISY[name])
 
 

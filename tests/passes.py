@@ -27,8 +27,9 @@ class StepPasses(typing.NamedTuple):
 
 def run_passes(ssd, x):
     """The passes of a step on `x`, which move generators and statistics as a step does."""
-    outputs, representation, cut_values = ssd._roles.student_pass(keras.tree.map_structure(ops.convert_to_tensor, x))
-    teacher_outputs, teacher_representation = ssd._teacher_pass(cut_values)
+    outputs, representation, cut_values = ssd._wiring.student_pass(keras.tree.map_structure(ops.convert_to_tensor, x))
+    step = ssd._teach(outputs, representation, cut_values)
+    teacher_outputs, teacher_representation = step.teacher_outputs, step.teacher_representations
 
     def array(tensor):
         return None if tensor is None else ops.convert_to_numpy(tensor)

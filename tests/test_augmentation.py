@@ -10,7 +10,7 @@ from keras import layers, ops
 import keras_ssd
 from keras_ssd import augmentation
 from keras_ssd.augmentation import Augmentation, Jitter, Rotation, Scaling, TimeMask, rotation_matrices
-from keras_ssd.stochastic import is_augmentation, is_noise
+from keras_ssd.noise import is_augmentation, is_noise
 from passes import passes
 from structures import Doubling
 
@@ -66,7 +66,7 @@ def test_saving_keeps_the_arguments(make):
 
 @every_layer
 @pytest.mark.parametrize("dtype", ["float64", "mixed_float16", "bfloat16"][keras.backend.backend() == "jax" :])
-def test_types(make, dtype):
+def test_the_dtype_of_the_policy_is_kept(make, dtype):
     layer = make(dtype=dtype)
     result = layer(ops.cast(WINDOWS, layer.compute_dtype), training=True)
     assert keras.backend.standardize_dtype(result.dtype) == layer.compute_dtype
@@ -147,13 +147,13 @@ def test_rotation_needs_triples():
     ids=["jitter", "scaling", "time mask", "rotation"],
 )
 @pytest.mark.parametrize("value", [0, -1, math.nan, math.inf, "1", None, True])
-def test_bad_strength(make, name, value):
+def test_a_strength_that_is_no_positive_number_is_refused(make, name, value):
     with pytest.raises(ValueError, match=f"`{name}` should be a float above 0"):
         make(value)
 
 
 @pytest.mark.parametrize("make, most", [(TimeMask, 1), (Rotation, 180)], ids=["time mask", "rotation"])
-def test_strength_has_a_limit(make, most):
+def test_a_strength_above_its_limit_is_refused(make, most):
     make(most)
     with pytest.raises(ValueError, match=f"of at most {most}"):
         make(most * 1.01)

@@ -36,7 +36,7 @@ def test_moving_average_of_the_weights(options):
         m = min(0.15, t / (t + 9))
         expected = [m * e + (1 - m) * w for e, w in zip(expected or now, now, strict=True)]
         seen.append(now)
-    assert_close(ssd.averaged_weights.held, expected, tolerance=1e-6)
+    assert_close(ssd._averaged_weights.held, expected, tolerance=1e-6)
     assert not np.allclose(seen[0][0], seen[-1][0])
 
 

@@ -207,7 +207,7 @@ def test_seeds_depend_on_seed_and_epoch_and_the_student_draws_as_the_plain_model
     assert set(states(model, 1, 0)) < set(wrapped)
 
 
-def test_a_bad_seed():
+def test_a_bad_seed_is_refused():
     with pytest.raises(ValueError, match="`seed` should be an integer of at least 0. Received: seed='a'"):
         SeedEachEpoch("a")
 

@@ -6,7 +6,7 @@ made sure that the wrapped one is refused with the same words).
 
 The last kind, `"weight 0"`, is a wrapped model without distillation: everything has to be equal bit for bit.
 
-`docs/contract.py` runs this file and writes its outcome to docs/contract.md and, in short, to README.md.
+`tools/contract.py` runs this file and writes its outcome to docs/contract.md and, in short, to README.md.
 """
 
 import contextlib
@@ -775,7 +775,7 @@ def test_feature(name, teacher, record_property):
 
 
 def test_the_table_in_the_documents_is_that_of_this_test():
-    path = pathlib.Path(__file__).parents[1] / "docs" / "contract.py"
+    path = pathlib.Path(__file__).parents[1] / "tools" / "contract.py"
     spec = importlib.util.spec_from_file_location("contract", path)
     contract = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(contract)

@@ -117,7 +117,9 @@ def test_metadata_is_packaged():
     assert url_info.checksum == "c00b803081a5c797cd5e4b83700a9810b38d53d9d84e01917e090e1fdbc81031"
 
 
-@pytest.mark.parametrize("layout", ["parent", "folder", "renamed folder", "published zip", "inner zip"])
+@pytest.mark.parametrize(
+    "layout", ["parent", "folder", "renamed folder", "doubled folder", "lower case", "published zip", "inner zip"]
+)
 def test_finds_the_data_in_a_given_folder(tmp_path, layout):
     given = tmp_path / "given"
     given.mkdir()
@@ -127,12 +129,58 @@ def test_finds_the_data_in_a_given_folder(tmp_path, layout):
         (given / "UCI HAR Dataset.zip").write_bytes(inner_zip())
     else:
         folder = write(given)
-        given = {"parent": given, "folder": folder, "renamed folder": given / "har"}[layout]
-        if layout == "renamed folder":
-            folder.rename(given)
+        if layout == "folder":
+            given = folder
+        elif layout == "renamed folder":
+            given = folder.rename(given / "har")
+        elif layout == "doubled folder":
+            (given / "outer").mkdir()
+            folder.rename(given / "outer" / folder.name)
+            (given / "outer").rename(folder)
+        elif layout == "lower case":
+            for path in sorted(given.rglob("*"), key=lambda path: -len(path.parts)):
+                path.rename(path.with_name(path.name.lower()))
     builder = make_builder(tmp_path)
     prepare(builder, given)
     assert_as_written(builder)
+
+
+def lower_case(files):
+    return {name.lower(): content for name, content in files.items()}
+
+
+def without_a_folder(files):
+    return {name.removeprefix("UCI HAR Dataset/"): content for name, content in files.items()}
+
+
+def in_another_folder(files):
+    return {f"downloads/{name}": content for name, content in files.items()} | {"__MACOSX/._y_train.txt": b""}
+
+
+@pytest.mark.parametrize("name", ["har.zip", "UCI HAR Dataset.ZIP"])
+@pytest.mark.parametrize("change", [lower_case, without_a_folder, in_another_folder])
+def test_a_zip_of_another_layout_is_read(tmp_path, change, name):
+    with zipfile.ZipFile(io.BytesIO(inner_zip())) as archive:
+        files = {entry: archive.read(entry) for entry in archive.namelist()}
+    (tmp_path / name).write_bytes(zip_of(change(files)))
+    (tmp_path / "a other.zip").write_bytes(zip_of({"readme.txt": b"something else"}))
+    builder = make_builder(tmp_path)
+    prepare(builder, tmp_path)
+    assert_as_written(builder)
+
+
+def test_a_zip_that_holds_something_else_is_described(tmp_path):
+    (tmp_path / ZIP).write_bytes(zip_of({"photos/cat.png": b""}))
+    with pytest.raises(ValueError, match=r"should hold train/y_train.txt. Received: \['photos/cat.png'\]"):
+        prepare(make_builder(tmp_path), tmp_path)
+
+
+def test_a_folder_that_holds_something_else_is_described(tmp_path, monkeypatch):
+    monkeypatch.setattr(uci_har_dataset_builder.Builder, "url_infos", None)
+    for name in ("README.txt", "windows.csv"):
+        (tmp_path / name).touch()
+    with pytest.raises(RuntimeError, match=r"Received: manual_dir=.*, which holds \['README.txt', 'windows.csv'\]"):
+        prepare(tfds.builder("uci_har", data_dir=tmp_path.with_name("prepared")), tmp_path)
 
 
 def test_missing_subject_files_are_noticed_once(tmp_path):
@@ -150,22 +198,39 @@ def cut(text):
     return text[: len(text) // 2]
 
 
+def in_line_3(old, new):
+    def change(text):
+        lines = text.split("\n")
+        lines[2] = lines[2].replace(old, new, 1)
+        return "\n".join(lines)
+
+    return change
+
+
+TRAINING_X = "train/Inertial Signals/body_acc_x_train.txt"  # its third line begins with 2.0000000e+002
 DAMAGE = {
-    "truncated": ("train/Inertial Signals/body_gyro_y_train.txt", cut),
-    "row missing": ("test/Inertial Signals/total_acc_z_test.txt", lambda text: text[: text.index("\n") + 1]),
-    "empty": ("test/Inertial Signals/body_acc_x_test.txt", lambda text: ""),
-    "not a number": ("train/Inertial Signals/body_acc_x_train.txt", lambda text: text.replace("e+000", "e+000x", 1)),
-    "NaN": ("train/Inertial Signals/body_acc_x_train.txt", lambda text: text.replace("0.0000000e+000", "nan", 1)),
-    "no labels": ("train/y_train.txt", lambda text: ""),
-    "two labels": ("train/y_train.txt", lambda text: "1 2\n3 4\n5 6\n"),
-    "label 7": ("train/y_train.txt", lambda text: text.replace("6", "7")),
-    "subject missing": ("train/subject_train.txt", lambda text: "1\n3\n"),
-    "file missing": ("test/Inertial Signals/body_gyro_z_test.txt", None),
+    "truncated": ("train/Inertial Signals/body_gyro_y_train.txt", cut, "line 2: it holds .* columns, .* before it 128"),
+    "row missing": (
+        "test/Inertial Signals/total_acc_z_test.txt",
+        lambda text: text[: text.index("\n") + 1],
+        r"128 numbers for each of 2 labels. Received: \(1, 128\)",
+    ),
+    "empty": ("test/Inertial Signals/body_acc_x_test.txt", lambda text: "", "it is empty"),
+    "not a number": (TRAINING_X, in_line_3("e+002", "e+002x"), "line 3: '2.0000000e.002x' in column 1 is no number"),
+    "decimal comma": (TRAINING_X, in_line_3(".", ","), "line 3: '2,0000000e.002' in column 1 is no number"),
+    "infinite": (TRAINING_X, in_line_3("2.0000000e+002", "inf"), "line 3: it holds an infinite number"),
+    "NaN": (TRAINING_X, in_line_3("2.0000000e+002", "nan"), "window 3 has missing values"),
+    "no labels": ("train/y_train.txt", lambda text: "", "it is empty"),
+    "two labels": ("train/y_train.txt", lambda text: "1 2\n3 4\n5 6\n", "a label in each line. Received: 2 numbers"),
+    "label 7": ("train/y_train.txt", lambda text: text.replace("6", "7"), "label 2 .* between 1 and 6. Received: 7"),
+    "label 1.5": ("train/y_train.txt", lambda text: text.replace("6", "1.5"), "line 2: '1.5' .* no whole number"),
+    "subject missing": ("train/subject_train.txt", lambda text: "1\n3\n", r"3 labels. Received: \(2, 1\)"),
+    "file missing": ("test/Inertial Signals/body_gyro_z_test.txt", None, "it is missing"),
 }
 
 
-@pytest.mark.parametrize(("file", "change"), DAMAGE.values(), ids=DAMAGE)
-def test_damaged_file_is_named_and_nothing_is_left_behind(tmp_path, file, change):
+@pytest.mark.parametrize(("file", "change", "cause"), DAMAGE.values(), ids=DAMAGE)
+def test_damaged_file_is_named_and_nothing_is_left_behind(tmp_path, file, change, cause):
     path = write(tmp_path) / file
     whole = path.read_text()
     if change is None:
@@ -174,7 +239,7 @@ def test_damaged_file_is_named_and_nothing_is_left_behind(tmp_path, file, change
         assert change(whole) != whole
         path.write_text(change(whole))
     builder = make_builder(tmp_path)
-    with pytest.raises(ValueError, match="UCI HAR cannot be read from") as error:
+    with pytest.raises(ValueError, match=f"UCI HAR cannot be read from .*{cause}") as error:
         prepare(builder, tmp_path)
     assert str(path) in str(error.value) and URL in str(error.value)
     assert not builder.data_path.exists() and not list(builder.data_path.parent.glob("*"))

@@ -6,7 +6,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 import keras_ssd.datasets
-from keras_ssd.datasets.ucr import ucr_dataset_builder
+from keras_ssd.datasets.ucr import series_files, ucr_dataset_builder
 
 NAN = float("nan")
 # Label and series of each row; the test split is longer, and one class is in it only.
@@ -102,9 +102,48 @@ def test_labels_that_are_words(tmp_path):
     assert sorted(row["label"] for row in builder.as_data_source("train")) == [0, 0, 1]
 
 
+def digits_of(number):
+    return "1" + "0" * 30 + number
+
+
+@pytest.mark.parametrize("kind", ["tsv", "ts"])
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        (["1000001", "1000002"], ["1000001", "1000002"]),
+        (["20190102", "20190101"], ["20190101", "20190102"]),
+        ([digits_of("2"), digits_of("1")], [digits_of("1"), digits_of("2")]),
+        (["0.1234567", "0.1234568"], ["0.1234567", "0.1234568"]),
+        (["1", "1.0", "1.0000000e+00", "+1"], ["1"]),
+        (["0", "-0.0", ".0"], ["0"]),
+        (["10", "1e1", "9", "-2.50"], ["-2.5", "9", "10"]),
+        (["1e-3", "0.001", ".001"], ["0.001"]),
+        (["007", "7"], ["007", "7"]),
+        (["1_1", "11"], ["11", "1_1"]),
+        (["inf", "Infinity", "1"], ["1", "Infinity", "inf"]),
+    ],
+    ids="large dates long fractions one zero order small leading-zeros underscores words".split(),
+)
+def test_labels_are_one_class_only_if_they_are_the_same_number(tmp_path, kind, labels, names):
+    rows = {split: [(label, [0.5, 1.0]) for label in labels] for split in ROWS}
+    write(tmp_path / "Coffee", kind, rows)
+    builder = make_builder(tmp_path)
+    prepare(builder, tmp_path)
+    assert builder.info.features["label"].names == names
+
+
+def test_a_tab_at_the_end_of_the_lines_is_no_value(tmp_path):
+    write(tmp_path / "Coffee")
+    for path in (tmp_path / "Coffee").iterdir():
+        path.write_text(path.read_text().replace("\n", "\t\r\n"))
+    builder = make_builder(tmp_path)
+    prepare(builder, tmp_path)
+    assert_as_written(builder)
+
+
 def test_each_file_is_read_once(tmp_path, monkeypatch):
-    read, paths = ucr_dataset_builder.read_tsv, []
-    monkeypatch.setattr(ucr_dataset_builder, "read_tsv", lambda path: paths.append(path.name) or read(path))
+    read, paths = series_files.read_tsv, []
+    monkeypatch.setattr(series_files, "read_tsv", lambda path: paths.append(path.name) or read(path))
     write(tmp_path / "Coffee")
     prepare(make_builder(tmp_path), tmp_path)
     assert paths == ["Coffee_TRAIN.tsv", "Coffee_TEST.tsv"]
@@ -128,26 +167,44 @@ def test_says_where_the_data_can_be_had(tmp_path, given):
 
 
 DAMAGE = {
-    "truncated": ("tsv", lambda text: text[:-10]),
-    "empty tsv": ("tsv", lambda text: ""),
-    "series missing": ("tsv", lambda text: "2\n3\n"),
-    "label missing": ("tsv", lambda text: "NaN" + text[1:]),
-    "a word": ("tsv", lambda text: text.replace("3.0", "three")),
-    "no data": ("ts", lambda text: text[: text.index("@data")]),
-    "no label": ("ts", lambda text: text.rsplit(":", 1)[0]),
-    "a word in a ts file": ("ts", lambda text: text.replace("3.0", "three")),
+    "truncated": ("tsv", lambda text: text[:-10], "line 2: 'Na' in column 2 is no number"),
+    "empty tsv": ("tsv", lambda text: "", "it is empty"),
+    "series missing": ("tsv", lambda text: "2\n3\n", "line 1: it should hold a label and a series"),
+    "label missing": ("tsv", lambda text: "NaN" + text[1:], "line 1: its label is missing. Received: 'NaN'"),
+    "label empty": ("tsv", lambda text: text[1:], "line 1: its label is missing. Received: ''"),
+    "a word": ("tsv", lambda text: text.replace("-0.125", "three"), "line 2: 'three' in column 1 is no number"),
+    "a gap": ("tsv", lambda text: text.replace("4.0", ""), "line 1: '' in column 2 is no number"),
+    "a question mark": ("tsv", lambda text: text.replace("4.0", "?"), "line 1: '\\?' in column 2 is no number"),
+    "decimal commas": ("tsv", lambda text: text.replace(".", ","), "line 1: '3,0' in column 1 is no number"),
+    "a comment": ("tsv", lambda text: "# mine\n" + text, "line 1: it should hold a label and a series"),
+    "infinite": ("tsv", lambda text: text.replace("7.0", "inf"), "line 2: it holds an infinite number"),
+    "too large": ("tsv", lambda text: text.replace("7.0", "1e40"), "line 2: it holds an infinite number"),
+    "commas": ("tsv", lambda text: text.replace("\t", ","), "line 1: .* separated by tabs"),
+    "UTF-16": ("tsv", lambda text: text.encode("utf-16"), "it should be UTF-8 text"),
+    "UTF-16 without a mark": (
+        "tsv",
+        lambda text: text.encode("utf-16-le"),
+        "it should be text. Received: bytes of value 0",
+    ),
+    "no data": ("ts", lambda text: text[: text.index("@data")], "no line follows @data"),
+    "no label": ("ts", lambda text: text.rsplit(":", 1)[0], "line 6: it should end in a colon and a label"),
+    "label unknown": ("ts", lambda text: text.replace(":2\n", ":?\n"), "line 5: its label is missing"),
+    "a word in a ts file": ("ts", lambda text: text.replace("3.0", "three"), "line 5: 'three' in column 1"),
+    "comma at the end": ("ts", lambda text: text.replace("6.0:", "6.0,:"), "line 5: '' in column 5 is no number"),
+    "two dimensions": ("ts", lambda text: text.replace("6.0:", "6.0:1.0:"), "line 5: '6.0:1.0' in column 4"),
 }
 
 
-@pytest.mark.parametrize(("kind", "change"), DAMAGE.values(), ids=DAMAGE)
-def test_damaged_file_is_named_and_nothing_is_left_behind(tmp_path, kind, change):
+@pytest.mark.parametrize(("kind", "change", "cause"), DAMAGE.values(), ids=DAMAGE)
+def test_damaged_file_is_named_and_nothing_is_left_behind(tmp_path, kind, change, cause):
     write(tmp_path / "Coffee", kind)
     path = tmp_path / "Coffee" / f"Coffee_TEST.{kind}"
     whole = path.read_text()
     assert change(whole) != whole
-    path.write_text(change(whole))
+    changed = change(whole)
+    path.write_bytes(changed if isinstance(changed, bytes) else changed.encode())
     builder = make_builder(tmp_path)
-    with pytest.raises(ValueError, match="Coffee cannot be read from .*Coffee_TEST"):
+    with pytest.raises(ValueError, match=f"Coffee cannot be read from .*Coffee_TEST.{kind}: {cause}"):
         prepare(builder, tmp_path)
     assert not builder.data_path.exists() and not list(builder.data_path.parent.glob("*"))
     path.write_text(whole)

@@ -416,6 +416,6 @@ def test_training_loss_needs_a_compiled_model():
 
 
 def test_update_average_needs_an_average():
-    own = keras_ssd.wrap(structures.sequential(lambda: layers.Dropout(0.5)), average=False)
-    with pytest.raises(ValueError, match=r"update_average\(\) is for models wrapped with average=True"):
+    own = keras_ssd.wrap(structures.sequential(lambda: layers.Dropout(0.5)), ema_momentum=0)
+    with pytest.raises(ValueError, match=r"update_average\(\) is for models wrapped with ema_momentum=0.99"):
         own.update_average()

@@ -9,8 +9,8 @@ from keras import ops
 
 import reference
 from gradients import assert_close, value_and_gradient
-from keras_ssd.guidance import SIMILARITIES, guidance_weights, guided_target, similarity_scores
 from keras_ssd.distillation import representation_loss
+from keras_ssd.guidance import SIMILARITIES, guidance_weights, guided_target, similarity_scores
 from keras_ssd.outputs import finite_or
 
 NAN, INF = math.nan, math.inf

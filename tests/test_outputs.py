@@ -7,8 +7,8 @@ from keras import ops
 
 import reference
 from gradients import assert_close, value_and_gradient
-from keras_ssd.guidance import guidance_weights, similarity_scores
 from keras_ssd.distillation import representation_loss
+from keras_ssd.guidance import guidance_weights, similarity_scores
 from keras_ssd.outputs import Output, describe_outputs
 
 B, N = 2, 3

@@ -56,12 +56,13 @@ def test_the_cloud_is_a_rotation_of_what_is_compared(ssd):
     assert ax.get_legend_handles_labels()[1][:3] == ["teachers of sample 2", "target of sample 2", "student, sample 2"]
 
 
-def test_two_features_are_drawn_as_far_as_there_are_any():
+def test_a_single_feature_leaves_the_second_component_at_0():
     keras.utils.set_random_seed(0)
     inputs = keras.Input((4,))
     model = keras.Model(inputs, keras.layers.Dense(1)(keras.layers.Dropout(0.5)(keras.layers.Dense(1)(inputs))))
     ax = plotting.plot_representations(keras_ssd.wrap(model, num_teachers=2), X)
     assert len(ax.collections) == 9
+    assert not np.concatenate([points.get_offsets()[:, 1] for points in ax.collections]).any()
 
 
 def test_history_is_drawn_as_it_is():
@@ -82,7 +83,7 @@ def test_history_is_drawn_as_it_is():
 
 
 @pytest.mark.parametrize("name", ["weights", "representations", "history"])
-def test_pictures_are_drawn_where_one_wants_them(ssd, name):
+def test_pictures_are_drawn_on_the_given_axes(ssd, name):
     _, given = matplotlib.pyplot.subplots()
     draw = {
         "weights": lambda ax: plotting.plot_teacher_weights(ssd, X, ax=ax),
@@ -93,7 +94,7 @@ def test_pictures_are_drawn_where_one_wants_them(ssd, name):
     assert draw(None) is not given
 
 
-def test_bad_arguments(ssd):
+def test_bad_arguments_are_refused(ssd):
     with pytest.raises(ValueError, match="`ssd` should be a model from keras_ssd.wrap"):
         plotting.plot_teacher_weights(ssd.student, X)
     for samples in ([7], [-1], [0.5], []):

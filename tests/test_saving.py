@@ -76,7 +76,7 @@ def test_an_averaging_wrapper_teaches_its_average(tmp_path):
     source.save(tmp_path / "ema.keras")
     for teacher in (source, tmp_path / "ema.keras"):
         ssd = keras_ssd.wrap(network(), teacher=teacher)
-        assert_same(arrays(ssd._held_weights.held), arrays(source.held_weights.held))
+        assert_same(arrays(ssd._held_weights.held), arrays(source._held_weights.held))
 
 
 def test_options_survive(tmp_path):
@@ -97,7 +97,7 @@ def test_options_survive(tmp_path):
     x = layers.Dense(5, name="middle")(layers.Dropout(0.5, seed=1, name="noise")(inputs))
     model = keras.Model(inputs, layers.Dense(2)(layers.Dropout(0.5, seed=2)(x)))
     model.compile("sgd", "mse")
-    ssd = keras_ssd.wrap(
+    ssd = keras_ssd.SSDModel(
         model, "ema", similarity=negative_distance, stochastic_layers=lambda layer: layer.name == "noise", **options
     )
     ssd.save(tmp_path / "ssd.keras")

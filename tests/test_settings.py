@@ -31,7 +31,7 @@ def test_defaults_of_another_kind():
 
 @pytest.mark.parametrize("name", COLUMNS)
 def test_an_option_replaces_its_own_default_alone(name):
-    given = dict(zip(COLUMNS, (5, "both", 0.0, "cosine", 0.7, 50.0), strict=True))[name]
+    given = dict(zip(COLUMNS, (5, "both", 0.0, "cosine", 0.7, 50.0, 0.5), strict=True))[name]
     settings = Settings("snapshot", **{name: given})
     expected = dict(zip(COLUMNS, DEFAULTS["snapshot"], strict=True)) | {name: given}
     if name == "similarity":
@@ -134,7 +134,6 @@ def test_runaway_warns(distill):
 def test_representation_and_outputs_are_computed_only_if_needed(distill, similarity, representation, outputs):
     settings = Settings("ema", distill=distill, similarity=similarity)
     assert (settings.needs_representation, settings.needs_outputs) == (representation, outputs)
-
 
 
 @pytest.mark.parametrize("kind, expected", {"self": 0, "snapshot": 0, "model": 0, "ema": 0.99}.items())

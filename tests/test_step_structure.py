@@ -148,7 +148,7 @@ def test_chunks_bound_the_rows_of_a_teacher_pass(chunk):
 @pytest.mark.compiled
 def test_a_compiled_step_traces_each_part_once():
     model, before, after = counted_model()
-    ssd = keras_ssd.wrap(model, n_teachers=N)
+    ssd = keras_ssd.wrap(model, num_teachers=N)
     ssd.compile("sgd", "mse")
     x = np.zeros((BATCH, 8), "float32")
     ssd.train_on_batch(x, np.zeros((BATCH, 3), "float32"))

@@ -13,7 +13,7 @@ from structures import BUILT_IN, EXCHANGEABLE, Doubling, batch, targets
 ALL = {**EXCHANGEABLE, **BUILT_IN}
 # Those that a traced step could treat in another way: several tensors, masks, layers whose inside is not known.
 COMPILED = {"several_inputs_and_outputs", "dictionaries", "masked", "block", "subclassed"}
-OUTPUTS = dict(distill="outputs", similarity="kl", percentile=0, n_teachers=3)
+OUTPUTS = dict(distill="outputs", similarity="kl", percentile=0, num_teachers=3)
 
 
 def move_statistics(model):
@@ -86,7 +86,7 @@ def test_own_weights_teacher_branches_off_the_students_own_pass(name):
 def test_teachers_differ_from_each_other(name, chunk):
     model = ALL[name](lambda: layers.Dropout(0.5))
     x = batch(model)
-    teachers = passes(wrapped(model, x, n_teachers=5, teacher_chunk=chunk), x).teacher_outputs
+    teachers = passes(wrapped(model, x, num_teachers=5, teacher_chunk=chunk), x).teacher_outputs
     for one in teachers:
         assert one.shape[:2] == (6, 5)
         for i in range(5):
@@ -152,7 +152,7 @@ def test_augmentation_is_noise_if_the_user_asks():
     inputs = keras.Input((4, 4, 1))
     model = keras.Model(inputs, layers.Dense(3, activation="softmax")(layers.Flatten()(flip()(inputs))))
     x = batch(model, size=8)
-    ssd = wrapped(model, x, stochastic_layers=lambda layer: isinstance(layer, layers.RandomFlip), n_teachers=16)
+    ssd = wrapped(model, x, stochastic_layers=lambda layer: isinstance(layer, layers.RandomFlip), num_teachers=16)
     teachers = passes(ssd, x).teacher_outputs
     assert np.ptp(teachers[0], axis=1).max() > 1e-3
 

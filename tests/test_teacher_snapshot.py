@@ -89,7 +89,7 @@ def test_the_switch_compiles_once():
         pytest.param(dict(at_epoch=3, start_from_epoch=9), [1, 1, 1, 1], [2], id="at-epoch-unmonitored"),
     ],
 )
-def test_when_the_snapshot_is_taken(options, values, expected):
+def test_the_snapshot_follows_patience_or_at_epoch(options, values, expected):
     ssd = make_snapshot_model()
     snapshot = TeacherSnapshot(monitor="val_accuracy" if options.get("mode") == "max" else "val_loss", **options)
     snapshot.set_model(ssd)
@@ -130,7 +130,7 @@ def test_a_run_that_goes_on_keeps_its_stage():
     assert history["kd_loss"] == [0.0]
 
 
-def test_early_stopping_and_reduce_lr_on_plateau_beside_it():
+def test_early_stopping_and_reduce_lr_on_plateau_restart_with_the_snapshot():
     ssd = make_snapshot_model()
     values = [1.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0]
     stopping = keras.callbacks.EarlyStopping(patience=4)
@@ -145,7 +145,7 @@ def test_early_stopping_and_reduce_lr_on_plateau_beside_it():
     np.testing.assert_allclose(rates.rate[:5], [0.05, 0.005, 0.05, 0.05, 0.005], rtol=1e-6)
 
 
-def test_early_stopping_with_too_little_patience_is_told():
+def test_a_run_that_ends_before_the_snapshot_warns():
     ssd = make_snapshot_model()
     stopping = keras.callbacks.EarlyStopping(patience=1)
     with pytest.warns(UserWarning, match="EarlyStopping beside it needs more patience"):
@@ -154,7 +154,7 @@ def test_early_stopping_with_too_little_patience_is_told():
     assert ssd._teaches
 
 
-def test_another_learning_rate_for_the_distilling_stage():
+def test_the_distilling_stage_can_have_a_learning_rate_of_its_own():
     ssd = make_snapshot_model()
     rates = Record()
     fit(ssd, [TeacherSnapshot(at_epoch=1, restore_best_weights=False, learning_rate=0.01), rates], epochs=2)
@@ -197,7 +197,7 @@ def test_bad_options_of_the_snapshot(options, message):
         pytest.param(lambda: make_snapshot_model(kd_weight=0), "was wrapped with kd_weight=0", id="weight-0"),
     ],
 )
-def test_models_the_snapshot_refuses(make, message):
+def test_models_without_a_snapshot_teacher_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         fit(make(), [TeacherSnapshot()], epochs=1)
 

@@ -63,7 +63,7 @@ def test_disagreement_of_binary_units(from_logits, outputs):
     assert float(statistics["teacher_spread"]) == 0.0
 
 
-def test_a_teacher_that_is_not_finite_shows():
+def test_a_teacher_that_is_not_finite_makes_the_spread_nan():
     statistics = teacher_statistics([[1.0, 0.0]], [[1.0]], [[[1.0], [math.nan]]])
     assert math.isnan(float(statistics["teacher_spread"]))
     assert float(statistics["effective_teachers"]) == pytest.approx(1.0)

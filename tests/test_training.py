@@ -104,6 +104,39 @@ def test_no_gradient_reaches_the_teachers():
     np.testing.assert_allclose(ops.convert_to_numpy(hidden.kernel), student_kernel - gradient, atol=1e-5)
 
 
+@pytest.mark.compiled
+def test_no_gradient_flows_back_through_the_values_that_teachers_share():
+    """Own weights branch off the student's pass: one step is that of a plain model with constant targets.
+
+    Normalization behind the noise makes teachers that differ from the student: it normalizes by the batch, they do not.
+    """
+
+    def build():
+        keras.utils.set_random_seed(3)
+        inputs = keras.Input((4,))
+        x = Doubling()(layers.Dense(5, activation="tanh")(inputs))
+        x = layers.BatchNormalization(momentum=1.0)(x)
+        model = keras.Model(inputs, layers.Dense(3, activation="softmax")(x))
+        model.layers[3].moving_mean.assign(np.full(5, 0.3))
+        model.layers[3].moving_variance.assign(np.full(5, 1.5))
+        return model
+
+    def task_and_term(y_true, y_pred):
+        task = keras.losses.categorical_crossentropy(y_true[:, :3], y_pred)
+        return task + 0.7 * keras.losses.kl_divergence(y_true[:, 3:], y_pred)
+
+    x = X[:, :4, 0]
+    plain, model = build(), build()
+    hidden, normalization, head = (plain.layers[index] for index in (1, 3, 4))
+    teachers = ops.convert_to_numpy(head(normalization(2 * hidden(x), training=False)))
+    compiled(plain, loss=task_and_term, metrics=())
+    plain.train_on_batch(x, np.hstack([np.eye(3)[Y], teachers]).astype("float32"))
+    ssd = compiled(keras_ssd.wrap(model, num_teachers=2, kd_weight=0.7, temperature=1.0, similarity="uniform"))
+    logs = ssd.train_on_batch(x, Y, return_dict=True)
+    assert float(logs["kd_loss"]) > 1e-3
+    assert_close(plain.trainable_variables, model.trainable_variables, tolerance=1e-6)
+
+
 def test_own_weights_that_equal_the_student_teach_nothing():
     """With noise that is the same in every pass the target is the student: no term, and no gradient of one."""
     weights = []
@@ -214,12 +247,13 @@ def test_teachers_that_are_not_finite_leave_the_task_alone():
     assert_close(*results, tolerance=1e-6)
 
 
+@pytest.mark.parametrize("seed", [None, 1], ids=["unseeded", "seeded"])
 @pytest.mark.parametrize("chunk", [None, 4, 3, 10], ids=lambda c: f"chunk={c}")
-def test_every_pass_draws_its_own_noise(chunk):
+def test_every_pass_draws_its_own_noise(chunk, seed):
     """10 teachers of 24 samples: no two alike, in this step or the next."""
     keras.utils.set_random_seed(3)
     inputs = keras.Input((40,))
-    model = keras.Model(inputs, layers.Dense(2)(layers.Dropout(0.5, name="noise")(inputs)))
+    model = keras.Model(inputs, layers.Dense(2)(layers.Dropout(0.5, seed=seed, name="noise")(inputs)))
     ssd = keras_ssd.wrap(
         model,
         num_teachers=10,
@@ -233,6 +267,17 @@ def test_every_pass_draws_its_own_noise(chunk):
         draws.append(run_passes(ssd, np.ones((24, 40), "float32")).teacher_representation.reshape(240, 40))
     assert len(np.unique(np.concatenate(draws), axis=0)) == 480
     assert np.mean(np.concatenate(draws) == 0) == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.parametrize("seeds", [(None, None), (1, 2)], ids=["unseeded", "seeded"])
+def test_every_noise_layer_draws_its_own_noise(seeds):
+    """Two layers that get the same values drop others of them."""
+    inputs = keras.Input((40,))
+    dropped = layers.Concatenate(name="both")([layers.Dropout(0.5, seed=seed)(inputs) for seed in seeds])
+    model = keras.Model(inputs, layers.Dense(2)(dropped))
+    options = dict(num_teachers=3, distill="representation", similarity="uniform", representation="both")
+    teachers = passes(keras_ssd.wrap(model, **options), np.ones((8, 40), "float32")).teacher_representation
+    assert 0.4 < np.mean(teachers[..., :40] != teachers[..., 40:]) < 0.6
 
 
 def test_seed_fixes_the_teachers():
@@ -260,18 +305,18 @@ def test_wrapping_draws_no_random_numbers():
 def test_teacher_weights_shows_and_changes_nothing():
     _, ssd = twins("snapshot")
     before = arrays(ssd.variables)
-    weights, unfiltered = ssd.teacher_weights(X[:5]), ssd.teacher_weights(X[:5], percentile=0)
+    weights, unfiltered = ssd.guidance_weights(X[:5]), ssd.guidance_weights(X[:5], percentile=0)
     assert weights.shape == unfiltered.shape == (5, 30)
     np.testing.assert_allclose(weights.sum(axis=1), 1, atol=1e-5)
     # 3 of 30 are kept, more only where small representations coincide
     assert (np.count_nonzero(weights, axis=1) >= 3).all() and np.median(np.count_nonzero(weights, axis=1)) == 3
     assert (unfiltered > 0).all()
-    np.testing.assert_array_equal(weights, ssd.teacher_weights(X[:5]))
+    np.testing.assert_array_equal(weights, ssd.guidance_weights(X[:5]))
     assert_same(before, ssd.variables)
 
 
 def test_without_stochastic_layers_the_teacher_is_the_inference_call():
     model = network(lambda seed: Doubling())
-    ssd = keras_ssd.wrap(model, teacher="snapshot", stochastic_layers=(), n_teachers=1, similarity="uniform")
+    ssd = keras_ssd.wrap(model, teacher="snapshot", stochastic_layers=(), num_teachers=1, similarity="uniform")
     hidden = keras.Model(model.input, model.layers[-1].input)(X, training=False)
     assert_close(passes(ssd, X).teacher_representation[:, 0], hidden, tolerance=1e-6)

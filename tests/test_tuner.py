@@ -52,6 +52,22 @@ def build_with_units(hp):
     return build(hp)
 
 
+def build_too_large(hp):
+    """A model that can be built, but not trained, with the default hyper-parameters."""
+
+    def fails(y_true, y_pred):
+        raise ValueError("too large for the memory")
+
+    model = build(hp)
+    if hp.Choice("units", [4096, 8]) == 4096:
+        model.compile("adam", fails)
+    return model
+
+
+class UsersMonitor(callbacks.TeacherMonitor):
+    """Defined outside the package, as a user would."""
+
+
 class Untrained(keras_tuner.HyperModel):
     """A hypermodel whose trials take no time."""
 
@@ -116,10 +132,10 @@ class TestSpace:
     @pytest.mark.parametrize(
         ("given", "kind"), [((2, 4), "Int"), ([2, 4], "Choice"), (4, "Fixed")], ids=["range", "choices", "fixed"]
     )
-    def test_narrowed(self, given, kind):
+    def test_the_kind_of_a_hyperparameter_follows_what_the_space_gives(self, given, kind):
         assert type(explored(space={"num_teachers": given})["ssd_num_teachers"]).__name__ == kind
 
-    def test_dropped(self):
+    def test_a_parameter_set_to_none_is_not_searched(self):
         assert "ssd_dropout_rate" not in explored(space={"dropout_rate": None})
 
     def test_the_value_reaches_the_model(self):
@@ -129,7 +145,7 @@ class TestSpace:
         assert (settings.num_teachers, settings.temperature, settings.similarity) == (5, 7.0, "cosine")
         assert (settings.kind, settings.distill) == ("ema", "both")
 
-    def test_guidance_only_where_there_is_guidance(self):
+    def test_uniform_similarity_has_no_guidance_parameters(self):
         hp = keras_tuner.HyperParameters()
         hp.values = {"ssd_distill": True, "ssd_similarity": "uniform"}
         tuner.SSDHyperModel(build).build(hp)
@@ -137,13 +153,13 @@ class TestSpace:
         assert not {"ssd_percentile", "ssd_guidance_temperature"} & set(hp.values)
         assert not {"ssd_percentile", "ssd_guidance_temperature"} & set(explored(space={"similarity": "uniform"}))
 
-    def test_nothing_but_the_switch_without_distillation(self):
+    def test_an_undistilled_trial_has_only_the_switch(self):
         hp = keras_tuner.HyperParameters()
         model = tuner.SSDHyperModel(build).build(hp)
         assert hp.values == {"ssd_distill": False}
         assert not model._distills
 
-    def test_a_function_as_similarity(self):
+    def test_a_function_as_similarity_keeps_the_guidance_parameters(self):
         def similarity(student, teachers):
             return keras.ops.sum(teachers, axis=-1)
 
@@ -161,15 +177,15 @@ class TestSpace:
             (dict(space={"percentile": (0, 101)}), "`percentile` should lie between"),
             (dict(space={"similarity": ["dot", "l2"]}), "`similarity` should list some of"),
             (dict(teacher="past"), "`teacher` should be one of"),
-            (dict(num_teachers=8), "belongs into `space`"),
+            (dict(num_teachers=8), "belongs in `space`"),
         ],
     )
-    def test_bad_arguments(self, options, message):
+    def test_bad_arguments_are_refused(self, options, message):
         with pytest.raises(ValueError, match=message):
             tuner.SSDHyperModel(build, **options)
 
     @pytest.mark.parametrize("hypermodel", [None, tuner.SSDHyperModel(build)], ids=["none", "twice"])
-    def test_bad_hypermodel(self, hypermodel):
+    def test_a_bad_hypermodel_is_refused(self, hypermodel):
         with pytest.raises(ValueError, match="`hypermodel`"):
             tuner.SSDHyperModel(hypermodel)
 
@@ -337,7 +353,7 @@ class TestSnapshot:
             np.testing.assert_array_equal(stored["arr_0"], trained[0])
         assert [path.name for path in tmp_path.iterdir()] == ["stage.npz"]
 
-    def test_hyperband_needs_a_length(self, tmp_path):
+    def test_hyperband_with_a_snapshot_needs_snapshot_epochs(self, tmp_path):
         search = TUNERS["hyperband"](tuner.SSDHyperModel(build, "snapshot"), tmp_path)
         with pytest.raises(ValueError, match="snapshot_epochs"):
             tuner.search(search, **DATA)
@@ -409,7 +425,7 @@ class TestErrors:
             tuner.search(random_search(build, tmp_path), **DATA)
 
     @pytest.mark.parametrize("max_trials", [2, 5], ids=["end quietly", "stopped by keras-tuner"])
-    def test_the_error_of_the_first_trial_if_all_failed(self, max_trials, tmp_path, capsys):
+    def test_the_error_of_the_first_trial_is_shown_if_all_failed(self, max_trials, tmp_path, capsys):
         count = []
 
         class Users(keras_tuner.HyperModel):
@@ -427,7 +443,7 @@ class TestErrors:
     @pytest.mark.slow
     @pytest.mark.once
     @pytest.mark.filterwarnings("ignore:All-NaN axis:RuntimeWarning")  # NumPy's, in Keras Tuner
-    def test_scores_that_are_not_finite(self, tmp_path):
+    def test_a_search_without_a_finite_score_is_an_error(self, tmp_path):
         search = random_search(tuner.SSDHyperModel(build), tmp_path, max_trials=2)
         data = {**DATA, "validation_data": (x, y, np.full(len(x), np.nan, "float32"))}
         with pytest.raises(RuntimeError, match="(?s)None of the 2 trials.*val_loss was nan"):

@@ -382,7 +382,7 @@ def test_a_loaded_student_predicts_the_same(tmp_path):
 
 @pytest.mark.parametrize("teacher", ["self", pytest.param("snapshot", marks=pytest.mark.slow)])
 def test_a_wrapped_model_predicts_as_its_student(teacher):
-    ssd = keras_ssd.wrap(dense_network(activation=None), teacher=teacher, n_teachers=4, seed=1)
+    ssd = keras_ssd.wrap(dense_network(activation=None), teacher=teacher, num_teachers=4, seed=1)
     ssd.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     ssd.fit(X, Y, verbose=0)
     expected = predict(ssd.student, loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
@@ -395,7 +395,7 @@ def test_a_wrapped_model_predicts_as_its_student(teacher):
 
 @pytest.mark.parametrize("averages", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_averaged_weights_are_used_as_in_predict(averages):
-    ssd = keras_ssd.wrap(dense_network(), teacher="ema", n_teachers=2, momentum=0.5, average=averages, seed=1)
+    ssd = keras_ssd.wrap(dense_network(), num_teachers=2, ema_momentum=0.5 if averages else 0, seed=1)
     ssd.compile(keras.optimizers.SGD(1.0), "sparse_categorical_crossentropy")
     for _ in range(3):
         ssd.train_on_batch(X, Y)
@@ -442,13 +442,13 @@ BAD = {
     "rate_0": (lambda: dense_network(layers.Dropout(0.0)), {}, "all have a rate of 0"),
     "no_model": (lambda: "model", {}, "`model` should be a keras.Model. Received: 'model' of type str"),
     "not_built": (lambda: Subclassed(), {}, "`model` is not built"),
-    "one_pass": (dense_network, {"n_passes": 1}, "`n_passes` should be an integer of at least 2.*n_passes=1"),
-    "float_passes": (dense_network, {"n_passes": 3.0}, "n_passes=3.0"),
-    "true_passes": (dense_network, {"n_passes": True}, "n_passes=True"),
+    "one_pass": (dense_network, {"num_passes": 1}, "`num_passes` should be an integer of at least 2.*num_passes=1"),
+    "float_passes": (dense_network, {"num_passes": 3.0}, "num_passes=3.0"),
+    "true_passes": (dense_network, {"num_passes": True}, "num_passes=True"),
     "seed": (dense_network, {"seed": "7"}, "`seed` should be an integer or None. Received: seed='7'"),
     "chunk": (dense_network, {"pass_chunk": 0}, "`pass_chunk` should be a positive integer.*pass_chunk=0"),
     "unknown_layer": (dense_network, {"stochastic_layers": "drop"}, "Unknown: \\['drop'\\]"),
-    "deterministic": (dense_network, {"stochastic_layers": ()}, "depends on the noise layers"),
+    "deterministic": (dense_network, {"stochastic_layers": ()}, "depends on the noise, of which there is none"),
 }
 
 
@@ -460,5 +460,5 @@ def test_bad_arguments(make, options, message):
 
 def test_an_unknown_option_of_the_method_is_refused():
     ssd = keras_ssd.wrap(dense_network(), seed=1)
-    with pytest.raises(TypeError, match="n_teachers"):
-        ssd.predict_stochastic(X, n_teachers=3)
+    with pytest.raises(TypeError, match="num_teachers"):
+        ssd.predict_stochastic(X, num_teachers=3)

@@ -84,7 +84,7 @@ def refusal(name, make, message, **options):
 
 REFUSALS = [
     # The noise.
-    refusal("no noise", model, "no noise layer.*Add one"),
+    refusal("no noise", model, "no noise layer.*Pass dropout_rate=0.3"),
     refusal("all rates 0", lambda: model(layers.Dropout(0.0, name="drop")), "'drop'.*rate of 0"),
     refusal("rates 0 in a recurrent layer", recurrent, "no noise layer"),
     refusal(
@@ -101,21 +101,20 @@ REFUSALS = [
     ),
     refusal("chosen layer makes no noise", noisy, "`stochastic_layers`.*'hidden'", stochastic_layers="hidden"),
     refusal("predicate chooses nothing", noisy, "False for all", stochastic_layers=lambda layer: False),
-    refusal("no noise wanted of many", noisy, "n_teachers=1", stochastic_layers=()),
+    refusal("no noise wanted of many", noisy, "num_teachers=1", stochastic_layers=()),
     refusal(
         "one of several layers of a name",
         towers,
-        r"`stochastic_layers` chose layers whose names others have, too.*\['drop'\]",
+        r"`stochastic_layers` selected layers whose names are not unique.*\['drop'\]",
         stochastic_layers=one_dropout(),
     ),
     # Numbers and names.
-    refusal("n_teachers 0", noisy, "`n_teachers`.*n_teachers=0", n_teachers=0),
-    refusal("n_teachers 1 with guidance", noisy, "at least 2.*uniform", n_teachers=1),
+    refusal("num_teachers 0", noisy, "`num_teachers`.*num_teachers=0", num_teachers=0),
+    refusal("num_teachers 1 with guidance", noisy, "at least 2.*uniform", num_teachers=1),
     refusal("percentile", noisy, "`percentile`.*percentile=101", percentile=101),
     refusal("temperature", noisy, "`temperature`.*temperature=0", temperature=0),
     refusal("guidance_temperature", noisy, "`guidance_temperature`.*-1.0", guidance_temperature=-1.0),
     refusal("kd_weight", noisy, "`kd_weight`.*-1.0", kd_weight=-1.0),
-    refusal("task_weight", noisy, "`task_weight`.*nan", task_weight=float("nan")),
     refusal("seed", noisy, "`seed`.*0.5", seed=0.5),
     # The teacher.
     refusal("unknown teacher", noisy, "`teacher`.*'me'", teacher="me"),
@@ -138,12 +137,14 @@ REFUSALS = [
     refusal("not a model", lambda: "resnet", "`model` should be a keras.Model.*'resnet'"),
     refusal("wrapped already", lambda: keras_ssd.wrap(noisy()), "wrapped already.*student"),
     # The representation.
-    refusal("no Dense head", convolutional_head, "`representation`.*no Dense layer"),
+    refusal("no Dense head", convolutional_head, "`representation`.*no Dense layer", distill="representation"),
     refusal(
         "representation before the noise",
         noisy,
-        "`representation` lies before the first active noise layer.*representation='hidden'.*'drop'",
+        "`representation` lies before the first active noise.*representation='hidden'.*'drop'",
         representation="hidden",
+        distill="representation",
+        similarity="uniform",
     ),
     refusal(
         "unknown representation",
@@ -240,7 +241,7 @@ def test_losses_and_weights_by_output_name():
     net = keras.Model(inputs, [layers.Dense(3, activation="softmax", name="a")(x), layers.Dense(1, name="b")(x)])
     ssd = keras_ssd.wrap(net)
     ssd.compile("sgd", {"a": "sparse_categorical_crossentropy", "b": "mse"}, loss_weights={"a": 1.0, "b": 0.5})
-    assert [(d.kind, d.weight) for d in ssd._distances(2)] == [("categorical", 1.0), ("regression", 0.5)]
+    assert [(d.kind, d.weight) for d in ssd._describe_outputs()] == [("categorical", 1.0), ("regression", 0.5)]
     logs = ssd.train_on_batch(np.ones((4, 4), "float32"), [np.zeros(4), np.zeros((4, 1))], return_dict=True)
     assert {"a_loss", "b_loss", "kd_loss"} <= set(logs)
 
@@ -252,7 +253,7 @@ def test_dictionary_of_outputs_whose_keys_are_not_layer_names():
     ssd = keras_ssd.wrap(net)
     cross_entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     ssd.compile("sgd", {"zz": cross_entropy, "bb": "mse"}, loss_weights={"zz": 1.0, "bb": 0.25})
-    found = [(d.kind, d.from_logits, d.weight) for d in ssd._distances(2)]
+    found = [(d.kind, d.from_logits, d.weight) for d in ssd._describe_outputs()]
     assert found == [("regression", False, 0.25), ("categorical", True, 1.0)]
 
 

@@ -109,8 +109,8 @@ MUTATIONS = [
     # The passes of the teachers.
     Mutation(
         "gradient through what the teachers branch off from",
-        "ops.repeat(ops.stop_gradient(x), self.n_teachers, axis=0)",
-        "ops.repeat(x, self.n_teachers, axis=0)",
+        "ops.repeat(ops.stop_gradient(x), self.num_teachers, axis=0)",
+        "ops.repeat(x, self.num_teachers, axis=0)",
         "training structures",
         "tensorflow",
     ),
@@ -123,8 +123,8 @@ MUTATIONS = [
     ),
     Mutation(
         "rows of a sample torn apart",
-        "ops.repeat(ops.stop_gradient(x), self.n_teachers, axis=0)",
-        "ops.tile(ops.stop_gradient(x), [self.n_teachers] + [1] * (len(x.shape) - 1))",
+        "ops.repeat(ops.stop_gradient(x), self.num_teachers, axis=0)",
+        "ops.tile(ops.stop_gradient(x), [self.num_teachers] + [1] * (len(x.shape) - 1))",
         "structures",
     ),
     Mutation(

@@ -12,8 +12,7 @@ from sklearn.model_selection import train_test_split
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "examples"))
 
-import har_data  # noqa: E402
-import ucr_data  # noqa: E402
+from _support import har_data, ucr_data  # noqa: E402
 
 OFFLINE = ("ArrowHead", "GunPoint", "ItalyPowerDemand", "digits")  # carried by aeon and scikit-learn
 OTHERS = ("uci_har", "digits")

@@ -173,7 +173,7 @@ def write(table, path):
 
 
 def parse(argv):
-    import comparison  # of the examples, found through data
+    from _support import comparison  # of the examples, found through data
     from methods import TRAININGS
     from networks import NETWORKS
 

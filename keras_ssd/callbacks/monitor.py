@@ -15,13 +15,13 @@ class TeacherMonitor(TeacherCallback):
     The statistics come from the training batches' own teachers, so they cost no further pass;
     `keras_ssd.callbacks.statistics.teacher_statistics` defines them. They are Keras metrics while `fit` runs, hence
     History, CSVLogger, TensorBoard and the progress bar show them, and they are absent from validation. In epochs that
-    are left out, or that have no teachers, they are NaN. `teacher_disagreement` is there for classification, where the
-    teachers are run as far as the outputs.
+    are not measured, or that have no teachers, they are NaN. `teacher_disagreement` exists for classification, where
+    the teachers are run as far as the outputs.
 
     Args:
-        every: number of epochs from one measurement to the next; the first epoch is measured. Defaults to `1`.
-        norm_factor: how many times as large as in the first measurement the representation's norm may become before a
-            warning. Defaults to `10.0`.
+        every: measure every so many epochs, beginning with the first. Defaults to `1`.
+        norm_factor: warn when the norm of the representation exceeds this multiple of the first measured norm, > 1.
+            Defaults to `10.0`.
 
     Raises:
         ValueError: if an argument is out of range, or the model does not distil.
@@ -49,7 +49,7 @@ class TeacherMonitor(TeacherCallback):
             self.model._observe(TeacherStatistics(has_votes=self.model._teachers_classify))
 
     def on_epoch_begin(self, epoch, logs=None):
-        """Switch the measurement on."""
+        """Measure this epoch, if it is its turn."""
         if epoch % self.every == 0:
             for metric in self.model.metrics:
                 if isinstance(metric, TeacherStatistics):
@@ -84,7 +84,7 @@ class TeacherMonitor(TeacherCallback):
                 "spread",
                 f"All teachers are identical (spread 0 in epoch {epoch + 1}): their noise is off, or the units behind "
                 "it are dead. Check the rates of the noise layers and `dropout_rate`, and choose a `representation` "
-                "behind an active one.",
+                "behind an active noise layer.",
             )
 
     def _warn(self, what, message):

@@ -14,35 +14,37 @@ from keras_ssd.settings import check_integer
 
 
 class SeedEachEpoch(keras.callbacks.Callback):
-    """Sets all random generators at the beginning of every epoch, from a seed and the number of the epoch.
+    """Seeds all random generators at the beginning of every epoch, from a seed and the number of the epoch.
 
-    Keras stores no generator states, so a run that is resumed draws other dropout masks than one that went through.
-    With this callback, and `AtomicBackup` or `BackupAndRestore` beside it, a run that was killed ends with the same
-    weights, bit for bit. It works with any Keras model, wrapped or not.
+    Keras does not store the states of its generators, so a resumed run draws other dropout masks than an uninterrupted
+    run. With this callback, and `AtomicBackup` or `BackupAndRestore` beside it, both end with the same weights, bit for
+    bit. It works with any Keras model, wrapped or not.
 
-    Set are: the generators of the model's layers and of its teachers, and by `keras.utils.set_random_seed` those of
-    Python, NumPy and the backend. What `fit` shuffles is repeated on
+    It seeds the generators of the model's layers and of its teachers, and, by `keras.utils.set_random_seed`, those of
+    Python, NumPy and the backend. Whether the order of the samples is repeated, too, depends on the backend and the
+    data:
 
-    - JAX and PyTorch: in each epoch another order, drawn from the epoch's seed;
+    - JAX and PyTorch: yes. Each epoch has an order of its own, drawn from the epoch's seed.
     - TensorFlow, arrays: only if `keras.utils.set_random_seed` was called before `fit`, with the same seed in both
-      runs. Keras then takes one and the same order in all epochs. For another order in each epoch, on every backend,
+      runs. Keras then uses the same order in all epochs. For an order that differs between epochs on every backend,
       draw it in the data set:
 
           class Shuffled(keras.utils.PyDataset):
               def on_epoch_begin(self):
                   self.order = np.random.permutation(n_samples)
 
-    - a set that `join_unlabelled` made: of arrays repeated, with its `seed` or `keras.utils.set_random_seed` before; of
-      sets that come in batches not;
-    - a `tf.data.Dataset` with a `shuffle` of its own: not repeated, its state cannot be reached. Use a `PyDataset`.
+    - A set made by `join_unlabelled`: yes if it was made of arrays, with its `seed` or after
+      `keras.utils.set_random_seed`; no if it was made of sets that come in batches.
+    - A `tf.data.Dataset` with a `shuffle` of its own: no, its state cannot be reached. Use a `PyDataset`.
 
-    It is made for `BackupAndRestore(save_freq="epoch")`, the default: an epoch begun anew draws the same again.
+    It needs backups after whole epochs, `BackupAndRestore(save_freq="epoch")`, which is the default: an epoch that is
+    repeated draws the same again.
 
     Args:
         seed: integer, >= 0.
 
     Raises:
-        ValueError: if `seed` is not such an integer.
+        ValueError: if `seed` is not an integer, or negative.
 
     Example:
         >>> callbacks = [keras_ssd.callbacks.SeedEachEpoch(7), keras_ssd.callbacks.AtomicBackup("backup")]
@@ -70,21 +72,22 @@ class SeedEachEpoch(keras.callbacks.Callback):
 class AtomicBackup(keras.callbacks.Callback):
     """`keras.callbacks.BackupAndRestore` after every epoch, for runs that may be killed at any moment.
 
-    Keras' callback writes the weights and then, into another file, the number of the epoch. A process that is killed
-    in between leaves the weights of one epoch with the number of another, and the resumed run trains an epoch twice
-    without a word; one that is killed while the first backup or the second file is written cannot be resumed at all.
-    This callback lets Keras write each backup into a folder of its own, which is renamed when it is complete. The
-    previous backup is removed after that. A backup lists its files and their sizes in `manifest.json`, so that a file
+    Keras' callback writes the weights and then, into a second file, the number of the epoch. A process that is killed
+    in between leaves new weights with an old number, and the resumed run silently trains an epoch twice. A process that
+    is killed while the first backup or the second file is written cannot be resumed at all.
+
+    This callback lets Keras write each backup into a new folder, renames the folder when it is complete, and then
+    removes the previous backup. A backup lists its files and their sizes in `manifest.json`, so that a file
     that was lost or cut later, in a copy or on a full disk, is an error that names it.
 
-    It works with any Keras model, wrapped or not. Put it behind callbacks that change the model at the end of an epoch
-    (`TeacherSnapshot`), and `SeedEachEpoch` beside it.
+    It works with any Keras model, wrapped or not. Place it after callbacks that change the model at the end of an epoch
+    (`TeacherSnapshot`), and use it together with `SeedEachEpoch`.
 
     Args:
-        backup_dir: path of a local folder, used by nothing else.
-        delete_checkpoint: whether the backup is removed when `fit` ends. If a process may be killed between the end of
-            `fit` and whatever it does with the model, pass `False`: `fit` then comes back at once with the final
-            weights. Defaults to `True`.
+        backup_dir: path of a local folder that nothing else uses.
+        delete_checkpoint: whether the backup is removed when `fit` ends. Pass `False` if the process may be killed
+            between the end of `fit` and the use of the model: `fit` then returns at once with the final weights.
+            Defaults to `True`.
 
     Raises:
         ValueError: if `backup_dir` is not a local path, or holds a backup of which a file is missing or cut, or which
@@ -110,7 +113,7 @@ class AtomicBackup(keras.callbacks.Callback):
         self.delete_checkpoint = delete_checkpoint
 
     def on_train_begin(self, logs=None):
-        """Go on from the newest backup, if there is one."""
+        """Resume from the newest backup, if there is any."""
         os.makedirs(self.backup_dir, exist_ok=True)
         for name in os.listdir(self.backup_dir):
             if name.startswith(UNFINISHED):
@@ -129,7 +132,7 @@ class AtomicBackup(keras.callbacks.Callback):
             ) from error
 
     def on_epoch_end(self, epoch, logs=None):
-        """Write a backup, then remove the one before."""
+        """Write a backup, then remove the previous backup."""
         older = self._numbers()
         with written_beside(self._folder(older[-1] + 1 if older else 1)) as folder:
             self._of_keras(folder).on_epoch_end(epoch)
@@ -171,14 +174,14 @@ class AtomicBackup(keras.callbacks.Callback):
 
     def _remove(self, numbers):
         for number in numbers:
-            # Renamed first: one that is half removed must not be taken for a backup.
+            # Renamed first: what is left of a removal that was interrupted must not be taken for a backup.
             removed = os.path.join(self.backup_dir, f"{UNFINISHED}{number}")
             os.replace(self._folder(number), removed)
             shutil.rmtree(removed)
 
 
 def _file_sizes(folder):
-    """The size in bytes of each file in a folder, by the path within it."""
+    """Return the size in bytes of each file in a folder, by its path within the folder."""
     folder = pathlib.Path(folder)
     return {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
 
@@ -191,9 +194,9 @@ def _damaged(path, what):
 
 
 def _seed_states(model):
-    """The states of all `SeedGenerator`s in a model: `variables` holds them, `weights` does not."""
+    """Return the states of all `SeedGenerator`s in a model: `variables` holds them, `weights` does not."""
     weights = {id(variable) for variable in model.weights}
-    # The student's come first, so that they are drawn as those of the plain model are.
+    # The student's states come first, so that they get the same numbers as in the plain model.
     variables = (model.student.variables if isinstance(model, SSDModel) else []) + model.variables
     states = {id(v): v for v in variables if id(v) not in weights and tuple(v.shape) == (2,)}
     return list(states.values())

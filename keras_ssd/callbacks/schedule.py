@@ -1,4 +1,4 @@
-"""A weight of the distillation term that changes from epoch to epoch."""
+"""A schedule for the weight of the distillation term."""
 
 import math
 
@@ -8,16 +8,16 @@ from keras_ssd.callbacks._teacher_callback import TeacherCallback
 class KDWeightSchedule(TeacherCallback):
     """Sets the weight of the distillation term at the beginning of every epoch.
 
-    A ramp from 0 lets teachers that move with the student ("self", "ema") wait until they know something. The weight is
-    shown as `kd_weight` in the logs, and stays at its last value after `fit`.
+    With a ramp from 0, teachers that move with the student ("self", "ema") teach only when they have learnt something.
+    The logs show the weight as `kd_weight`; it keeps its last value after `fit`.
 
     Args:
-        schedule: a callable that takes the epoch, counted from 0, and returns the weight, >= 0; for example one of
-            `keras.optimizers.schedules`, with epochs in the place of steps.
+        schedule: a callable that takes the epoch, counted from 0, and returns the weight, >= 0; for example a
+            `keras.optimizers.schedules.LearningRateSchedule`, whose steps are then epochs.
 
     Raises:
-        ValueError: if `schedule` is not callable, it returns a negative number or NaN, or the model was wrapped with
-            kd_weight=0 or not at all.
+        ValueError: if `schedule` is not callable or does not return a finite weight >= 0, or if the model was wrapped
+            with kd_weight=0 or not at all.
 
     Example:
         >>> ramp = keras.optimizers.schedules.PolynomialDecay(0.0, decay_steps=20, end_learning_rate=0.1)
@@ -48,6 +48,6 @@ class KDWeightSchedule(TeacherCallback):
         self.model.kd_weight = weight
 
     def on_epoch_end(self, epoch, logs=None):
-        """Show the weight in the logs."""
+        """Add the weight to the logs."""
         if logs is not None:
             logs["kd_weight"] = self.model.kd_weight

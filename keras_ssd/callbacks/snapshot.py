@@ -1,4 +1,4 @@
-"""The paper's pipeline in one `fit`: plain training, then distillation from the best weights."""
+"""The paper's pipeline in a single `fit`: plain training, then distillation from the best weights."""
 
 import math
 import warnings
@@ -11,45 +11,47 @@ from keras_ssd._backend import variable_scope
 from keras_ssd.callbacks._teacher_callback import TeacherCallback
 from keras_ssd.settings import check_integer, is_number
 
-# What tells the direction of a metric by its name: "loss", "val_auc", "val_mean_absolute_error", ...
+# Parts of the names of metrics that fall or rise: "loss", "val_auc", "val_mean_absolute_error", ...
 _FALLING = ("loss", "error", "mse", "mae", "mape", "msle", "entropy", "divergence", "hinge", "poisson", "false_")
 _RISING = ("acc", "auc", "precision", "recall", "f1", "iou", "io_u", "score", "r2", "similarity", "sensitiv", "true_")
 
 
 class TeacherSnapshot(TeacherCallback):
-    """The paper's pipeline in one `fit`: plain training, then distillation from the best weights.
+    """Trains plainly, then distils from the best weights: the paper's pipeline in a single `fit`.
 
     For models wrapped with `teacher="snapshot"`. The run begins as plain training, bit for bit that of the user's
     model, and no teacher is run (`kd_loss` is 0 in the logs). When the monitored value has stopped improving, or at
     `at_epoch`, the best weights become those of teacher and student, the optimizer starts afresh, and the rest of the
     epochs distil. The training step is compiled once for each of the two stages.
 
-    The switch happens at the end of an epoch, in the order of the list of callbacks: put `TeacherSnapshot` before
-    `BackupAndRestore` and `ModelCheckpoint`, so that they store what it did. `BackupAndRestore` brings back the
-    stage, but neither the best weights so far nor the patience spent, which are counted anew after a kill; with
+    The switch happens at the end of an epoch, in the order of the list of callbacks. Put `TeacherSnapshot` before
+    `BackupAndRestore` and `ModelCheckpoint`, so that they store the switched model. `BackupAndRestore` restores the
+    stage, but neither the best weights so far nor the epochs waited: both are counted anew after a kill. With
     `at_epoch` and `restore_best_weights=False` nothing is lost.
 
-    `EarlyStopping` and `ReduceLROnPlateau` beside it count on across the switch unless they are named in `restart`.
-    Give `EarlyStopping` more patience than this callback: otherwise it ends the run before there was a teacher.
+    `EarlyStopping` and `ReduceLROnPlateau` keep counting across the switch unless they are named in `restart`. Give
+    `EarlyStopping` more patience than this callback: otherwise it ends the run before there is a teacher.
 
     Args:
         monitor: name of the value in the logs. Defaults to `"val_loss"`.
         patience: number of epochs without improvement after which the snapshot is taken. Defaults to `10`.
-        mode: `"min"`, `"max"`, or `"auto"`, which tells it by the name. Defaults to `"auto"`.
+        mode: `"min"`, `"max"`, or `"auto"`, which decides by the name. Defaults to `"auto"`.
         min_delta: smallest change that counts as an improvement, >= 0. Defaults to `0.0`.
-        restore_best_weights: whether the best weights are taken, not those of the last epoch. Defaults to `True`.
-        start_from_epoch: number of epochs that are not looked at. Defaults to `0`.
-        at_epoch: number of plain epochs, at least 1, instead of `patience`. With several generations each takes as
-            many. Defaults to `None`.
-        generations: K, how many snapshots are taken: the student of one generation, at its best, becomes the teacher of
-            the next (born-again networks). Defaults to `1`.
-        learning_rate: of the distilling stages. Defaults to `None`: that at the beginning of `fit`.
+        restore_best_weights: whether the snapshot is taken of the best weights or of the last weights. Defaults to
+            `True`.
+        start_from_epoch: number of epochs to ignore at the beginning. Defaults to `0`.
+        at_epoch: number of plain epochs, at least 1, which replaces `patience`. Each generation takes as many. Defaults
+            to `None`.
+        generations: K, the number of snapshots: the best student of a generation becomes the teacher of the next
+            (born-again networks). Defaults to `1`.
+        learning_rate: of the distilling stages. Defaults to `None`: the learning rate at the beginning of `fit`.
         restart: callbacks of the same `fit` that begin anew with every snapshot; their `on_train_begin` is called.
+            Defaults to none.
         verbose: whether to print when a snapshot is taken. Defaults to `0`.
 
     Attributes:
         generation: number of snapshots taken; 0 is the plain stage.
-        snapshot_epochs: the epochs after which they were taken, counted from 0.
+        snapshot_epochs: the epochs after which snapshots were taken, counted from 0.
         best, best_epoch: the best value of this generation, and its epoch.
 
     Raises:
@@ -147,7 +149,7 @@ class TeacherSnapshot(TeacherCallback):
         self.model._teaches = False
 
     def on_epoch_begin(self, epoch, logs=None):
-        """Find the stage of a run that is resumed."""
+        """Restore the stage of a resumed run."""
         if self._stage_is_known:
             return
         # Only now have BackupAndRestore, wherever it stands in the list, and `initial_epoch` had their say.
@@ -161,7 +163,7 @@ class TeacherSnapshot(TeacherCallback):
         self.model._teaches = self.generation > 0
 
     def on_epoch_end(self, epoch, logs=None):
-        """Take the snapshot if it is due."""
+        """Take the snapshot if it is time."""
         if self.generation >= self.generations:
             return
         if self._is_tracking and epoch >= self.start_from_epoch:
@@ -230,14 +232,14 @@ class TeacherSnapshot(TeacherCallback):
 
 
 def restart_optimizer(optimizer, variables, learning_rate=None):
-    """Give every variable of an optimizer the value that it has in a new one: slots, step count, loss scale.
+    """Reset every variable of an optimizer to its initial value: slots, step count, loss scale.
 
     The optimizer stays the same object, so nothing is compiled anew.
 
     Args:
         optimizer: a `keras.optimizers.Optimizer`.
-        variables: what it trains.
-        learning_rate: float, or `None` to leave a schedule as it is, which then starts again.
+        variables: the variables that it trains.
+        learning_rate: float. Defaults to `None`, which keeps a schedule; the schedule starts again.
     """
     fresh = type(optimizer).from_config(optimizer.get_config())
     if optimizer.built:
@@ -250,7 +252,7 @@ def restart_optimizer(optimizer, variables, learning_rate=None):
 
 
 def _constant_rate(optimizer):
-    """The learning rate, or `None` where a schedule or a callable gives it."""
+    """Return the learning rate, or `None` if a schedule or a callable gives it."""
     inner = getattr(optimizer, "inner_optimizer", optimizer)
     rate = inner.get_config()["learning_rate"]
     return float(rate) if is_number(rate) else None
@@ -260,7 +262,7 @@ def _direction(monitor, mode):
     if mode != "auto":
         return mode
     name = monitor.lower()
-    # A loss may be called "precision_loss": what falls is looked for first.
+    # A loss may be called "precision_loss", so names that fall are looked for first.
     for direction, parts in (("min", _FALLING), ("max", _RISING)):
         if any(part in name for part in parts):
             return direction

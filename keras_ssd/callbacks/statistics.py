@@ -10,13 +10,13 @@ from keras_ssd._backend import wide
 class TeacherStatistics(keras.metrics.Metric):
     """Means of `teacher_statistics` over the batches of an epoch. `TeacherMonitor` makes and uses it.
 
-    It is idle (and its result NaN) until `activate`, which every `reset_state` undoes.
+    It computes nothing, and its result is NaN, until `activate` is called; every `reset_state` undoes that.
 
     Args:
-        has_votes: whether there are classifications to tell the teachers' disagreement by.
+        has_votes: whether there are classifications, for which the teachers' disagreement is computed.
 
     Attributes:
-        names: the names of the statistics, which are those in the result.
+        names: the names of the statistics, which are the keys of the result.
     """
 
     names = (
@@ -55,7 +55,7 @@ class TeacherStatistics(keras.metrics.Metric):
         self.count.assign(self.count.value + ops.where(is_active, n_samples, 0.0))
 
     def result(self):
-        """A dict of the means; NaN where there was no batch."""
+        """Return a dict of the means; NaN if there was no batch."""
         count = self.count.value
         means = self.total.value / ops.where(count > 0, count, float("nan"))
         return {name: means[index] for index, name in enumerate(self.names)}
@@ -81,7 +81,7 @@ def teacher_statistics(weights, student, teachers, predictions=()):
             there is no `teacher_disagreement`.
 
     Returns:
-        A dict of scalar tensors without a gradient. One that is not finite says that the student or a teacher is not.
+        A dict of scalar tensors without a gradient. A statistic is not finite if the student or a teacher is not.
 
     Example:
         >>> teacher_statistics([[0.5, 0.5]], [[2.0]], [[[1.0], [3.0]]])["teacher_spread"]  # sqrt(1) / sqrt(5) = 0.447
@@ -109,7 +109,7 @@ def teacher_statistics(weights, student, teachers, predictions=()):
 
 
 def _disagreement(distance, outputs):
-    """Share of the teachers outside the majority, averaged over positions (or binary units)."""
+    """Return the share of the teachers outside the majority, averaged over positions (or binary units)."""
     if distance.kind == "binary":
         share = ops.mean(ops.cast(outputs > (0.0 if distance.from_logits else 0.5), "float32"), axis=1)
         return ops.mean(1.0 - ops.maximum(share, 1.0 - share))

@@ -4,7 +4,7 @@ import numpy as np
 
 
 def prepare(series, length=None):
-    """Fills gaps, gives every series the same length, and mean 0 and deviation 1.
+    """Fill gaps, give every series the same length, and mean 0 and deviation 1.
 
     In this order: values missing between two others are interpolated linearly; the tail is cropped to `length`; each
     series is normalised by the mean and the deviation of its own values; what is missing at either end, and the tail up
@@ -33,7 +33,7 @@ def prepare(series, length=None):
     length = series.shape[1] if length is None else length
     if length < 1:
         raise ValueError(f"`length` should be 1 at least. Received: {length}")
-    filled = np.stack([_interpolate(one) for one in series])[:, :length] if len(series) else series[:, :length]
+    filled = np.stack([_interpolate(values) for values in series])[:, :length] if len(series) else series[:, :length]
     empty = np.isnan(filled).all(axis=1)
     if empty.any():
         raise ValueError(
@@ -47,9 +47,9 @@ def prepare(series, length=None):
     return padded[..., None].astype("float32")
 
 
-def _interpolate(one):
-    """Fills the gaps between values; what is missing before the first and after the last stays so."""
-    known = np.flatnonzero(~np.isnan(one))
+def _interpolate(values):
+    """Fill the gaps between values; what is missing before the first and after the last stays so."""
+    known = np.flatnonzero(~np.isnan(values))
     if not len(known):
-        return one
-    return np.interp(np.arange(len(one)), known, one[known], left=np.nan, right=np.nan)
+        return values
+    return np.interp(np.arange(len(values)), known, values[known], left=np.nan, right=np.nan)

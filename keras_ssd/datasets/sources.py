@@ -3,29 +3,31 @@
 import contextlib
 import queue
 import threading
-import warnings
 
-import numpy as np
 import requests
 from tensorflow_datasets.core.download import resource
 
 TIMEOUT = 5  # seconds
+N_NAMES = 8  # of what lies in a folder, in an error
 
 
 def given_folder(dl_manager):
-    """The folder of `DownloadConfig(manual_dir=...)`, or `None` where it does not exist or is empty."""
+    """Return the folder of `DownloadConfig(manual_dir=...)`, or `None` where it does not exist or is empty."""
     with contextlib.suppress(AssertionError):  # so TFDS says it
         return dl_manager.manual_dir
     return None
 
 
 def describe(folder):
-    """What an error says of the result of `given_folder`."""
-    return "a folder that does not exist or is empty" if folder is None else str(folder)
+    """Return what an error says of the result of `given_folder`: the folder and what lies in it."""
+    if folder is None:
+        return "a folder that does not exist or is empty"
+    names = sorted(path.name for path in folder.iterdir())
+    return f"{folder}, which holds {names[:N_NAMES]}{' and more' if len(names) > N_NAMES else ''}"
 
 
 def download(dl_manager, name, url, url_infos):
-    """Downloads a file whose checksum is known; a file that was downloaded before is used again.
+    """Download a file whose checksum is known; a file that was downloaded before is used again.
 
     Args:
         dl_manager: TFDS' download manager.
@@ -47,18 +49,8 @@ def download(dl_manager, name, url, url_infos):
     return dl_manager.download(url)
 
 
-def read_table(path, dtype, delimiter=None):
-    """The numbers of a text file, (rows, columns); a `ValueError` says what is wrong with it."""
-    with path.open("r") as file, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "loadtxt: input contained no data")
-        table = np.loadtxt(file, dtype=dtype, delimiter=delimiter, ndmin=2)
-    if not len(table):
-        raise ValueError("it is empty")
-    return table
-
-
 def _check_reachable(url):
-    """Asks for the file's header. In a thread, as looking up a name knows no timeout."""
+    """Ask for the file's header. In a thread, as looking up a name knows no timeout."""
     answer = queue.Queue()
 
     def ask():

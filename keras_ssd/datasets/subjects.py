@@ -4,7 +4,7 @@ import numpy as np
 
 
 def hold_out_subjects(subjects, fraction=0.2, seed=0):
-    """Splits rows into those to train on and those to validate on, so that no subject is on both sides.
+    """Split rows into those to train on and those to validate on, so that no subject is on both sides.
 
     Args:
         subjects: Integers of shape `(rows,)`, whose each row is.

@@ -1,8 +1,8 @@
-"""Keras Tuner searches over the options of the distillation. The only package that imports keras-tuner.
+"""Searches over the options of the distillation with Keras Tuner. No other package imports keras-tuner.
 
-`SSDHyperModel` makes what the user's build function returns a search over distillations of it, for every tuner of Keras
-Tuner; `search` runs it. Chief and workers are Keras Tuner's own: the same script, with KERASTUNER_TUNER_ID,
-KERASTUNER_ORACLE_IP and KERASTUNER_ORACLE_PORT set.
+`SSDHyperModel` turns the user's build function into a search space over distillations of its model, for every tuner of
+Keras Tuner; `search` runs the search. A distributed search is Keras Tuner's own: chief and workers run the same script
+with KERASTUNER_TUNER_ID, KERASTUNER_ORACLE_IP and KERASTUNER_ORACLE_PORT set.
 """
 
 from keras_ssd.tuner.hypermodel import SSDHyperModel

@@ -1,4 +1,4 @@
-"""The user's build function as a search over distillations of what it builds."""
+"""A search space over distillations of the model that the user's build function returns."""
 
 import copy
 import functools
@@ -22,13 +22,13 @@ from keras_ssd.wrapping import wrap
 
 
 class SSDHyperModel(keras_tuner.HyperModel):
-    """A search space: the user's own model, distilled or not, and how.
+    """A search space: the user's own model, with and without distillation.
 
-    The hyper-parameters are those of the user's model and, before them the prefix `ssd_`:
+    The hyper-parameters of the user's model are joined by those of the distillation, which have the prefix `ssd_`:
 
     | name | searched by default | exists |
     |---|---|---|
-    | `ssd_distill` | no, yes | always; no is the plain model, bit for bit |
+    | `ssd_distill` | no, yes | always; "no" is the plain model, bit for bit |
     | `ssd_similarity` | all, or `"kl"` and `"uniform"` for a subclassed model | if distilled |
     | `ssd_num_teachers` | 2 to 32, logarithmic | if distilled |
     | `ssd_kd_weight` | a tenth to ten times the default of the teacher, logarithmic | if distilled |
@@ -37,29 +37,29 @@ class SSDHyperModel(keras_tuner.HyperModel):
     | `ssd_guidance_temperature` | a tenth to ten times that of the similarities, logarithmic | if guided |
     | `ssd_percentile` | 0 to 95 | if guided, i.e. the similarity is not `"uniform"` |
 
-    The default of each is that of `keras_ssd.wrap`, and of `ssd_distill` no. A fixed one appears, too.
+    The defaults are those of `keras_ssd.wrap`; `ssd_distill` defaults to no. A hyper-parameter with a fixed value is
+    listed, too.
 
-    With `teacher="snapshot"` the plain stage is trained once per search, not once per trial: the first trial trains the
-    user's model, stopped early, and keeps the weights in the project's directory; all trials, the undistilled ones as
-    well, go on from them with a fresh optimizer. So the undistilled trial is the fair control, trained for as many
-    epochs. Where the user's build function has hyper-parameters of its own, there is one plain stage for each of their
-    combinations. Workers that start at the same time may each train it; they then use the same one.
+    With `teacher="snapshot"` the plain stage is trained once per search, not once per trial. The first trial trains the
+    user's model with early stopping and keeps the weights in the project's directory. All trials, including undistilled
+    trials, continue from these weights with a fresh optimizer. The undistilled trial is therefore a fair control: it is
+    trained for as many epochs. If the user's build function has hyper-parameters of its own, each combination of them
+    has its own plain stage. Workers that start at the same time may each train it, but all use the same weights.
 
-    `get_best_models` of a tuner returns `SSDModel`s; what to deploy is their `student`.
+    `get_best_models` of a tuner returns `SSDModel`s; deploy their `student`.
 
     Args:
         hypermodel: a function `build(hp)`, or a `keras_tuner.HyperModel`, that returns a compiled, plain model with
-            dropout. A `fit` of the HyperModel is used.
+            dropout. If the HyperModel has a `fit`, it is used.
         teacher: as for `keras_ssd.wrap`. Defaults to `"self"`.
-        space: dict from a name (without the prefix) to what is searched: a tuple `(min, max)`, a list of choices, a
-            single value to fix, or `None` to leave it to the default of `keras_ssd.wrap`. Defaults to `None`, the
-            table above.
-        snapshot_epochs: epochs of the plain stage at most. Needed for `keras_tuner.Hyperband`, which trains its first
-            trials for a few epochs only. Defaults to `None`: as many as a trial has.
+        space: dict from a name (without the prefix) to its range: a tuple `(min, max)`, a list of choices, a single
+            value to fix, or `None` for the default of `keras_ssd.wrap`. Defaults to `None`, the table above.
+        snapshot_epochs: maximum number of epochs of the plain stage. `keras_tuner.Hyperband` needs it, because its
+            first trials are short. Defaults to `None`: as many as a trial has.
         **options: further arguments of `keras_ssd.wrap`, the same for all distilled trials.
 
     Raises:
-        ValueError: if an argument is wrong; when the tuner is made, if the model is not compiled, wrapped already, or
+        ValueError: if an argument is wrong. When a tuner is made: if the model is not compiled, is wrapped already, or
             cannot be distilled.
 
     Example:
@@ -88,11 +88,11 @@ class SSDHyperModel(keras_tuner.HyperModel):
         self.start_search()
 
     def start_search(self, objectives=(), directory=None):
-        """Forget what an earlier search left here. `search` calls it.
+        """Forget the state of an earlier search. `search` calls it.
 
         Args:
             objectives: names that every trial has to report.
-            directory: where plain stages are kept, or `None` for the memory of this process only.
+            directory: folder in which plain stages are kept. Defaults to `None`: in the memory of this process only.
         """
         self._objectives = tuple(objectives)
         self._directory = None if directory is None else pathlib.Path(directory)
@@ -101,7 +101,7 @@ class SSDHyperModel(keras_tuner.HyperModel):
 
     @property
     def fits(self):
-        """Whether the user's HyperModel has a `fit` of its own."""
+        """Return whether the user's HyperModel has a `fit` of its own."""
         return isinstance(self.hypermodel, keras_tuner.HyperModel) and (
             type(self.hypermodel).fit is not keras_tuner.HyperModel.fit
         )
@@ -134,15 +134,15 @@ class SSDHyperModel(keras_tuner.HyperModel):
                 'space={"similarity": "kl"}.)'
             ) from error
         if ssd._averages:
-            # The score was measured with the averaged weights, so these are what a student has that is loaded.
+            # The score was measured with the averaged weights, so a loaded student gets these.
             ssd.load_weights = functools.partial(self._load_averaged, ssd)
-        # Weights are loaded into this model, and files of both are saved: without their variables Keras warns.
-        for one in (ssd, ssd.student):
-            one.optimizer.build(one.trainable_variables)
+        # Weights are loaded into this model, and both are saved: without the optimizers' variables Keras warns.
+        for network in (ssd, ssd.student):
+            network.optimizer.build(network.trainable_variables)
         return ssd
 
     def fit(self, hp, model, *args, **kwargs):
-        """Train one trial, with the user's `HyperModel.fit` if there is one.
+        """Train a trial, with the user's `HyperModel.fit` if there is any.
 
         Args:
             hp: a `keras_tuner.HyperParameters`.
@@ -151,9 +151,9 @@ class SSDHyperModel(keras_tuner.HyperModel):
             **kwargs: of `search`, and the callbacks of Keras Tuner.
 
         Returns:
-            What the user's `fit` returns, by default a `History`.
+            The result of the user's `fit`, by default a `History`.
         """
-        # Hyperband goes on with an earlier trial, whose weights are loaded.
+        # Hyperband continues an earlier trial, whose weights are loaded.
         goes_on = "tuner/trial_id" in hp.values
         if goes_on and model._averages:
             model.student.set_weights(self._loaded_weights)
@@ -171,17 +171,17 @@ class SSDHyperModel(keras_tuner.HyperModel):
         return self.hypermodel.fit(hp, model, *args, **kwargs) if self.fits else model.fit(*args, **kwargs)
 
     def _plain_stage(self, hp, model, args, kwargs):
-        """The weights of the plain stage for the hyper-parameters of the user's model, trained if nobody has yet."""
+        """Return the weights of the plain stage for the hyper-parameters of the user's model; train it if needed."""
         own = keras_tuner.HyperParameters()
         own.values = dict(hp.values)
         plain = self._build_plain(own)
-        values = {one.name: own.values[one.name] for one in own.space if own.is_active(one)}
+        values = {entry.name: own.values[entry.name] for entry in own.space if own.is_active(entry)}
         key = hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]
         if key in self._plain_weights:
             return self._plain_weights[key]
         path = None if self._directory is None else self._directory / f"ssd_plain_{key}.npz"
         if path is None or not path.exists():
-            # What the tuner overrides (optimizer, loss, metrics) holds here, too.
+            # The tuner's overrides (optimizer, loss, metrics) hold here, too.
             plain.compile(**_backend.copied(_backend.compile_arguments(model)))
             self._fit(hp, plain, *args, **self._plain_arguments(kwargs))
             weights = plain.get_weights()
@@ -204,9 +204,9 @@ class SSDHyperModel(keras_tuner.HyperModel):
             restore_best_weights=True,
         )
         users = [
-            copy.deepcopy(one)
-            for one in _without_teachers(kwargs.get("callbacks"))
-            if type(one).__module__.partition(".")[0] not in ("keras_tuner", "tensorboard")
+            copy.deepcopy(callback)
+            for callback in _without_teachers(kwargs.get("callbacks"))
+            if type(callback).__module__.partition(".")[0] not in ("keras_tuner", "tensorboard")
         ]
         return {**kwargs, "callbacks": [*users, early]}
 
@@ -227,7 +227,7 @@ def _checked_options(options):
     unknown = sorted(set(options) - allowed)
     if unknown:
         raise ValueError(
-            f"`options` should be among {sorted(allowed)}; what is searched or fixed belongs into `space`. Received: "
+            f"`options` should be among {sorted(allowed)}; what is searched or fixed belongs in `space`. Received: "
             f"{unknown}"
         )
     return options
@@ -252,7 +252,15 @@ def _check_built(model):
 
 
 def check_objectives(names, reported):
-    """Raise if one of the names of an objective is not among those that a trial reports."""
+    """Raise unless a trial reports every objective.
+
+    Args:
+        names: of the objectives.
+        reported: names that a trial reports.
+
+    Raises:
+        keras_tuner.errors.FatalValueError: if a name is not reported.
+    """
     missing = [name for name in names if name not in reported]
     if missing:
         raise keras_tuner.errors.FatalValueError(
@@ -262,12 +270,17 @@ def check_objectives(names, reported):
 
 
 def _without_teachers(callbacks):
-    """Leave out the callbacks that a plain model cannot have."""
+    """Return the callbacks that a plain model can have."""
     return [callback for callback in callbacks or [] if not getattr(callback, "needs_teachers", False)]
 
 
 def write_once(path, weights):
-    """Written beside and renamed: another process sees all of it or nothing. The first that is there stays."""
+    """Write weights to a file that other processes see whole or not at all; an existing file stays.
+
+    Args:
+        path: a `pathlib.Path`, ending in `.npz`.
+        weights: list of arrays.
+    """
     temporary = path.with_name(f"{path.stem}.{uuid.uuid4().hex}.tmp")
     with open(temporary, "wb") as file:
         np.savez(file, *weights)

@@ -1,4 +1,4 @@
-"""`search`: a search of Keras Tuner that fails loudly and goes on only with a project of the same space."""
+"""`search`: runs a tuner of Keras Tuner, fails loudly, and resumes only a project of the same space."""
 
 import functools
 import inspect
@@ -20,27 +20,32 @@ _RECORD = "ssd_space.json"
 def search(tuner, *args, **kwargs):
     """Run a search, and fail loudly where Keras Tuner is quiet.
 
-    It is `tuner.search(*args, **kwargs)`, and
+    It calls `tuner.search(*args, **kwargs)` and adds:
 
-    - the first trial (of each bracket of Hyperband) is the plain, undistilled model;
-    - an objective that no trial reports is an error before the first trial; where the user's HyperModel has a `fit` of
-      its own, the data is an iterator, or the default hyper-parameters cannot be trained, after it;
-    - a project of an earlier search goes on only if the space is the same; else it is an error;
-    - `keras_tuner.GridSearch` can be resumed;
-    - if no trial ended with a finite score, the error of the first one is raised.
+    - The first trial (of each bracket of Hyperband) is the plain, undistilled model.
+    - An objective that no trial reports is an error before the first trial. The error comes after the first trial if
+      the user's HyperModel has a `fit` of its own, the data is an iterator, or the default hyper-parameters cannot be
+      trained.
+    - A project is resumed only if the space is the same; a changed space is an error.
+    - `keras_tuner.GridSearch` can be resumed.
+    - If no trial ended with a finite score, the error of the first trial is raised.
 
     Args:
         tuner: a tuner of Keras Tuner, made with an `SSDHyperModel`.
-        *args: what `fit` takes.
-        **kwargs: what `fit` takes.
+        *args: arguments of `fit`.
+        **kwargs: arguments of `fit`.
 
     Returns:
-        The trials that have a finite score, best first; `None` in a worker of a distributed search, where the search is
-        not over when the worker is.
+        The trials that have a finite score, best first. `None` in a worker of a distributed search, which may end
+        before the search does.
 
     Raises:
-        ValueError: if the objective or the project does not fit, before the first trial.
+        ValueError: if the objective or the project does not fit.
         RuntimeError: if no trial ended with a finite score.
+
+    Example:
+        >>> tuner = keras_tuner.RandomSearch(keras_ssd.tuner.SSDHyperModel(build), "val_accuracy", max_trials=20)
+        >>> trials = keras_ssd.tuner.search(tuner, x, y, validation_data=(x_val, y_val), epochs=50)
     """
     hypermodel = getattr(tuner, "hypermodel", None)
     if not isinstance(hypermodel, SSDHyperModel):
@@ -81,8 +86,8 @@ def search(tuner, *args, **kwargs):
 
 
 def _finished(oracle):
-    """The trials with a finite score, best first."""
-    trials = [one for one in oracle.trials.values() if one.status == "COMPLETED" and math.isfinite(one.score)]
+    """Return the trials with a finite score, best first."""
+    trials = [trial for trial in oracle.trials.values() if trial.status == "COMPLETED" and math.isfinite(trial.score)]
     return sorted(trials, key=lambda trial: trial.score, reverse=oracle.objective.direction == "max")
 
 
@@ -99,8 +104,8 @@ def _all_failed(oracle):
 def _try_objectives(tuner, names, args, kwargs):
     """Raise if a plain model, trained and validated on one batch each, does not report the objective.
 
-    A model that cannot be trained says nothing of the objective, and is left to Keras Tuner: its trial fails, others
-    may succeed.
+    A model that cannot be trained says nothing about the objective. It is left to Keras Tuner, where its own trial
+    fails and other trials may succeed.
     """
     if tuner.hypermodel.fits:
         return
@@ -126,7 +131,7 @@ def _try_objectives(tuner, names, args, kwargs):
 
 
 def _check_project(tuner):
-    """Refuse to go on with a project whose space was another one."""
+    """Raise if the project was searched with another space."""
     hypermodel, oracle = tuner.hypermodel, tuner.oracle
     path = pathlib.Path(tuner.project_dir, _RECORD)
     with tempfile.TemporaryDirectory() as directory:
@@ -143,7 +148,7 @@ def _check_project(tuner):
         "fixed": {name: _named(value) for name, value in hypermodel.space.items() if callable(value)},
         "snapshot_epochs": hypermodel.snapshot_epochs,
         "objective": str(oracle.objective),
-        "space": sorted(json.dumps({"type": type(one).__name__, **one.get_config()}, default=str) for one in space),
+        "space": sorted(json.dumps({"type": type(hp).__name__, **hp.get_config()}, default=str) for hp in space),
     }
     record = json.loads(json.dumps(record, default=str))
     if not oracle.trials:
@@ -173,7 +178,7 @@ def _named(value):
 
 
 def _insert_plain(oracle):
-    """Let the first trial, of each bracket in Hyperband, be the plain model."""
+    """Make the first trial, of each bracket in Hyperband, the plain model."""
     if getattr(oracle.populate_space, "inserts_plain", False):
         return
     populate_space = oracle.populate_space
@@ -184,14 +189,14 @@ def _insert_plain(oracle):
         if response["status"] != "RUNNING" or values.get("tuner/round", 0) != 0 or "ssd_distill" not in values:
             return response
         bracket = values.get("tuner/bracket")
-        others = [trial.hyperparameters.values for trial in oracle.trials.values()]
-        if any(one.get("tuner/bracket") == bracket and one.get("ssd_distill") is False for one in others):
+        earlier = [trial.hyperparameters.values for trial in oracle.trials.values()]
+        if any(trial.get("tuner/bracket") == bracket and trial.get("ssd_distill") is False for trial in earlier):
             return response
         space = oracle.get_space()
         space.values = {**values, "ssd_distill": False}
-        # Twice, because what depends on an inactive one is inactive, too.
+        # Twice, because a hyper-parameter that depends on an inactive hyper-parameter is inactive, too.
         for _ in range(2):
-            known = {one.name for one in space.space}
+            known = {hp.name for hp in space.space}
             space.values = {k: v for k, v in space.values.items() if k not in known or space.is_active(k)}
         return {**response, "values": space.values}
 
@@ -200,7 +205,10 @@ def _insert_plain(oracle):
 
 
 def _resume_grid(oracle):
-    """GridSearch (keras-tuner 1.4.8) does not store where it is: a reloaded one stops at once, or raises KeyError."""
+    """Let a reloaded GridSearch continue.
+
+    It does not store its position (keras-tuner 1.4.8), so that a reloaded search stops at once, or raises KeyError.
+    """
     if not isinstance(oracle, keras_tuner.oracles.GridSearchOracle) or not oracle.trials or oracle._populate_next:
         return
     compare = functools.cmp_to_key(oracle._compare)

@@ -1,11 +1,11 @@
-"""What is searched: the hyper-parameters of the distillation, their ranges and conditions."""
+"""The hyper-parameters of the distillation, their ranges and conditions."""
 
 import functools
 
 from keras_ssd.guidance import SIMILARITIES
 from keras_ssd.settings import DEFAULTS, GUIDANCE_TEMPERATURES, Settings
 
-# Searched in this order: a condition has to stand before what depends on it.
+# Searched in this order: a condition stands before the hyper-parameters that depend on it.
 PARAMETERS = (
     "similarity",
     "num_teachers",
@@ -20,7 +20,15 @@ _GUIDANCE = ("guidance_temperature", "percentile")
 
 
 def sample(hp, kind, space, options, functional):
-    """The options of `wrap` in one trial; those that are not active are left out."""
+    """Return the options of `wrap` in a trial, without inactive options.
+
+    Args:
+        hp: a `keras_tuner.HyperParameters`.
+        kind: of teacher.
+        space: as `checked_space` returns it.
+        options: further options of `wrap`, the same in all trials.
+        functional: whether the model is a graph of layers.
+    """
     options = dict(options)
     if not functional:
         options.setdefault("distill", "outputs")
@@ -29,11 +37,11 @@ def sample(hp, kind, space, options, functional):
     ranges = {**_ranges(defaults, functional), **space}
     if kind == "self" and options.get("distill", "outputs") != "outputs" and "similarity" not in space:
         # `wrap` warns of this pair: the norms run away.
-        ranges["similarity"] = [one for one in ranges["similarity"] if one != "dot"]
+        ranges["similarity"] = [name for name in ranges["similarity"] if name != "dot"]
     similarities = _listed(ranges["similarity"], defaults["similarity"])
-    guided = [one for one in similarities if one != "uniform"]
+    guided = [similarity for similarity in similarities if similarity != "uniform"]
     if "guidance_temperature" not in space:
-        scales = [GUIDANCE_TEMPERATURES.get(one, 1.0) for one in guided] or [1.0]
+        scales = [GUIDANCE_TEMPERATURES.get(similarity, 1.0) for similarity in guided] or [1.0]
         ranges["guidance_temperature"] = (0.1 * min(scales), 10 * max(scales))
     defaults["guidance_temperature"] = GUIDANCE_TEMPERATURES.get(similarities[0], 1.0)
     if defaults["similarity"] in similarities:
@@ -41,7 +49,7 @@ def sample(hp, kind, space, options, functional):
     active = {name: similarities for name in PARAMETERS}
     active.update(dict.fromkeys(_GUIDANCE, guided))
     if options.get("distill", defaults["distill"]) == "representation":
-        active["temperature"] = [one for one in similarities if one == "kl"]
+        active["temperature"] = [similarity for similarity in similarities if similarity == "kl"]
     for name in PARAMETERS:
         if ranges[name] is None or not active[name]:
             continue
@@ -57,39 +65,46 @@ def sample(hp, kind, space, options, functional):
 
 
 def checked_space(kind, space):
-    """A copy of the user's `space` for a kind of teacher.
+    """Check the user's `space` for a kind of teacher.
+
+    Args:
+        kind: of teacher.
+        space: as given to `SSDHyperModel`.
+
+    Returns:
+        A copy of `space`.
 
     Raises:
-        ValueError: if a name is unknown, or what is searched is no range, list or value that `wrap` takes.
+        ValueError: if a name is unknown, or its value is no range, list or value that `wrap` takes.
     """
     space = dict(space or {})
     unknown = sorted(set(space) - set(PARAMETERS))
     if unknown:
         raise ValueError(f"`space` should have keys among {sorted(PARAMETERS)}. Received: {unknown}")
     only_uniform = _listed(space.get("similarity"), None) == ["uniform"]
-    for name, given in space.items():
-        if given is None:
+    for name, domain in space.items():
+        if domain is None:
             continue
-        if isinstance(given, tuple) and (name == "similarity" or len(given) != 2 or not given[0] < given[1]):
+        if isinstance(domain, tuple) and (name == "similarity" or len(domain) != 2 or not domain[0] < domain[1]):
             raise ValueError(
                 f"A tuple in `space` should be (min, max) of numbers, with min below max; pass a list for choices. "
-                f"Received: {name}={given!r}"
+                f"Received: {name}={domain!r}"
             )
-        if isinstance(given, tuple) and name in _LOGARITHMIC and given[0] <= 0:
+        if isinstance(domain, tuple) and name in _LOGARITHMIC and domain[0] <= 0:
             raise ValueError(
                 f"`{name}` is searched on a logarithmic scale, so min should be above 0 (the plain trial is part of "
-                f"every search). Received: {name}={given!r}"
+                f"every search). Received: {name}={domain!r}"
             )
-        if isinstance(given, list) and not given:
-            raise ValueError(f"A list in `space` should hold at least one choice. Received: {name}={given!r}")
-        values = given if isinstance(given, (tuple, list)) else [given]
-        if name == "similarity" and isinstance(given, list) and not all(one in SIMILARITIES for one in given):
-            raise ValueError(f"`similarity` should list some of {SIMILARITIES}. Received: similarity={given!r}")
+        if isinstance(domain, list) and not domain:
+            raise ValueError(f"A list in `space` should hold at least one choice. Received: {name}={domain!r}")
+        values = domain if isinstance(domain, (tuple, list)) else [domain]
+        if name == "similarity" and isinstance(domain, list) and not all(choice in SIMILARITIES for choice in domain):
+            raise ValueError(f"`similarity` should list some of {SIMILARITIES}. Received: similarity={domain!r}")
         similarity = "uniform" if only_uniform else None
         for value in values:
             Settings(kind, "model", **{"similarity": similarity, name: value})
         if name == "kd_weight" and 0 in values:
-            raise ValueError(f"A plain trial is part of every search: leave 0 out. Received: kd_weight={given!r}")
+            raise ValueError(f"A plain trial is part of every search: leave 0 out. Received: kd_weight={domain!r}")
     return space
 
 
@@ -105,24 +120,24 @@ def _ranges(defaults, functional):
     }
 
 
-def _listed(given, default):
-    """The similarities that a trial can have."""
-    if isinstance(given, list):
-        return given
-    return [default if given is None else given]
+def _listed(domain, default):
+    """Return the similarities that a trial can have."""
+    if isinstance(domain, list):
+        return domain
+    return [default if domain is None else domain]
 
 
-def _register(hp, name, given, default):
-    """One hyper-parameter, and its value in this trial; `None` if it is not active."""
+def _register(hp, name, domain, default):
+    """Register a hyper-parameter and return its value in this trial; `None` if it is not active."""
     full = f"ssd_{name}"
-    if isinstance(given, tuple):
+    if isinstance(domain, tuple):
         sampling = "log" if name in _LOGARITHMIC else "linear"
-        default = min(max(default, given[0]), given[1])
+        default = min(max(default, domain[0]), domain[1])
         add = hp.Int if name == "num_teachers" else hp.Float
-        return add(full, *given, sampling=sampling, default=default)
-    if isinstance(given, list):
+        return add(full, *domain, sampling=sampling, default=default)
+    if isinstance(domain, list):
         kind = str if name == "similarity" else int if name == "num_teachers" else float
-        values = [kind(one) for one in given]
+        values = [kind(choice) for choice in domain]
         return hp.Choice(full, values, default=default if default in values else values[0])
-    # A callable cannot be stored; whether it is used depends on nothing but `ssd_distill`.
-    return given if callable(given) else hp.Fixed(full, given)
+    # A callable cannot be stored; it is used in every distilled trial.
+    return domain if callable(domain) else hp.Fixed(full, domain)

@@ -59,8 +59,40 @@ class TestReader:
     def test_says_what_is_missing(self, biovid):
         with pytest.raises(FileNotFoundError, match=r"with the levels \['BL1', 'PB4'\].* Received: .*, with \['BL1'\]"):
             affective.load(biovid, ["BL1", "PB4"], "gsr")
-        with pytest.raises(ValueError, match="_bio.csv should be tab separated and hold numbers in a column 'eda'"):
+        with pytest.raises(
+            ValueError, match=r"_bio.csv should have the columns \['eda'\]. Received: \['time', 'gsr', 'ecg', 'emg_trap"
+        ):
             affective.load(biovid, ["BL1", "PA4"], "eda")
+
+    @pytest.mark.parametrize(
+        ("change", "cause"),
+        [
+            pytest.param(lambda text: text.replace("2.5", ""), "line 4, column 'gsr': a value is missing", id="empty"),
+            pytest.param(lambda text: text.replace("2.5", "nan"), "line 4, column 'gsr': 'nan' is no finite", id="NaN"),
+            pytest.param(lambda text: text.replace("2.5", "-inf"), "line 4, .* '-inf' is no finite", id="infinite"),
+            pytest.param(lambda text: text.replace("2.5", "2,5"), "line 4, .* '2,5' is no finite", id="decimal comma"),
+            pytest.param(lambda text: text.replace("2.5", "?"), r"line 4, .* '\?' is no finite", id="question mark"),
+            pytest.param(
+                lambda text: text.replace("\t", ","), r"the columns \['gsr'\]. Received: \['time,gsr,", id="commas"
+            ),
+            pytest.param(lambda text: text.encode("utf-16"), "cannot be read: .*utf-8", id="UTF-16"),
+            pytest.param(lambda text: "", "cannot be read: No columns", id="empty file"),
+            pytest.param(
+                lambda text: text.replace("3.5", "3.5\t" * 9), "cannot be read: .*line 5", id="too many cells"
+            ),
+        ],
+    )
+    def test_a_damaged_recording_is_named_with_line_and_cause(self, biovid, change, cause):
+        path = write(biovid, SUBJECTS[1], "BL1", 3, [0.5, 1.5, 2.5, 3.5])
+        changed = change(path.read_text())
+        path.write_bytes(changed if isinstance(changed, bytes) else changed.encode())
+        with pytest.raises(ValueError, match=rf"{SUBJECTS[1]}-BL1-003_bio.csv.*{cause}"):
+            affective.load(biovid, ["BL1", "PA4"], "gsr")
+
+    def test_blank_lines_at_the_end_hold_no_values(self, tmp_path):
+        path = write(tmp_path, SUBJECTS[0], "BL1", 0, [1.0, 2.0])
+        path.write_text(path.read_text() + "\n\n")
+        assert affective.read(path, "gsr").tolist() == [1, 2]
 
     def test_recordings_of_another_length_are_named(self, biovid):
         write(biovid, SUBJECTS[1], "PA4", 2, np.zeros(60))
@@ -102,7 +134,7 @@ class TestNetwork:
     @pytest.mark.slow
     def test_its_teachers_differ(self):
         x = np.random.default_rng(0).normal(size=(4, 64, 1)).astype("float32")
-        ssd = keras_ssd.SSDModel.paper(affective.pain_attn_net(x, 2))
+        ssd = keras_ssd.wrap(affective.pain_attn_net(x, 2), **keras_ssd.PAPER)
         _, teachers, _ = ssd.teacher_representations(x)
         assert teachers.shape == (4, 30, 2250)
         assert teachers.std(axis=1).mean() > 1e-3

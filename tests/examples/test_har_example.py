@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 import har
-import har_data
+from _support import har_data
 
 
 def short(dataset):

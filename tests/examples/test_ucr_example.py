@@ -5,9 +5,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import comparison
 import ucr
-import ucr_data
+from _support import comparison, ucr_data
 
 ROOT_HALF = 0.5**0.5
 ROOT_THREE_HALVES = 1.5**0.5
@@ -86,6 +85,49 @@ def test_labels_are_sorted_as_numbers(tmp_path):
     assert dataset.y_test.tolist() == [1, 2]
 
 
+def test_labels_that_look_alike_as_numbers_are_classes_of_their_own(tmp_path):
+    lines = "20190102\t0\t1\n20190101\t1\t0\n1_1\t0\t1\n11\t1\t0\n"
+    write(tmp_path, "Dates", lines, lines)
+    dataset = ucr_data.load("Dates", tmp_path)
+    assert dataset.y_train.tolist() == [3, 2, 1, 0] and dataset.n_classes == 4
+
+
+GOOD = "1\t0.5\t1.5\t2.5\n2\t5\t6\t8\n"
+
+
+def test_a_tab_at_the_end_of_each_line_is_no_value(tmp_path):
+    write(tmp_path, "Tabs", GOOD.replace("\n", "\t\n"), GOOD)
+    dataset = ucr_data.load("Tabs", tmp_path)
+    assert dataset.x_train.shape == (2, 3, 1)
+    np.testing.assert_array_equal(dataset.x_train, dataset.x_test)
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        pytest.param(GOOD.replace("1.5", "?"), r"line 1: '\?' in column 2 is no number", id="question mark"),
+        pytest.param(GOOD.replace(".", ","), "line 1: '0,5' in column 1", id="decimal comma"),
+        pytest.param("# mine\n" + GOOD, "line 1: it should hold a label and a series", id="comment"),
+        pytest.param(GOOD.encode("utf-16"), "it should be UTF-8 text", id="UTF-16"),
+        pytest.param(GOOD + "2\t5\t6\n", "line 3: it holds 2 columns, the lines before it 3", id="short line"),
+        pytest.param(GOOD.replace("6", ""), "line 2: '' in column 2", id="empty cell"),
+        pytest.param(GOOD.replace("6", "inf"), "line 2: it holds an infinite number", id="infinite"),
+        pytest.param("", "it is empty", id="empty"),
+    ],
+)
+def test_a_damaged_file_is_named_with_line_and_cause(tmp_path, text, cause):
+    write(tmp_path, "Mine", GOOD, GOOD)
+    (tmp_path / "Mine" / "Mine_TEST.tsv").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match=f"Mine_TEST.tsv: {cause}"):
+        ucr_data.load("Mine", tmp_path)
+
+
+def test_a_class_that_only_the_test_part_has_is_named(tmp_path):
+    write(tmp_path, "New", "1\t0\t1\n2\t1\t0\n", "1\t0\t1\n3\t0\t1\n")
+    with pytest.raises(ValueError, match=r"New: classes of the TEST part .* Received: \['3'\]"):
+        ucr_data.load("New", tmp_path)
+
+
 def test_aeon_carries_gunpoint():
     dataset = ucr_data.load("GunPoint")
     assert dataset.x_train.shape == (50, 150, 1)
@@ -99,7 +141,7 @@ def test_bad_input_is_named(archive, tmp_path):
     with pytest.raises(FileNotFoundError, match="`data_dir` should hold .* Received: .*empty"):
         ucr_data.names(tmp_path / "empty")
     write(tmp_path, "Hollow", "1\t0\t1\n2\tNaN\tNaN\n", "1\t0\t1\n")
-    with pytest.raises(ValueError, match=r"only missing ones in rows \[1\]"):
+    with pytest.raises(ValueError, match=r"Hollow, TRAIN part: .*only missing ones in rows \[1\]"):
         ucr_data.load("Hollow", tmp_path)
 
 
@@ -221,6 +263,27 @@ def test_options_that_exclude_each_other(options, complaint, capsys):
     with pytest.raises(SystemExit):
         ucr.parse(options)
     assert complaint in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["007", "1", "NA", "1e3", "Slope"])
+def test_rows_are_found_again_by_names_that_look_like_something_else(tmp_path, name):
+    path, trained = tmp_path / "results.csv", []
+    for key in [{"dataset": "7", "seed": 0}, {"dataset": name, "seed": 0}, {"dataset": name, "seed": 0}]:
+        rows = comparison.resume(path, key, lambda: trained.append(1) or {"plain": {"accuracy": 0.5, "nll": np.nan}})
+    assert len(trained) == 2 and rows.dataset.tolist() == [name] and rows.nll.isna().all()
+
+
+def test_rows_that_are_appended_replace_the_file_as_a_whole(tmp_path, monkeypatch):
+    path = tmp_path / "results.csv"
+    comparison.append(pd.DataFrame({"accuracy": [0.5]}), path)
+
+    def full(*arguments, **options):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(type(path), "write_text", full)
+    with pytest.raises(OSError, match="no space"):
+        comparison.append(pd.DataFrame({"accuracy": [0.25]}), path)
+    assert path.read_text() == "accuracy\n0.5\n"
 
 
 @pytest.mark.parametrize(("text", "expected"), [("3", [0, 1, 2]), ("0,5", [0, 5]), ("4,", [4])])

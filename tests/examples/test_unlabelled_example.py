@@ -5,10 +5,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import comparison
-import har_data
 import keras_ssd
 import unlabelled
+from _support import comparison, har_data
 
 
 @pytest.mark.parametrize("n_rows", [3, 7, 100])

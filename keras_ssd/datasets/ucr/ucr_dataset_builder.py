@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from keras_ssd.datasets import sources
+from keras_ssd.datasets.ucr import series_files
 
 HOMEPAGE = "https://www.cs.ucr.edu/~eamonn/time_series_data_2018/"
 ARCHIVE = "UCRArchive_2018"
@@ -83,7 +84,8 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         # Both splits are read before anything is written.
         splits = {split: self._read_split(folder, split) for split in ("train", "test")}
         length = max(series.shape[1] for series, _ in splits.values())
-        self.info.features["label"].names = sorted_labels(label for _, labels in splits.values() for label in labels)
+        names = series_files.sorted_labels(label for _, labels in splits.values() for label in labels)
+        self.info.features["label"].names = names
         return {split: self._generate_examples(*arrays, length) for split, arrays in splits.items()}
 
     def _generate_examples(self, series, labels, length):
@@ -92,15 +94,12 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             yield row, {"series": padded[row, :, None], "label": label}
 
     def _read_split(self, folder, split):
-        path = self._find(folder, split)
         try:
-            series, labels = (read_tsv if path.suffix == ".tsv" else read_ts)(path)
+            return series_files.read(self._find(folder, split))
         except ValueError as error:
             raise ValueError(
-                f"{self.builder_config.archive_name} cannot be read from {path}: it does not hold a label and a "
-                f"series in each line ({error}). {self.MANUAL_DOWNLOAD_INSTRUCTIONS}"
+                f"{self.builder_config.archive_name} cannot be read from {error}. {self.MANUAL_DOWNLOAD_INSTRUCTIONS}"
             ) from error
-        return series, labels
 
     def _find(self, folder, split):
         name = self.builder_config.archive_name
@@ -115,47 +114,3 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             f"holds the folder {ARCHIVE}. {self.MANUAL_DOWNLOAD_INSTRUCTIONS} "
             f"Received: manual_dir={sources.describe(folder)}"
         )
-
-
-def read_tsv(path):
-    """The archive's own layout: a line is a label and the values, separated by tabs."""
-    table = sources.read_table(path, np.float64, delimiter="\t")
-    if table.shape[1] < 2 or np.isnan(table[:, 0]).any():
-        raise ValueError("a label or the series is missing")
-    return table[:, 1:].astype("float32"), [label_name(label) for label in table[:, 0]]
-
-
-def read_ts(path):
-    """The layout of aeon and sktime: a header up to @data, then lines of values and, after a colon, the label."""
-    rows, labels = [], []
-    with path.open("r") as file:
-        for line in file:
-            if line.strip().lower() == "@data":
-                break
-        for line in filter(str.strip, file):
-            values, label = line.rsplit(":", 1)
-            rows.append(np.array(values.replace("?", "nan").split(","), dtype="float32"))
-            labels.append(label_name(label.strip()))
-    if not rows:
-        raise ValueError("no line follows @data")
-    series = np.full((len(rows), max(map(len, rows))), np.nan, dtype="float32")
-    for row, values in enumerate(rows):
-        series[row, : len(values)] = values
-    return series, labels
-
-
-def label_name(label):
-    """The same name from both layouts: `1`, `1.0` and `1.0000000e+00` are one class."""
-    try:
-        return f"{float(label):g}"
-    except ValueError:
-        return label
-
-
-def sorted_labels(labels):
-    """The distinct labels, by number if all are numbers."""
-    distinct = set(labels)
-    try:
-        return sorted(distinct, key=float)
-    except ValueError:
-        return sorted(distinct)

@@ -13,9 +13,9 @@ import aeon.datasets
 import numpy as np
 import pandas as pd
 from sklearn.model_selection import train_test_split
-from sklearn.preprocessing import LabelEncoder
 
 from keras_ssd.datasets import prepare
+from keras_ssd.datasets.ucr import series_files
 
 ARCHIVE = "UCRArchive_2018"
 
@@ -36,15 +36,17 @@ def load(name, data_dir=None):
     read = read_with_aeon if data_dir is None else lambda *which: read_archive(archive_folder(data_dir), *which)
     (train, train_labels), (test, test_labels) = read(name, "TRAIN"), read(name, "TEST")
     length = max(train.shape[1], test.shape[1])
-    encoder = LabelEncoder().fit(train_labels)
-    return Dataset(
-        name,
-        prepare(train, length),
-        encoder.transform(train_labels),
-        prepare(test, length),
-        encoder.transform(test_labels),
-        len(encoder.classes_),
-    )
+    classes = {label: number for number, label in enumerate(series_files.sorted_labels(train_labels))}
+    arrays = []
+    for split, series, labels in [("TRAIN", train, train_labels), ("TEST", test, test_labels)]:
+        new = sorted(set(labels) - set(classes))
+        if new:
+            raise ValueError(f"{name}: classes of the {split} part should be in the TRAIN part. Received: {new}")
+        try:
+            arrays += [prepare(series, length), np.array([classes[label] for label in labels])]
+        except ValueError as error:
+            raise ValueError(f"{name}, {split} part: {error}") from error
+    return Dataset(name, *arrays, len(classes))
 
 
 def names(data_dir):
@@ -67,8 +69,7 @@ def read_archive(folder, name, split):
     path = folder / name / f"{name}_{split}.tsv"
     if not path.is_file():
         raise FileNotFoundError(f"There is no data set {name!r}: no file {path}. Found here: {names(folder)}")
-    series, labels = aeon.datasets.load_from_tsv_file(str(path))
-    return series[:, 0], labels
+    return series_files.read(path)
 
 
 def read_with_aeon(name, split):
@@ -80,8 +81,8 @@ def read_with_aeon(name, split):
             "Pass --data-dir with the folder of the UCR archive."
         ) from error
     # Series of unequal length come as a list; the tail is missing then, as in the archive's own files.
-    rows = [one[0] for one in series]
-    return pd.DataFrame(rows).to_numpy(dtype=float), np.asarray(labels, dtype=float)
+    rows = [channels[0] for channels in series]
+    return pd.DataFrame(rows).to_numpy(dtype=float), [series_files.label_name(str(label)) for label in labels]
 
 
 def hold_out(labels, seed, fraction=0.2):

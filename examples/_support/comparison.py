@@ -202,13 +202,22 @@ def resume(path, key, train):
         train: runs it and returns a dictionary of scores by method.
     """
     if path.exists():
-        rows = pd.read_csv(path, dtype={"subject": str})
+        words = {name: str for name, value in key.items() if isinstance(value, str)}  # a subject `01` is not 1
+        rows = pd.read_csv(path, dtype=words, keep_default_na=False, na_values=[""])
         rows = rows[(rows[list(key)] == pd.Series(key)).all(axis=1)]
         if not rows.empty:
             return rows
     rows = pd.DataFrame([{**key, "method": method, **scored} for method, scored in train().items()])
-    rows.to_csv(path, mode="a", header=not path.exists(), index=False)
+    append(rows, path)
     return rows
+
+
+def append(rows, path):
+    """Appends to a CSV file, so that it is whole at any time: a new one is written beside it and takes its name."""
+    text = path.read_text() if path.exists() else ""
+    beside = path.with_name(f"{path.name}.new")
+    beside.write_text(text + rows.to_csv(header=not text, index=False))
+    beside.replace(path)
 
 
 def repeat(arguments, train, **key):

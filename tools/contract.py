@@ -1,6 +1,6 @@
 """Run tests/test_contract.py and tell, for each feature of Keras and backend, whether it works with a wrapped model.
 
-    KERAS_BACKEND=jax python docs/contract.py
+    KERAS_BACKEND=jax python tools/contract.py
 
 replaces the rows of that backend in docs/results/contract.csv and writes the table docs/contract.md, and in short into
 README.md. Further arguments are pytest's: `-k clip` replaces a few.
@@ -10,16 +10,17 @@ import csv
 import pathlib
 import sys
 
-DOCS = pathlib.Path(__file__).parent
+ROOT = pathlib.Path(__file__).parents[1]
+DOCS = ROOT / "docs"
 RESULTS = DOCS / "results" / "contract.csv"
 TABLE = DOCS / "contract.md"
-README = DOCS.parent / "README.md"
-MARKS = ("<!-- docs/contract.py writes from here -->\n", "<!-- to here -->\n")
+README = ROOT / "README.md"
+MARKS = ("<!-- tools/contract.py writes from here -->\n", "<!-- to here -->\n")
 KEY = ("feature", "backend", "teacher")
 BACKENDS = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}
 HEAD = """# What works as with a plain Keras model
 
-Written by `python docs/contract.py`, run on each backend, from the outcome of `tests/test_contract.py`. "yes" means:
+Written by `python tools/contract.py`, run on each backend, from the outcome of `tests/test_contract.py`. "yes" means:
 for every kind of teacher (`"self"`, `"snapshot"`, `"ema"`, another model), and with `kd_weight=0`, where what is
 trained is equal to the plain model bit for bit. Versions: {versions}.
 
@@ -117,7 +118,7 @@ def main():
     import pytest
 
     collector = Collector()
-    test = str(DOCS.parent / "tests" / "test_contract.py")
+    test = str(ROOT / "tests" / "test_contract.py")
     options = ["-q", "-m", "", "--compiled", "-p", "no:cacheprovider", *sys.argv[1:]]
     status = pytest.main([test + "::test_feature", *options], plugins=[collector])
     backend = keras.backend.backend()
@@ -125,7 +126,7 @@ def main():
         {"feature": feature, "backend": backend, "teacher": teacher, "outcome": outcome, "versions": _versions(backend)}
         for feature, teacher, outcome in collector.rows
     ]
-    sys.path.insert(0, str(DOCS.parent / "tests"))
+    sys.path.insert(0, str(ROOT / "tests"))
     from test_contract import FEATURES, KINDS
 
     order = list(FEATURES), list(BACKENDS), KINDS

@@ -1,4 +1,4 @@
-"""Draws the figure of the method: `python docs/method.py` writes docs/method.png."""
+"""Draws the figure of the method: `python tools/method.py` writes docs/method.png."""
 
 import pathlib
 
@@ -49,7 +49,7 @@ def main():
     arrow(axes, (9.65, 1.35), (10.35, 1.35), ORANGE)
     arrow(axes, (11.3, 1.85), (11.3, 2.85), ORANGE)
     axes.text(0.1, 0.15, "after training: the student alone, unchanged in architecture, size and latency", fontsize=9)
-    figure.savefig(pathlib.Path(__file__).with_suffix(".png"), dpi=110)
+    figure.savefig(pathlib.Path(__file__).parents[1] / "docs" / "method.png", dpi=110)
 
 
 if __name__ == "__main__":

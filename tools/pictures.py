@@ -1,4 +1,7 @@
-"""Draws the pictures of a real run, the paper's setting on GunPoint: `python docs/pictures.py` writes pictures.png."""
+"""Draws the pictures of a real run, the paper's setting on GunPoint.
+
+`python tools/pictures.py` writes docs/pictures.png.
+"""
 
 import pathlib
 import sys
@@ -10,8 +13,9 @@ from matplotlib.figure import Figure
 
 import keras_ssd
 import ucr
-import ucr_data
+from _support import ucr_data
 
+PICTURE = pathlib.Path(__file__).parents[1] / "docs" / "pictures.png"
 EPOCHS = 80
 
 
@@ -37,7 +41,7 @@ def main():
     keras_ssd.plotting.plot_teacher_weights(ssd, dataset.x_train[:24], ax=left)
     keras_ssd.plotting.plot_representations(ssd, dataset.x_train[:24], ax=middle)
     keras_ssd.plotting.plot_history(history, ax=right)
-    figure.savefig(pathlib.Path(__file__).with_suffix(".png"), dpi=90)
+    figure.savefig(PICTURE, dpi=90)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import aeon.datasets
 import keras
 import numpy as np
 
-import ucr_data
+from _support import ucr_data
 
 NAMES = ("basic_motions", "uci_har")
 

@@ -1,0 +1,104 @@
+"""Where the files of UCI HAR lie: in a folder or a zip, doubled, renamed or in lower case."""
+
+import contextlib
+import zipfile
+import zlib
+
+FOLDER = "UCI HAR Dataset"
+ZIPS = ("human+activity+recognition+using+smartphones.zip", f"{FOLDER}.zip")  # the second lies inside the first
+
+
+def find_given(folder):
+    """Return the data set's folder inside `folder`, or its zip, or `folder` itself; `None` if it is not there.
+
+    Names may be in lower case, folders lie in each other up to three deep, and the zip have another name.
+    """
+    if folder is None:
+        return None
+    return find_root(folder) or find_zip(folder)
+
+
+def find_root(folder, depth=3):
+    """Return `folder` or the first folder in it that holds the windows, else one that has its name."""
+    if is_root(folder):
+        return folder
+    inner = [path for path in entries(folder) if path.is_dir()] if depth else []
+    found = filter(None, (find_root(path, depth - 1) for path in inner if not path.name.startswith((".", "__"))))
+    named = folder if same(folder.name, FOLDER) else None
+    return next(found, named)
+
+
+def is_root(folder):
+    """Return whether a folder holds the windows of the training split."""
+    return child(child(folder, "train"), "Inertial Signals").is_dir()
+
+
+def find_zip(folder):
+    """Return the zip under one of its published names, else the only one that holds such files."""
+    zips = [path for path in entries(folder) if path.is_file() and path.name.lower().endswith(".zip")]
+    published = [path for name in ZIPS for path in zips if same(path.name, name)]
+    return next(iter(published or filter(holds_the_data, zips)), None)
+
+
+def holds_the_data(path):
+    """Return whether a file is a zip with labels of the training split in it."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return inner_zip(archive) is not None or root_in_zip(archive) is not None
+    except zipfile.BadZipFile:
+        return False
+
+
+def inner_zip(archive):
+    """Return the name of the zip that lies in the published one, or `None`."""
+    return next((name for name in archive.namelist() if same(name.rpartition("/")[2], f"{FOLDER}.zip")), None)
+
+
+def root_in_zip(archive):
+    """Return the folder of a zip, `""` or with a `/` at its end, that holds the labels of `train`, or `None`."""
+    labels = "train/y_train.txt"
+    found = [name for name in archive.namelist() if f"/{name}".lower().endswith(f"/{labels}")]
+    return min(found, key=len)[: -len(labels)] if found else None
+
+
+def entries(folder):
+    """Return what lies in a folder, sorted by name."""
+    return sorted(folder.iterdir(), key=lambda path: path.name) if folder.is_dir() else []
+
+
+def child(folder, name):
+    """Return the entry of a folder by its name, whether or not its letters are capital; it may be missing."""
+    path = folder / name
+    return path if path.exists() else next((entry for entry in entries(folder) if same(entry.name, name)), path)
+
+
+def same(name, other):
+    """Return whether two names differ in capital letters at most."""
+    return name.lower() == other.lower()
+
+
+@contextlib.contextmanager
+def opened(path):
+    """Give the data set's folder as a path: `path`, or what lies in it if it is a zip, or in the zip in that.
+
+    Raises:
+        ValueError: If the zip is damaged, or holds something else.
+    """
+    if path.is_dir():
+        yield path
+        return
+    try:
+        with contextlib.ExitStack() as stack:
+            archive = stack.enter_context(zipfile.ZipFile(path))
+            if name := inner_zip(archive):
+                inner = stack.enter_context(archive.open(name))  # never as a whole in memory
+                archive = stack.enter_context(zipfile.ZipFile(inner))
+                archive.filename = f"{path}/{name}"  # for messages
+            root = root_in_zip(archive)
+            if root is None:
+                raise ValueError(
+                    f"{archive.filename}: it should hold train/y_train.txt. Received: {archive.namelist()[:8]}"
+                )
+            yield zipfile.Path(archive, root)
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise ValueError(f"{path}: it is not a whole zip file ({error})") from error

@@ -1,0 +1,87 @@
+"""Files of the UCR archive: the archive's own layout (.tsv) and that of aeon and sktime (.ts)."""
+
+import re
+from decimal import Decimal
+
+import numpy as np
+
+from keras_ssd.datasets import tables
+
+# As numbers are written; `007`, `1_000` and `inf`, which `float` takes as well, are words.
+_NUMBER = re.compile(r"[+-]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
+
+
+def read(path):
+    """Read the series and labels of a .tsv or .ts file.
+
+    Args:
+        path: A `pathlib.Path`, or what reads like one.
+
+    Returns:
+        Tuple `(series, labels)`: floats of shape `(rows, steps)`, NaN where a value or the tail is missing, and a list
+        of the classes' names.
+
+    Raises:
+        ValueError: If the file holds anything else; the error names file, line and cause.
+    """
+    try:
+        return (read_ts if path.suffix == ".ts" else read_tsv)(path)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def read_tsv(path):
+    """Read the archive's own layout: a line is a label and the values, separated by tabs; NaN is a missing value."""
+    rows, labels = [], []
+    for number, line in tables.read_lines(path):
+        label, _, values = line.rstrip("\t\r ").partition("\t")  # a tab at the end of the line begins no value
+        if not values:
+            raise ValueError(f"line {number}: it should hold a label and a series, separated by tabs")
+        labels.append(_label(number, label))
+        rows.append((number, values))
+    return tables.to_numbers(rows, "float32", "\t"), labels
+
+
+def read_ts(path):
+    """Read the layout of aeon and sktime: a header up to @data, then lines of values and, after a colon, the label."""
+    lines = tables.read_lines(path)
+    header = next((place for place, (_, line) in enumerate(lines) if line.strip().lower() == "@data"), len(lines))
+    rows, labels = [], []
+    for number, line in lines[header + 1 :]:
+        values, colon, label = line.rpartition(":")
+        if not colon:
+            raise ValueError(f"line {number}: it should end in a colon and a label")
+        labels.append(_label(number, label))
+        rows.append(tables.to_numbers([(number, values.replace("?", "nan"))], "float32", ",")[0])
+    if not rows:
+        raise ValueError("no line follows @data")
+    series = np.full((len(rows), max(map(len, rows))), np.nan, dtype="float32")
+    for row, values in enumerate(rows):
+        series[row, : len(values)] = values
+    return series, labels
+
+
+def _label(number, text):
+    if text.strip().lower() in ("", "?", "nan"):
+        raise ValueError(f"line {number}: its label is missing. Received: {text.strip()!r}")
+    return label_name(text)
+
+
+def label_name(label):
+    """Return the name of a class, the same from both layouts: `1`, `1.0` and `1.0000000e+00` are one class.
+
+    Numbers are compared digit by digit, however many they have; anything else is a word.
+    """
+    label = label.strip()
+    if not _NUMBER.fullmatch(label):
+        return label
+    digits = f"{Decimal(label):f}"
+    digits = digits.rstrip("0").rstrip(".") if "." in digits else digits
+    return "0" if digits in ("-0", "") else digits.removeprefix("+")
+
+
+def sorted_labels(labels):
+    """Return the distinct names of classes in order: by number if all are numbers, else by letter."""
+    distinct = set(labels)
+    are_numbers = all(_NUMBER.fullmatch(label) for label in distinct)
+    return sorted(distinct, key=Decimal if are_numbers else None)

@@ -1,0 +1,72 @@
+"""Looking at what student and teachers of a batch do, without changing anything."""
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_ssd import _backend
+from keras_ssd._typing import Tensor
+from keras_ssd.distillation import weigh_teachers
+from keras_ssd.guidance import guided_target
+from keras_ssd.uncertainty import predict_stochastic
+
+
+class Inspection:
+    """The methods of `SSDModel` that look at passes, weights and representations."""
+
+    def predict_stochastic(self, x: Any, **options: Any) -> Any:
+        """Predict with noise on, many times, and return mean and uncertainty.
+
+        Of the student and its own noise layers, as after loading it; with the averaged weights where `predict` uses
+        them.
+
+        Args:
+            x: inputs, as for `predict`.
+            **options: as for `keras_ssd.predict_stochastic`, which documents them.
+
+        Returns:
+            A `StochasticPrediction`, or several in the structure of the outputs.
+        """
+        return predict_stochastic(self, x, **options)
+
+    def guidance_weights(self, x: Any, percentile: float | None = None) -> np.ndarray:
+        """Return the weights that the teachers of one batch get, to look at.
+
+        Nothing is changed by it, and it returns the same for the same weights and seed.
+
+        Args:
+            x: one batch of inputs, as for `model(x)`.
+            percentile: overrides the percentile, 0-100; 0 shows the weights before the filter. Defaults to `None`.
+
+        Returns:
+            NumPy array `(batch, teachers)`, every row sums to 1.
+        """
+        return ops.convert_to_numpy(self._look_at(x, percentile)[0])
+
+    def teacher_representations(self, x: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return what student and teachers of one batch are compared by, to look at.
+
+        Nothing is changed by it, and it returns the same for the same weights and seed.
+
+        Args:
+            x: one batch of inputs, as for `model(x)`.
+
+        Returns:
+            `(student, teachers, target)`, NumPy arrays `(batch, features)`, `(batch, teachers, features)` and
+            `(batch, features)`: the representations, or the flattened first output where outputs are both compared and
+            distilled.
+        """
+        guidance, student, teachers = self._look_at(x)
+        return tuple(map(ops.convert_to_numpy, (student, teachers, guided_target(guidance, teachers))))
+
+    def _look_at(self, x: Any, percentile: float | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        if not self._distills:
+            raise ValueError(f"{self.name!r} was wrapped with kd_weight=0: it has no teachers to look at.")
+        scope = keras.StatelessScope([(v, v.value) for v in self.variables], collect_losses=True)
+        with scope, _backend.teacher_scope(ops.convert_to_tensor(self.settings.seed or 0)):
+            y_pred, representation, cut_values = self._wiring.student_pass(x)
+            step = self._teach(y_pred, representation, cut_values)
+            outputs = self._describe_outputs(y_pred) if self.settings.similarity == "kl" else []
+            return weigh_teachers(step, outputs, self.settings, percentile), *step.compared
