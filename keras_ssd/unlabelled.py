@@ -221,12 +221,12 @@ def _check_structures(x: Any, other_x: Any) -> None:
 
 
 def _ones_for(y: np.ndarray) -> np.ndarray:
-    """Return weights for targets that broadcast against every loss of them, `(batch,)` or `(batch, 1, ...)`.
+    """Return weights for targets that broadcast against every loss of them, `(batch, 1, ...)` of as many axes.
 
-    A loss has a value for each sample of `(batch, classes)`, and for each position of `(batch, positions, classes)`;
-    Keras adds or takes away one axis by itself.
+    A loss of `(batch, positions)` has a value for each position if these are classes, and for each sample if they are
+    features; Keras takes away a last axis of size 1 where there is none in the loss.
     """
-    return np.ones((len(y), *[1] * max(y.ndim - 2, 0)), "float32")
+    return np.ones((len(y), *[1] * (y.ndim - 1)), "float32")
 
 
 def _weights(weight: np.ndarray, sizes: tuple[int, int]) -> np.ndarray:
