@@ -111,7 +111,7 @@ def test_the_mean_over_all_choices_is_the_whole_term(case, teacher, monkeypatch)
     whole = term(case, 1.0, teacher)
     for fraction in (0.5, 0.7):
         parts = [term(case, fraction, teacher, start, monkeypatch) for start in range(6)]
-        assert np.mean(parts) == pytest.approx(whole, rel=1e-4, abs=1e-7)
+        assert np.mean(parts) == pytest.approx(whole, rel=1e-4, abs=1e-6)
         assert np.ptp(parts) > 0 or whole == pytest.approx(0, abs=1e-6)
         monkeypatch.undo()
 
@@ -121,7 +121,13 @@ def test_the_students_own_pass_is_untouched():
     for fraction in (1.0, 0.25):
         keras.utils.set_random_seed(2)
         model = keras.Sequential(
-            [keras.Input((4,)), layers.Dense(6), layers.Dropout(0.5, seed=1), layers.BatchNormalization(), layers.Dense(3)]
+            [
+                keras.Input((4,)),
+                layers.Dense(6),
+                layers.Dropout(0.5, seed=1),
+                layers.BatchNormalization(),
+                layers.Dense(3),
+            ]
         )
         ssd = keras_ssd.wrap(model, kd_fraction=fraction, seed=1)
         ssd.compile(keras.optimizers.SGD(0.0), "mse")
@@ -159,7 +165,13 @@ def test_multiplications_are_counted_by_hand():
 
 def test_teachers_of_a_head_see_whole_batches():
     model = keras.Sequential(
-        [keras.Input((32, 3)), layers.Conv1D(64, 5), layers.GlobalAveragePooling1D(), layers.Dropout(0.5), layers.Dense(3)]
+        [
+            keras.Input((32, 3)),
+            layers.Conv1D(64, 5),
+            layers.GlobalAveragePooling1D(),
+            layers.Dropout(0.5),
+            layers.Dense(3),
+        ]
     )
     cost = keras_ssd.wrap(model).teacher_cost
     assert cost.fraction == 1.0
