@@ -2,6 +2,7 @@
 
 import functools
 import math
+import numbers
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from keras import ops, tree
 
 from keras_ssd import _backend
-from keras_ssd.settings import check_integer, is_number
+from keras_ssd.settings import check_integer
 
 
 def join_unlabelled(
@@ -71,7 +72,7 @@ class JoinedDataset(keras.utils.PyDataset):
         self,
         labelled: Any,
         unlabelled: Any,
-        ratio: float,
+        ratio: Any,
         batch_size: int,
         shuffle: bool,
         seed: int | None,
@@ -79,7 +80,8 @@ class JoinedDataset(keras.utils.PyDataset):
     ) -> None:
         super().__init__()
         self.epoch: int = 0
-        if not is_number(ratio) or ratio <= 0:
+        is_real = isinstance(ratio, numbers.Real) and not isinstance(ratio, bool)
+        if not is_real or not 0 < float(ratio) < math.inf:
             raise ValueError(f"`ratio` should be a number above 0. Received: ratio={ratio!r}")
         check_integer("batch_size", batch_size, 1)
         if seed is not None:
