@@ -40,19 +40,20 @@ def teacher_cost(
         student: the student's `Graph`.
         passes: the teachers' passes.
         num_teachers: N.
-        fraction: the part of each batch. Defaults to `None`: the largest of 1, 1/2, 1/4, ... for which the teachers'
-            multiplications stay below a quarter of a plain training step (three forward passes).
+        fraction: the part of each batch. Defaults to `None`: the largest of 1, 1/2, 1/4, ... for which the stochastic
+            passes stay below a quarter of a plain training step (three forward passes). What teachers with weights of
+            their own run once before the noise, at most one forward pass, is counted but does not decide.
     """
     plain = _PASSES_OF_A_STEP * (_count(student.needed(student.outputs)) or 1)
-    teachers = num_teachers * _count(passes.suffix) + _count(passes.prefix)
+    repeated, once = num_teachers * _count(passes.suffix), _count(passes.prefix)
     if student.is_opaque and passes.suffix and passes.suffix[0].layer is student.model:
-        plain, teachers = _PASSES_OF_A_STEP, num_teachers  # of one whole: nothing is known of its inside
+        plain, repeated = _PASSES_OF_A_STEP, num_teachers  # of one whole: nothing is known of its inside
     if fraction is None:
         fraction = 1.0
         if passes.is_row_wise:
-            while fraction * teachers > _BOUND * plain and fraction > _SMALLEST_FRACTION:
+            while fraction * repeated > _BOUND * plain and fraction > _SMALLEST_FRACTION:
                 fraction /= 2
-    return TeacherCost(fraction, fraction * teachers / plain)
+    return TeacherCost(fraction, fraction * (repeated + once) / plain)
 
 
 def _count(steps: Sequence[Step]) -> float:

@@ -60,7 +60,7 @@ def wrap(
         kd_fraction: the part of each batch, in (0, 1], on which the term is computed: evenly spaced rows, at least one,
             drawn anew in every step, so that the term is an unbiased estimate of that of the whole batch. The student's
             own pass is untouched. Defaults to `None`: with `"snapshot"` 1, as in the paper; else the largest of 1, 1/2,
-            1/4, ... for which the teachers' multiplications stay below a quarter of a plain training step. The
+            1/4, ... for which the multiplications of the passes stay below a quarter of a plain training step. The
             attribute `teacher_cost` of the result tells both.
         temperature: T > 0 of the softmax when outputs are distilled or compared. Defaults to `3.0`.
         representation: name of the layer whose output, flattened, is the representation. Defaults to `None`: what feeds
