@@ -1,6 +1,7 @@
 """Held copies of weights, and the moving average of a student's: when it is fed, lent and taken back."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -114,6 +115,25 @@ class Averaging:
         self._average.write(self.variables)
         self._average.is_deployed.assign(np.ones((), "int32"))
         self._lent = raw, arrays(self.variables)
+
+    @contextlib.contextmanager
+    def carried(self) -> Iterator[None]:
+        """Let the student carry the average while the context lasts, in the midst of training, too."""
+        raw = arrays(self.variables) if self.is_in_training else None
+        if raw is not None:
+            self._average.write(self.variables)
+        try:
+            yield
+        finally:
+            for variable, value in zip(self.variables, raw or [], strict=raw is not None):
+                variable.assign(value)
+
+    def restart(self) -> None:
+        """Let the average begin anew with what the student carries now."""
+        self._lent = None
+        self._average.copy(self.variables)
+        for state in (self._average.steps, self._average.is_deployed):
+            state.assign(np.zeros((), "int32"))
 
     def take_back(self) -> None:
         """Before training: go on from the raw weights of the training before.

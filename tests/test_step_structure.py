@@ -72,7 +72,9 @@ def test_a_fraction_of_the_batch_is_all_that_teachers_see(teacher, before_rows):
 @pytest.mark.parametrize("teacher", ["snapshot", "ema"])
 def test_held_weights_add_one_pass_before_the_dropout(teacher):
     model, before, after = counted_model()
-    one_step(keras_ssd.wrap(model, teacher, num_teachers=N, kd_fraction=1, distill="outputs", similarity="kl"), before, after)
+    one_step(
+        keras_ssd.wrap(model, teacher, num_teachers=N, kd_fraction=1, distill="outputs", similarity="kl"), before, after
+    )
     assert before.rows == [BATCH, BATCH]
     assert before.training == [True, False]
     assert after.rows == [BATCH, N * BATCH]

@@ -121,7 +121,13 @@ def test_the_students_own_pass_is_untouched():
     for fraction in (1.0, 0.25):
         keras.utils.set_random_seed(2)
         model = keras.Sequential(
-            [keras.Input((4,)), layers.Dense(6), layers.Dropout(0.5, seed=1), layers.BatchNormalization(), layers.Dense(3)]
+            [
+                keras.Input((4,)),
+                layers.Dense(6),
+                layers.Dropout(0.5, seed=1),
+                layers.BatchNormalization(),
+                layers.Dense(3),
+            ]
         )
         ssd = keras_ssd.wrap(model, kd_fraction=fraction, seed=1)
         ssd.compile(keras.optimizers.SGD(0.0), "mse")
@@ -159,7 +165,13 @@ def test_multiplications_are_counted_by_hand():
 
 def test_teachers_of_a_head_see_whole_batches():
     model = keras.Sequential(
-        [keras.Input((32, 3)), layers.Conv1D(64, 5), layers.GlobalAveragePooling1D(), layers.Dropout(0.5), layers.Dense(3)]
+        [
+            keras.Input((32, 3)),
+            layers.Conv1D(64, 5),
+            layers.GlobalAveragePooling1D(),
+            layers.Dropout(0.5),
+            layers.Dense(3),
+        ]
     )
     cost = keras_ssd.wrap(model).teacher_cost
     assert cost.fraction == 1.0
