@@ -67,7 +67,7 @@ class SSDModel(Inspection, StudentInterface, keras.Model):
         as_model = kind == "snapshot" and is_open and not is_functional(model)
         settings = Settings(kind, "model" if as_model else None, **options)
         graph = Graph(model) if settings.distills else None
-        wiring = None
+        wiring: Any = None
         if graph is not None:
             wiring = StudentTeacherGraph(graph, None if network is None else Graph(network), settings)
             if settings.stochastic_layers is not None:
@@ -93,6 +93,8 @@ class SSDModel(Inspection, StudentInterface, keras.Model):
         self._teacher_forms = _teacher_forms(model, network, teacher_model, settings)
         self._outputs: list[Output] | None = None
         self._evaluates_average = False
+        self.test_function: Any = None
+        self.predict_function: Any = None
         self._evaluation_functions = Untracked({})
         self._watch = Untracked(StudentWatch(model))
         if hasattr(model, "output_names"):
@@ -105,14 +107,14 @@ class SSDModel(Inspection, StudentInterface, keras.Model):
         """Add the variables beside the student's: held weights, the weight of the term, its mean, the seed."""
         seed = _backend.derived_seed() if settings.seed is None else int(settings.seed)
         self._teacher_seed_generator = keras.random.SeedGenerator(seed)
-        self._held_weights = None
+        self._held_weights: Any = None
         if settings.distills and settings.kind != "self":
             self._held_weights = HeldWeights(averaged_variables(self._wiring.teacher_network), name="held_weights")
         # The average that teaches is the one that is deployed; other teachers leave it to be held beside them.
-        self._averaged_weights = self._held_weights if settings.kind == "ema" else None
+        self._averaged_weights: Any = self._held_weights if settings.kind == "ema" else None
         if settings.averages and self._averaged_weights is None:
             self._averaged_weights = HeldWeights(averaged_variables(self.student), name="averaged_weights")
-        self._averaging = None
+        self._averaging: Any = None
         if self._averaged_weights is not None:
             self._averaging = Averaging(self.student, self._averaged_weights, settings.ema_momentum)
         # A weight of 0 from the start means no teachers at all: nothing here may differ from a plain model then.
@@ -493,7 +495,7 @@ class SSDModel(Inspection, StudentInterface, keras.Model):
         self._check_averages("write_average").lend()
         self._evaluate_average(False)
 
-    def _check_averages(self, method: str) -> Averaging:
+    def _check_averages(self, method: str) -> Any:
         if self._averaging is None:
             raise ValueError(
                 f"{method}() is for models that hold a moving average: wrap with an `ema_momentum` above 0. Received: "
@@ -619,7 +621,7 @@ class SSDModel(Inspection, StudentInterface, keras.Model):
 
 
 def _teacher_forms(
-    model: keras.Model, network: keras.Model | None, teacher: keras.Model | None, settings: Settings
+    model: keras.Model, network: keras.Model | None, teacher: Any, settings: Settings
 ) -> list[bool | None] | None:
     """Return for each output of another network whether it holds logits; `None` where teachers are the student's."""
     if network is None or not settings.distills or not settings.needs_outputs:

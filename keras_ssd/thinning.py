@@ -99,7 +99,7 @@ class Thinning:
 class _TakeRows(keras.layers.Layer):
     """`take_rows` as a layer, because Keras carries masks through layers only."""
 
-    rows: Rows | None = None
+    rows: Any = None  # the `Rows` of the step that runs
 
     def __init__(self) -> None:
         super().__init__(autocast=False, name="take_rows")

@@ -1,9 +1,12 @@
+import dataclasses
+import inspect
 import math
 
 import numpy as np
 import pytest
 
-from keras_ssd.settings import Settings
+import keras_ssd
+from keras_ssd.settings import OPTIONS, Settings
 
 COLUMNS = "num_teachers distill kd_weight similarity guidance_temperature percentile ema_momentum".split()
 # As in the table of `keras_ssd.wrap`.
@@ -146,3 +149,24 @@ def test_teachers_that_are_an_average_need_a_momentum():
     with pytest.raises(ValueError, match='`ema_momentum` should be above 0 with teacher="ema".*ema_momentum=0'):
         Settings("ema", ema_momentum=0)
     assert Settings("self", ema_momentum=0).averages is False
+
+
+def test_wrap_takes_the_options_of_the_settings():
+    parameters = inspect.signature(keras_ssd.wrap).parameters
+    assert list(parameters) == ["model", "teacher", *OPTIONS]
+    defaults = {field.name: field.default for field in dataclasses.fields(Settings)}
+    for name in OPTIONS:
+        assert parameters[name].kind is inspect.Parameter.KEYWORD_ONLY
+        assert parameters[name].default == defaults[name], name
+        assert f"        {name}: " in keras_ssd.wrap.__doc__
+    assert len(OPTIONS) <= 16
+
+
+@pytest.mark.parametrize("options", [keras_ssd.PAPER, keras_ssd.SEMI_SUPERVISED], ids=["paper", "semi-supervised"])
+def test_options_by_name_are_options(options):
+    assert set(options) <= {"teacher", *OPTIONS}
+
+
+def test_the_papers_options_are_the_defaults_of_a_snapshot():
+    given = {name: value for name, value in keras_ssd.PAPER.items() if name != "teacher"}
+    assert Settings("snapshot") == Settings("snapshot", **given)
