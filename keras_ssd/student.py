@@ -98,9 +98,8 @@ class StudentWatch:
     def _follow_learning_rate(self, ssd: Any) -> None:
         """Take over a learning rate that was assigned to the student's optimizer since the wrapper was compiled."""
         rate = _learning_rate(ssd.student)
-        if rate != self._rate and ssd.compiled and ssd.optimizer is not None:
-            if not isinstance(ssd.optimizer.get_config()["learning_rate"], dict):  # a schedule
-                ssd.optimizer.learning_rate = rate
+        if rate is not None and rate != self._rate and _learning_rate(ssd) is not None:
+            ssd.optimizer.learning_rate = rate
         self._rate = rate
 
     def before_evaluation(self, ssd: Any) -> None:
@@ -236,5 +235,8 @@ class StudentInterface:
 def _learning_rate(model: keras.Model) -> float | None:
     """Return the learning rate of a model's optimizer, `None` where there is none or it follows a schedule."""
     optimizer = getattr(model, "optimizer", None) if model.compiled else None
-    rate = None if optimizer is None else optimizer.get_config().get("learning_rate")
+    try:
+        rate = None if optimizer is None else optimizer.get_config().get("learning_rate")
+    except (NotImplementedError, TypeError):  # a schedule of the user's own, without a configuration
+        return None
     return None if isinstance(rate, dict) else rate

@@ -56,7 +56,12 @@ def pooled(x):
 
 HEADS = {
     "a convolution": (image_model, lambda x: layers.Softmax()(pooled(layers.Conv2D(2, 1)(x)))),
-    "a U-Net": (image_model, lambda x: layers.Conv2DTranspose(2, 3, padding="same", activation="softmax")(x)),
+    "a U-Net": (
+        image_model,
+        lambda x: layers.Softmax()(
+            layers.Reshape((256, 2))(layers.Conv2D(2, 3, padding="same")(layers.UpSampling2D()(x)))
+        ),
+    ),
     "EinsumDense": (image_model, lambda x: layers.EinsumDense("bc,cd->bd", 2, activation="softmax")(pooled(x))),
     "a layer of the user's": (image_model, lambda x: Head()(pooled(x))),
     "weights behind the Dense": (
@@ -263,7 +268,7 @@ def test_sparse_targets_are_taken_where_keras_takes_them(kd_weight):
         assert ssd.evaluate(X, y, verbose=0) == pytest.approx(ssd.student.evaluate(X, y, verbose=0), rel=1e-5)
 
 
-class OfLogits(keras.losses.Loss):
+class WeightedCrossentropy(keras.losses.Loss):
     """A cross-entropy of the user's own, which does not say that it takes logits."""
 
     def call(self, y_true, y_pred):
@@ -272,7 +277,7 @@ class OfLogits(keras.losses.Loss):
 
 def test_a_cross_entropy_of_the_users_own_is_of_what_the_model_puts_out():
     terms = []
-    for loss in (keras.losses.SparseCategoricalCrossentropy(from_logits=True), OfLogits()):
+    for loss in (keras.losses.SparseCategoricalCrossentropy(from_logits=True), WeightedCrossentropy()):
         keras.utils.set_random_seed(0)
         model = keras.Sequential([keras.Input((4,)), layers.Dropout(0.3), layers.Dense(2)])
         ssd = keras_ssd.wrap(compiled(model, keras.optimizers.SGD(0.0), loss, metrics=()), seed=1)
