@@ -159,9 +159,15 @@ class Averaging:
 
 def averaged_variables(model: keras.Model) -> list[Any]:
     """Return the weights of a model that can be averaged: all but the states of stateful recurrent layers."""
-    stateful = [layer for layer in parts_of(model) if getattr(layer, "stateful", False)]
-    states = {id(state) for layer in stateful for state in keras.tree.flatten(getattr(layer, "states", None))}
+    states = {id(state) for state in recurrent_states(model)}
     return [v for v in model.weights if id(v) not in states]
+
+
+def recurrent_states(model: keras.Model) -> list[Any]:
+    """Return the states of the stateful recurrent layers of a model, which Keras does not count as its variables."""
+    stateful = [layer for layer in parts_of(model) if getattr(layer, "stateful", False)]
+    states = [state for layer in stateful for state in keras.tree.flatten(getattr(layer, "states", None))]
+    return [state for state in states if state is not None]
 
 
 def arrays(variables: Sequence[Any]) -> list[np.ndarray]:

@@ -317,6 +317,7 @@ def test_a_missing_or_damaged_weights_file_is_an_error(tmp_path):
 FORMATS = {"tensorflow": "tf_saved_model", "jax": "tf_saved_model", "torch": "onnx"}
 
 
+@pytest.mark.compiled
 @pytest.mark.filterwarnings("ignore")  # of the exporters
 @pytest.mark.parametrize("kind", ["functional", "subclassed"])
 def test_export_is_what_predict_says(tmp_path, kind):
@@ -343,6 +344,7 @@ def test_export_is_what_predict_says(tmp_path, kind):
     np.testing.assert_allclose(served, said, atol=1e-5)
 
 
+@pytest.mark.compiled
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="the converter is TensorFlow's")
 @pytest.mark.filterwarnings("ignore")
 def test_lite_rt_converts_the_wrapper():
