@@ -101,6 +101,10 @@ class SSDModel(Inspection, StudentInterface, keras.Model):
             # Lets losses and metrics be given by output name, as for the model itself.
             self.output_names = list(model.output_names)
         self._loss_arguments = Untracked({})
+        # Keras notes the shape, which TensorFlow's converter to LiteRT asks for.
+        shape = getattr(model, "input_shape", None)
+        if isinstance(shape, tuple):
+            self.build(shape)
         self.built = True
 
     def _add_state(self, settings: Settings) -> None:

@@ -340,7 +340,8 @@ def test_export_is_what_predict_says(tmp_path, kind):
         session = runtime.InferenceSession(path)
         served = session.run(None, {session.get_inputs()[0].name: X})[0]
     else:
-        served = np.array(tf.saved_model.load(path).serve(X))
+        loaded = tf.saved_model.load(path)
+        served = np.array(loaded.serve(X))
     np.testing.assert_allclose(served, said, atol=1e-5)
 
 
