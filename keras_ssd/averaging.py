@@ -39,7 +39,7 @@ class HeldWeights(keras.layers.Layer):
                 trainable=False,
                 autocast=False,
                 # A layout map of `keras.distribution.ModelParallel` finds the copy by what it says of the original.
-                name=v.path.replace("/", "_"),
+                name=v.path.replace("/", "_").replace(".", "_"),
                 **_aggregation(v),
             )
             for v in weights

@@ -74,7 +74,7 @@ class SSDModel(Inspection, StudentInterface, keras.Model):
                 # A predicate is stored as the names it chose.
                 settings.stochastic_layers = wiring.noise.names
         check_replaceable(model, network, settings)
-        keras_options["name"] = keras_options.get("name") or f"ssd_{model.name}"
+        keras_options["name"] = keras_options.get("name") or _name_of(model)
         with _backend.variable_scope(model):
             super().__init__(dtype=model.dtype_policy, autocast=False, **keras_options)
             self.student = model
@@ -623,6 +623,11 @@ class SSDModel(Inspection, StudentInterface, keras.Model):
         # Until it is known whether the file was written in mid-training; after `fit`, average and student are equal.
         ssd._evaluates_average = ssd._averages
         return ssd
+
+
+def _name_of(model: keras.Model) -> str:
+    """Return the name of a wrapper. PyTorch's parameters may not be called by a point, as in MobileNet's 1.00."""
+    return f"ssd_{model.name}".replace(".", "_")
 
 
 def _teacher_forms(
