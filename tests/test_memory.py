@@ -32,11 +32,12 @@ def growth(wrap):
     for number in range(MODELS):
         if number == UNCOUNTED:
             before = resident_bytes()
-        keras.backend.clear_session()
         stack = [layers.Dense(64, activation="relu"), layers.Dropout(0.3), layers.Dense(2, activation="softmax")]
         model = compiled(keras.Sequential([keras.Input((32,)), *stack]), metrics=())
         wrap(model).fit(X, Y, batch_size=32, verbose=0)
-    return (resident_bytes() - before) / (MODELS - UNCOUNTED)
+    after = resident_bytes()
+    print(f"from {before / 1e6:.1f} to {after / 1e6:.1f} MB")
+    return (after - before) / (MODELS - UNCOUNTED)
 
 
 @pytest.mark.slow

@@ -136,7 +136,8 @@ def test_a_published_network_is_wrapped_trained_saved_and_loaded(tmp_path, title
     weights = len(model.weights)
     ssd = keras_ssd.wrap(model, dropout_rate=None if has_noise else 0.3, num_teachers=2)
     kd_loss = ssd.fit(x, y, batch_size=4, verbose=0).history["kd_loss"][0]
-    assert np.isfinite(kd_loss) and kd_loss > 0
+    # Networks that were never trained may say nearly the same of every sample, and their teachers, too.
+    assert np.isfinite(kd_loss) and kd_loss > -1e-6
     assert len(model.weights) == weights
     ssd.save(tmp_path / "ssd.keras")
     said = ssd.predict(x, verbose=0)
