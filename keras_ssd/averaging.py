@@ -1,6 +1,7 @@
 """Held copies of weights, and the moving average of a student's: when it is fed, lent and taken back."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -38,7 +39,7 @@ class HeldWeights(keras.layers.Layer):
                 trainable=False,
                 autocast=False,
                 # A layout map of `keras.distribution.ModelParallel` finds the copy by what it says of the original.
-                name=v.path.replace("/", "_"),
+                name=v.path.replace("/", "_").replace(".", "_"),
                 **_aggregation(v),
             )
             for v in weights
@@ -115,6 +116,25 @@ class Averaging:
         self._average.is_deployed.assign(np.ones((), "int32"))
         self._lent = raw, arrays(self.variables)
 
+    @contextlib.contextmanager
+    def carried(self) -> Iterator[None]:
+        """Let the student carry the average while the context lasts, in the midst of training, too."""
+        raw = arrays(self.variables) if self.is_in_training else None
+        if raw is not None:
+            self._average.write(self.variables)
+        try:
+            yield
+        finally:
+            for variable, value in zip(self.variables, raw or [], strict=raw is not None):
+                variable.assign(value)
+
+    def restart(self) -> None:
+        """Let the average begin anew with what the student carries now."""
+        self._lent = None
+        self._average.copy(self.variables)
+        for state in (self._average.steps, self._average.is_deployed):
+            state.assign(np.zeros((), "int32"))
+
     def take_back(self) -> None:
         """Before training: go on from the raw weights of the training before.
 
@@ -139,9 +159,15 @@ class Averaging:
 
 def averaged_variables(model: keras.Model) -> list[Any]:
     """Return the weights of a model that can be averaged: all but the states of stateful recurrent layers."""
-    stateful = [layer for layer in parts_of(model) if getattr(layer, "stateful", False)]
-    states = {id(state) for layer in stateful for state in keras.tree.flatten(getattr(layer, "states", None))}
+    states = {id(state) for state in recurrent_states(model)}
     return [v for v in model.weights if id(v) not in states]
+
+
+def recurrent_states(model: keras.Model) -> list[Any]:
+    """Return the states of the stateful recurrent layers of a model, which Keras does not count as its variables."""
+    stateful = [layer for layer in parts_of(model) if getattr(layer, "stateful", False)]
+    states = [state for layer in stateful for state in keras.tree.flatten(getattr(layer, "states", None))]
+    return [state for state in states if state is not None]
 
 
 def arrays(variables: Sequence[Any]) -> list[np.ndarray]:

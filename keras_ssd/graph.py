@@ -161,7 +161,8 @@ class Graph:
     def reader(self, tensors: Sequence[keras.KerasTensor]) -> Callable[..., list[Any]]:
         """Return a callable `(x, training=...)` that runs the model once and returns the values of symbolic `tensors`.
 
-        It runs as a Keras model does, so that inputs are cast and completed, and masks travel, as in the user's model.
+        Layers are called in the order in which the user's model calls them, because a layer that is called twice moves
+        its statistics and draws its noise twice.
         """
         if self.is_opaque:
             output = self.outputs[0]
@@ -172,9 +173,32 @@ class Graph:
                 return [results if t is output else x for t in tensors]
 
             return read
+        symbolic = tree.flatten(self.inputs)
         with _unique_names(self.model):
-            model = keras.Model(self.inputs, list(tensors))
-        return lambda x, training: tree.flatten(model(x, training=training))
+            # What comes in is cast and completed as by the user's model.
+            entry = keras.Model(self.inputs, symbolic)
+        steps = self.needed(tensors)
+        unread = last_reads(steps, tensors)
+
+        def run(x: Any, training: bool | None) -> list[Any]:
+            values = dict(zip(map(id, symbolic), tree.flatten(entry(x, training=training)), strict=True))
+            for step, keys in zip(steps, unread, strict=True):
+                step.run(values, training)
+                for key in keys:
+                    del values[key]
+            return [values[id(t)] for t in tensors]
+
+        return run
+
+
+def last_reads(steps: Sequence[Step], outputs: Sequence[keras.KerasTensor]) -> list[set[int]]:
+    """Return for each step what no later step reads, so that it need not be kept: ids of symbolic tensors."""
+    later, result = {id(x) for x in outputs}, []  # type: set[int], list[set[int]]
+    for step in reversed(steps):
+        own = {id(x) for x in step.inputs + step.outputs}
+        result.append(own - later)
+        later |= own
+    return result[::-1]
 
 
 def _new_inputs(model: keras.Model) -> Any:

@@ -1,7 +1,9 @@
 """`SSDModel`: a Keras model whose training step distils the model's own stochastic passes into itself."""
 
+import contextlib
 import functools
 import inspect
+import os
 from typing import Any
 
 import keras
@@ -10,7 +12,7 @@ from keras import ops, tree
 
 from keras_ssd import _backend, saving
 from keras_ssd._typing import Tensor
-from keras_ssd.averaging import Averaging, HeldWeights, averaged_variables
+from keras_ssd.averaging import Averaging, HeldWeights, averaged_variables, recurrent_states
 from keras_ssd.cost import TeacherCost
 from keras_ssd.distillation import StepOutputs, distillation_loss, weigh_teachers
 from keras_ssd.graph import Graph, call_student, is_functional
@@ -72,7 +74,7 @@ class SSDModel(Inspection, StudentInterface, keras.Model):
                 # A predicate is stored as the names it chose.
                 settings.stochastic_layers = wiring.noise.names
         check_replaceable(model, network, settings)
-        keras_options["name"] = keras_options.get("name") or f"ssd_{model.name}"
+        keras_options["name"] = keras_options.get("name") or _name_of(model)
         with _backend.variable_scope(model):
             super().__init__(dtype=model.dtype_policy, autocast=False, **keras_options)
             self.student = model
@@ -99,6 +101,10 @@ class SSDModel(Inspection, StudentInterface, keras.Model):
             # Lets losses and metrics be given by output name, as for the model itself.
             self.output_names = list(model.output_names)
         self._loss_arguments = Untracked({})
+        # Keras notes the shape, which TensorFlow's converter to LiteRT asks for.
+        shape = getattr(model, "input_shape", None)
+        if isinstance(shape, tuple):
+            self.build(shape)
         self.built = True
 
     def _add_state(self, settings: Settings) -> None:
@@ -213,8 +219,9 @@ class SSDModel(Inspection, StudentInterface, keras.Model):
         """Run the student by its averaged weights, which changes nothing but the states of stateful layers."""
         weights = self._averaged_weights.values(self._averaging.variables)
         replaced = {id(variable) for variable, _ in weights}
-        others = [(v, v.value) for v in self.student.variables if id(v) not in replaced]
-        with keras.StatelessScope(weights + others, collect_losses=True) as scope:
+        states = recurrent_states(self.student)
+        others = {id(v): (v, v.value) for v in [*self.student.variables, *states] if id(v) not in replaced}.values()
+        with keras.StatelessScope([*weights, *others], collect_losses=True) as scope:
             outputs = call_student(self.student, inputs, training=False)
         for variable, value in others:
             updated = scope.get_current_value(variable)
@@ -347,10 +354,14 @@ class SSDModel(Inspection, StudentInterface, keras.Model):
             except RuntimeError:  # JAX has given the weights away in the midst of an epoch, as plain Keras does
                 return
             self._evaluate_average(False)
-        if self.student.compiled and not self.student.optimizer.built:
+        self._build_optimizer_of_student()
+
+    def _build_optimizer_of_student(self) -> None:
+        optimizer = self.student.optimizer if self.student.compiled else None
+        if optimizer is not None and not optimizer.built:
             # A file of a compiled model whose optimizer has no variables yet cannot be loaded without a warning.
             with _backend.variable_scope(self):
-                self.student.optimizer.build(self.student.trainable_variables)
+                optimizer.build(self.student.trainable_variables)
 
     def _begin_evaluation(self) -> None:
         if not self._fit_state.is_running:
@@ -517,11 +528,68 @@ class SSDModel(Inspection, StudentInterface, keras.Model):
             return super().save(written, zipped=zipped, **kwargs)
 
     def save_weights(self, filepath: Any, overwrite: bool = True, **kwargs: Any) -> None:
-        is_one_file = kwargs.get("max_shard_size") is None
-        if not is_one_file or not overwrite or not saving.can_be_written_beside(filepath, ".weights.h5"):
+        """Save all weights in a file from which the plain model loads what is deployed, too.
+
+        Beside the student's weights the file holds all that the wrapper needs to go on training: the raw weights, the
+        held ones, the optimizer. Files in several parts (`max_shard_size`) and those behind a URL are Keras' own of the
+        wrapper, which the plain model cannot read.
+
+        Args:
+            filepath: ends in `.weights.h5`.
+            overwrite: whether an existing file is replaced without asking.
+            **kwargs: as for `keras.Model.save_weights`.
+        """
+        if kwargs.get("max_shard_size") is not None or not saving.is_weights_file(filepath):
             return super().save_weights(filepath, overwrite=overwrite, **kwargs)
+        if not overwrite and os.path.exists(filepath):
+            before = os.stat(filepath).st_mtime_ns
+            self.student.save_weights(filepath, overwrite=False)  # Keras asks
+            if os.stat(filepath).st_mtime_ns == before:
+                return None
+        if not saving.can_be_written_beside(filepath, ".weights.h5"):
+            return self._write_weights(filepath)
         with saving.written_beside(filepath) as written:
-            return super().save_weights(written, **kwargs)
+            return self._write_weights(written)
+
+    def _write_weights(self, path: Any) -> None:
+        self._build_optimizer_of_student()
+        with self._averaging.carried() if self._averaging is not None else contextlib.nullcontext():
+            self.student.save_weights(path)
+        with saving.state_beside_weights(path) as whole:
+            super().save_weights(whole)
+
+    def load_weights(self, filepath: Any, skip_mismatch: bool = False, **kwargs: Any) -> None:
+        """Load weights: all, from a file of a wrapper, or the student's, from a file of the plain model.
+
+        In the second case the moving average begins anew with what was loaded.
+
+        Args:
+            filepath: of the file.
+            skip_mismatch: whether layers that do not fit are left out.
+            **kwargs: as for `keras.Model.load_weights`.
+        """
+        is_legacy = str(filepath).endswith((".h5", ".hdf5")) and not str(filepath).endswith("weights.h5")
+        if not is_legacy and not (saving.is_weights_file(filepath) and os.path.isfile(filepath)):
+            return super().load_weights(filepath, skip_mismatch=skip_mismatch, **kwargs)
+        self._build_optimizer_of_student()
+        if not is_legacy:
+            with saving.state_in_weights(filepath) as whole:
+                if whole is not None:
+                    return super().load_weights(whole, skip_mismatch=skip_mismatch, **kwargs)
+        self.student.load_weights(filepath, skip_mismatch=skip_mismatch, **kwargs)
+        if self._averaging is not None:
+            self._averaging.restart()
+        return None
+
+    def export(self, *args: Any, **kwargs: Any) -> Any:
+        """Export the student as `predict` uses it: with the averaged weights also in the midst of training.
+
+        Args:
+            *args: as for `keras.Model.export`.
+            **kwargs: likewise.
+        """
+        with self._averaging.carried() if self._averaging is not None else contextlib.nullcontext():
+            return self.student.export(*args, **kwargs)
 
     def get_config(self) -> dict[str, Any]:
         student = keras.saving.serialize_keras_object(self.student)
@@ -555,6 +623,11 @@ class SSDModel(Inspection, StudentInterface, keras.Model):
         # Until it is known whether the file was written in mid-training; after `fit`, average and student are equal.
         ssd._evaluates_average = ssd._averages
         return ssd
+
+
+def _name_of(model: keras.Model) -> str:
+    """Return the name of a wrapper. PyTorch's parameters may not be called by a point, as in MobileNet's 1.00."""
+    return f"ssd_{model.name}".replace(".", "_")
 
 
 def _teacher_forms(

@@ -187,6 +187,9 @@ def describe_outputs(
 
     Returns:
         An `Output` for each, in the order of the flat outputs.
+
+    Raises:
+        ValueError: if a classification of another network may be of logits or of probabilities.
     """
     losses = per_output(loss, structure, names)
     weights = per_output(loss_weights, structure, names)
@@ -198,6 +201,13 @@ def describe_outputs(
             # What the user does not train is not taught, either.
             weight = 0.0
         of_teacher = None if teacher_from_logits is None else teacher_from_logits[place]
+        if teacher_from_logits is not None and of_teacher is None and kind != "regression" and weight != 0.0:
+            raise ValueError(
+                f"`teacher` does not tell whether its output {place} holds logits or probabilities: neither its last "
+                "layer nor a loss says so. Compile it with its loss before wrapping, for example "
+                "teacher.compile(loss=keras.losses.CategoricalCrossentropy(from_logits=True)), or let it end in a "
+                "softmax, a sigmoid or a layer without activation."
+            )
         outputs.append(Output(kind, from_logits, temperature, weight, of_teacher))
     return outputs
 

@@ -10,7 +10,7 @@ from keras import ops, tree
 
 from keras_ssd import _backend
 from keras_ssd._typing import Tensor
-from keras_ssd.graph import Graph, Step
+from keras_ssd.graph import Graph, Step, last_reads
 from keras_ssd.noise import Noise, dropout_for, is_augmentation, noise_switched_on, refuse_augmentation, seed_states
 
 # What a processor's cache holds of one layer's output.
@@ -115,7 +115,7 @@ class StochasticPasses:
         self._seed_states = seed_states([layer for layer in self.layers if id(layer) in self._noise])
         sizes = [math.prod(x.shape[1:]) for step in self.suffix for x in step.outputs if None not in x.shape[1:]]
         self._row_bytes = 4 * max(sizes, default=0)
-        self._last_read = _last_reads(self.suffix, self.outputs)
+        self._last_read = last_reads(self.suffix, self.outputs)
         self._repeats = {n: _RepeatForTeachers(n) for n in range(1, _REPEATS_MADE + 1)}
         for step in self.suffix:
             if getattr(step.layer, "stateful", False):
@@ -271,16 +271,6 @@ def _merge_chunks(x: Tensor) -> Tensor:
 def _static_tail(x: Tensor, start: int) -> list[Any]:
     shape = ops.shape(x)
     return [shape[axis] for axis in range(start, len(x.shape))]
-
-
-def _last_reads(steps: Sequence[Step], outputs: Sequence[Any]) -> list[set[int]]:
-    """Return for each step what no later step reads, so that it need not be kept: ids of symbolic tensors."""
-    later, result = {id(x) for x in outputs}, []  # type: set[int], list[set[int]]
-    for step in reversed(steps):
-        own = {id(x) for x in step.inputs + step.outputs}
-        result.append(own - later)
-        later |= own
-    return result[::-1]
 
 
 def _unique(items: Sequence[Any]) -> list[Any]:

@@ -6,12 +6,16 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
+import h5py
 import keras
 
 from keras_ssd._version import __version__
 
 # Prefix of folders that hold what is being written or removed; a kill leaves them behind.
 UNFINISHED = ".unfinished-"
+
+# The group of a weights file in which the wrapper's own state lies beside the weights of the student.
+_STATE = "keras_ssd"
 
 
 @contextlib.contextmanager
@@ -48,6 +52,59 @@ def can_be_written_beside(path: Any, suffix: str) -> bool:
         return False
     folder = os.path.dirname(os.path.realpath(path))
     return os.path.isdir(folder) and os.access(folder, os.W_OK)
+
+
+def is_weights_file(path: Any) -> bool:
+    """Return whether `path` names a local weights file of Keras that is not in several parts."""
+    return isinstance(path, (str, os.PathLike)) and str(path).endswith(".weights.h5") and "://" not in str(path)
+
+
+@contextlib.contextmanager
+def state_beside_weights(path: str | os.PathLike[str]) -> Iterator[str]:
+    """Give a path for the weights file of a wrapper, which then becomes a part of the file of its student.
+
+    The plain model finds its weights where it looks for them, and does not see the rest.
+
+    Args:
+        path: of the weights file of the student.
+
+    Yields:
+        The path to write the wrapper's weights file to.
+    """
+    folder = os.path.dirname(os.path.realpath(path))
+    with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=folder if os.access(folder, os.W_OK) else None) as beside:
+        whole = os.path.join(beside, "state.weights.h5")
+        yield whole
+        with h5py.File(whole, "r") as source, h5py.File(path, "a") as target:
+            _copy(source, target.create_group(_STATE))
+
+
+@contextlib.contextmanager
+def state_in_weights(path: str | os.PathLike[str]) -> Iterator[str | None]:
+    """Take the weights file of a wrapper out of that of its student.
+
+    Args:
+        path: of a weights file.
+
+    Yields:
+        The path of the wrapper's weights file, or `None` if `path` is the file of a plain model.
+    """
+    with tempfile.TemporaryDirectory(prefix="keras-ssd-") as folder:
+        whole: str | None = os.path.join(folder, "state.weights.h5")
+        with h5py.File(path, "r") as source:
+            if _STATE in source:
+                with h5py.File(whole, "w") as target:
+                    _copy(source[_STATE], target)
+            else:
+                whole = None
+        yield whole
+
+
+def _copy(source: Any, target: Any) -> None:
+    for name in source:
+        source.copy(name, target)
+    for name, value in source.attrs.items():
+        target.attrs[name] = value
 
 
 def check_config(config: dict[str, Any], class_name: str, known: set[str], needed: set[str]) -> None:

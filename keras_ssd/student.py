@@ -92,7 +92,15 @@ class StudentWatch:
     def note_compile(self, student: keras.Model) -> None:
         """Note that the wrapper was compiled, which counts more than what the student was compiled with before."""
         self._record = _backend.compile_record(student)
+        self._rate = _learning_rate(student)
         self._trained: tuple[Any, list[int]] = (None, [])
+
+    def _follow_learning_rate(self, ssd: Any) -> None:
+        """Take over a learning rate that was assigned to the student's optimizer since the wrapper was compiled."""
+        rate = _learning_rate(ssd.student)
+        if rate is not None and rate != self._rate and _learning_rate(ssd) is not None:
+            ssd.optimizer.learning_rate = rate
+        self._rate = rate
 
     def before_evaluation(self, ssd: Any) -> None:
         """Take over what the student was compiled with, if the wrapper was not compiled at all."""
@@ -108,11 +116,13 @@ class StudentWatch:
         record = _backend.compile_record(ssd.student)
         if record is not None and record is not self._record:
             ssd._compile_as(ssd.student)
-        if ssd._averages and [id(v) for v in ssd.student.weights] != self._variables:
+        self._follow_learning_rate(ssd)
+        holds_copies = ssd._averages or (ssd._distills and ssd.settings.kind == "snapshot")
+        if holds_copies and [id(v) for v in ssd.student.weights] != self._variables:
             raise ValueError(
                 f"The weights of {ssd.student.name!r} are no longer those that were wrapped (LoRA, quantisation, a new "
-                "layer), so that their moving average cannot go on. Wrap the model again: "
-                "keras_ssd.wrap(ssd.student, ...)."
+                "layer), so that what is held of them (their moving average, the snapshot) belongs to others. Wrap the "
+                "model again: keras_ssd.wrap(ssd.student, ...)."
             )
         trainable = [id(v) for v in ssd.trainable_variables]
         if not ssd.compiled or ssd.optimizer is None:
@@ -176,6 +186,13 @@ class StudentInterface:
             raise AttributeError(name)  # Keras asks before there is a student
         return getattr(student, name)
 
+    def quantize(self, *args: Any, **kwargs: Any) -> Any:
+        """Quantise the student, in place, as it is deployed. Later training needs a new wrapper."""
+        averaging = self._averaging  # type: ignore[attr-defined]
+        if averaging is not None:
+            averaging.lend()
+        return self.student.quantize(*args, **kwargs)
+
     def get_layer(self, name: str | None = None, index: int | None = None) -> keras.layers.Layer:
         """Return a layer of the student, by its name or index."""
         return self.student.get_layer(name=name, index=index)
@@ -203,6 +220,23 @@ class StudentInterface:
         else:
             super().set_weights(weights)  # type: ignore[misc]
 
-    def quantize(self, *args: Any, **kwargs: Any) -> Any:
-        """Quantise the student, in place. Later training needs a new wrapper."""
-        return self.student.quantize(*args, **kwargs)
+    @property
+    def stop_training(self) -> bool:
+        """Whether `fit` is to end. Closures that were written for the plain model may say so to it."""
+        return self._stop_training or getattr(getattr(self, "student", None), "stop_training", False)
+
+    @stop_training.setter
+    def stop_training(self, value: bool) -> None:
+        self._stop_training = value
+        if not value and hasattr(self, "student"):
+            self.student.stop_training = False
+
+
+def _learning_rate(model: keras.Model) -> float | None:
+    """Return the learning rate of a model's optimizer, `None` where there is none or it follows a schedule."""
+    optimizer = getattr(model, "optimizer", None) if model.compiled else None
+    try:
+        rate = None if optimizer is None else optimizer.get_config().get("learning_rate")
+    except (NotImplementedError, TypeError):  # a schedule of the user's own, without a configuration
+        return None
+    return None if isinstance(rate, dict) else rate

@@ -110,3 +110,75 @@ def test_after_fit_the_student_is_what_was_validated(teacher, ema_momentum):
     if ssd._averaged_weights is not None:
         held = map(ops.convert_to_numpy, ssd._averaged_weights.held)
         assert all(np.array_equal(a, b) for a, b in zip(model.get_weights(), held, strict=True))
+
+
+# What is done to the student between two trainings, and trainings that are cut short.
+
+
+@averaging
+@pytest.mark.parametrize("change", ["set_weights", "load_weights", "fit"])
+def test_an_average_of_other_weights_is_not_used(tmp_path, options, change):
+    """As in the usual loop over folds: nothing of what one fold learnt is left in the next."""
+    model = compiled(network(), optimizer=keras.optimizers.SGD(0.5))
+    start = model.get_weights()
+    model.optimizer.build(model.trainable_variables)
+    model.save_weights(tmp_path / "start.weights.h5")
+    ssd = keras_ssd.wrap(model, ema_momentum=0.9, **options)
+    ssd.fit(X, Y, epochs=3, batch_size=8, verbose=0)
+    if change == "set_weights":
+        model.set_weights(start)
+    elif change == "load_weights":
+        model.load_weights(tmp_path / "start.weights.h5")
+    else:
+        model.fit(X, Y, verbose=0)
+    given = model.get_weights()
+    if change != "fit":
+        assert_same(given, start)
+    np.testing.assert_array_equal(ssd.predict(X, verbose=0), model.predict(X, verbose=0))
+    scores = (one.evaluate(X, Y, verbose=0, return_dict=True)["accuracy"] for one in (ssd, model))
+    assert next(scores) == next(scores)
+    model.optimizer.learning_rate = 0.0  # nothing can be learnt
+    ssd.fit(X, Y, epochs=2, verbose=0)
+    trained = {id(v) for v in model.trainable_variables}
+    for variable, value in zip(model.weights, given, strict=True):
+        if id(variable) in trained:
+            np.testing.assert_allclose(ops.convert_to_numpy(variable), value, atol=1e-6)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError], ids=["Ctrl-C", "an error"])
+def test_after_a_fit_that_is_cut_short_the_student_is_what_the_wrapper_says(error):
+    def stop(epoch, logs):
+        if epoch == 2:
+            raise error
+
+    model = compiled(network(), optimizer=keras.optimizers.SGD(0.5))
+    ssd = keras_ssd.wrap(model, ema_momentum=0.9)
+    callbacks = [keras.callbacks.LambdaCallback(on_epoch_end=stop)]
+    with pytest.raises(error):
+        ssd.fit(X, Y, epochs=9, batch_size=8, verbose=0, callbacks=callbacks)
+    assert_same(model.get_weights(), ssd._averaged_weights.held)
+    np.testing.assert_array_equal(ssd.predict(X, verbose=0), model.predict(X, verbose=0))
+    ssd.fit(X, Y, verbose=0)
+
+
+def test_a_stateful_layer_keeps_its_state_between_the_batches_of_predict():
+    inputs = keras.Input(batch_shape=(4, 5, 2))
+    recurrent = keras.layers.LSTM(6, stateful=True)
+    x = keras.layers.Dropout(0.5)(recurrent(inputs))
+    model = compiled(keras.Model(inputs, keras.layers.Dense(3, activation="softmax")(x)), keras.optimizers.SGD(0.5))
+    windows = np.random.default_rng(0).normal(size=(16, 5, 2)).astype("float32")
+    ssd = keras_ssd.wrap(model)
+    for _ in range(4):
+        head = model.layers[-1]
+        head.set_weights([value + 0.5 for value in head.get_weights()])
+        ssd.update_average()
+    recurrent.reset_state()
+    averaged = ssd.predict(windows, batch_size=4, verbose=0)
+    raw = model.get_weights()
+    ssd.write_average()
+    assert not np.array_equal(raw[-1], model.get_weights()[-1])
+    recurrent.reset_state()
+    np.testing.assert_allclose(averaged, model.predict(windows, batch_size=4, verbose=0), atol=1e-6)
+    if keras.backend.backend() != "jax":  # there `predict` does not carry states on
+        recurrent.reset_state()
+        assert np.abs(averaged[4:] - model.predict(windows[4:], batch_size=4, verbose=0)).max() > 1e-4

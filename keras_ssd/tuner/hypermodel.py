@@ -145,7 +145,7 @@ class SSDHyperModel(keras_tuner.HyperModel):
             ) from error
         if ssd._averages:
             # The score was measured with the averaged weights, so a loaded student gets these.
-            ssd.load_weights = functools.partial(self._load_averaged, ssd)
+            ssd.load_weights = functools.partial(self._load_averaged, ssd)  # type: ignore[method-assign]
         # Weights are loaded into this model, and both are saved: without the optimizers' variables Keras warns.
         for network in (ssd, ssd.student):
             network.optimizer.build(network.trainable_variables)

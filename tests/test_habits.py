@@ -1,0 +1,404 @@
+"""Models and habits of users that once failed or were not heard: each does what it does with the plain model."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+
+import keras_ssd
+from models import compiled
+from passes import passes
+from same_weights import arrays, assert_close, assert_same
+
+X = np.random.default_rng(0).normal(size=(16, 4)).astype("float32")
+Y = (X[:, 0] > 0).astype("int32")
+SPARSE = "sparse_categorical_crossentropy"
+IMAGES = np.random.default_rng(1).normal(size=(6, 8, 8, 3)).astype("float32")
+SEQUENCES = np.random.default_rng(2).normal(size=(6, 8, 3)).astype("float32")
+
+
+def softmax_head(x, units=2):
+    return layers.Dense(units, activation="softmax")(x)
+
+
+def classifier(inputs=(4,), rate=0.3):
+    inputs = keras.Input(inputs)
+    return keras.Model(inputs, softmax_head(layers.Dropout(rate)(inputs)))
+
+
+# What is not needed is not looked up: heads that are no Dense layer.
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Head(layers.Layer):
+    """A head of the user's own."""
+
+    def build(self, shape):
+        self.kernel = self.add_weight(shape=(shape[-1], 2))
+
+    def call(self, x):
+        return ops.softmax(x @ self.kernel)
+
+
+def image_model(head):
+    inputs = keras.Input((8, 8, 3))
+    return keras.Model(inputs, head(layers.Dropout(0.3)(layers.Conv2D(4, 3, padding="same")(inputs))))
+
+
+def sequence_model(head):
+    inputs = keras.Input((8, 3))
+    return keras.Model(inputs, head(layers.Dropout(0.3)(layers.Dense(4)(inputs))))
+
+
+def pooled(x):
+    return layers.GlobalAveragePooling2D()(x)
+
+
+HEADS = {
+    "a convolution": (image_model, lambda x: layers.Softmax()(pooled(layers.Conv2D(2, 1)(x)))),
+    "a U-Net": (
+        image_model,
+        lambda x: layers.Softmax()(
+            layers.Reshape((256, 2))(layers.Conv2D(2, 3, padding="same")(layers.UpSampling2D()(x)))
+        ),
+    ),
+    "EinsumDense": (image_model, lambda x: layers.EinsumDense("bc,cd->bd", 2, activation="softmax")(pooled(x))),
+    "a layer of the user's": (image_model, lambda x: Head()(pooled(x))),
+    "weights behind the Dense": (
+        image_model,
+        lambda x: layers.Softmax()(layers.BatchNormalization()(layers.Dense(2)(pooled(x)))),
+    ),
+    "TimeDistributed": (sequence_model, lambda x: layers.TimeDistributed(layers.Dense(2, activation="softmax"))(x)),
+    "recurrent": (sequence_model, lambda x: layers.LSTM(2, activation="softmax")(x)),
+    "recurrent in time": (sequence_model, lambda x: layers.LSTM(2, return_sequences=True, activation="softmax")(x)),
+}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"teacher": "ema"}, {"teacher": "snapshot", "distill": "outputs", "similarity": "kl"}, {"kd_weight": 0}],
+    ids=["self", "ema", "snapshot", "plain"],
+)
+@pytest.mark.parametrize("make, head", HEADS.values(), ids=HEADS)
+def test_a_model_without_a_dense_head_is_trained(make, head, options):
+    model = compiled(make(head), metrics=())
+    x = IMAGES if make is image_model else SEQUENCES
+    y = np.zeros((6, *model.output_shape[1:-1]), "int32")
+    history = keras_ssd.wrap(model, **options).fit(x, y, verbose=0).history
+    assert np.isfinite(history["loss"]).all() and ("kd_loss" in history) == (options.get("kd_weight") != 0)
+
+
+def test_an_autoencoder_is_trained():
+    stack = [layers.Dense(2), layers.Dropout(0.3), layers.Dense(4), layers.LayerNormalization()]
+    model = compiled(keras.Sequential([keras.Input((4,)), *stack]), loss="mse", metrics=())
+    assert keras_ssd.wrap(model).fit(X, X, verbose=0).history["kd_loss"][0] > 0
+
+
+def test_averaging_alone_needs_no_noise_and_no_head():
+    model = compiled(keras.Sequential([keras.Input((8, 3)), layers.Conv1D(2, 8, activation="softmax")]), metrics=())
+    ssd = keras_ssd.wrap(model, kd_weight=0, ema_momentum=0.9)
+    assert "kd_loss" not in ssd.fit(SEQUENCES, np.zeros((6, 1)), verbose=0).history
+    assert ssd._averages
+
+
+# The batch.
+
+
+def folded_windows():
+    """Two windows of each sample become rows of the batch, and the first dropout lies among them."""
+    inputs = keras.Input((4, 6))
+    x = layers.Dense(6, activation="relu")(ops.reshape(inputs, (-1, 2, 6)))
+    x = layers.Dense(6)(layers.Dropout(0.3)(x))
+    return keras.Model(inputs, softmax_head(layers.Flatten()(ops.reshape(x, (-1, 4, 6)))))
+
+
+class Positions(layers.Layer):
+    """`(length, 6)`, without a batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = layers.Embedding(20, 6)
+
+    def call(self, x):
+        return self.embedding(ops.arange(ops.shape(x)[1]))
+
+    def compute_output_shape(self, shape):
+        return (shape[1], 6)
+
+
+def positions(length=None):
+    inputs = keras.Input((length, 6))
+    x = layers.Dropout(0.3)(inputs) + Positions()(inputs)
+    return keras.Model(inputs, softmax_head(layers.GlobalAveragePooling1D()(x)))
+
+
+WINDOWS = 3 * np.random.default_rng(3).normal(size=(5, 4, 6)).astype("float32")
+
+
+@pytest.mark.parametrize(
+    "make, is_folded",
+    [(folded_windows, True), (positions, False), (lambda: positions(4), False)],
+    ids=["folded windows", "positions of any length", "positions"],
+)
+@pytest.mark.parametrize("chunk", [None, 1])
+def test_teachers_keep_the_rows_of_a_sample_together(make, is_folded, chunk):
+    """Without noise they say what `predict` says; where the batch cannot be tiled, one is run at a time."""
+    model = make()
+    said = model.predict(WINDOWS, verbose=0)
+    if is_folded:
+        with pytest.warns(UserWarning, match="moves samples along the first axis.*one at a time"):
+            ssd = keras_ssd.wrap(model, dropout_rate=1e-7, num_teachers=3, teacher_chunk=chunk)
+    else:
+        ssd = keras_ssd.wrap(model, dropout_rate=1e-7, num_teachers=3, teacher_chunk=chunk)
+    (teachers,) = passes(ssd, WINDOWS).teacher_outputs
+    np.testing.assert_allclose(teachers, np.repeat(said[:, None], 3, axis=1), atol=1e-5)
+
+
+# Calls as Keras makes them.
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class WithoutTraining(keras.Model):
+    """Keras says nothing of training to such a `call`, so that its dropout is off."""
+
+    def __init__(self, rate=0.5):
+        super().__init__()
+        self.hidden, self.drop, self.head = layers.Dense(8), layers.Dropout(rate), layers.Dense(2, activation="softmax")
+
+    def call(self, x):
+        return self.head(self.drop(self.hidden(x)))
+
+
+def test_a_call_without_the_argument_training_is_trained_as_in_keras():
+    weights = []
+    for wrap in (lambda model: model, lambda model: keras_ssd.wrap(model, kd_weight=0)):
+        keras.utils.set_random_seed(0)
+        model = WithoutTraining()
+        model(X)
+        wrap(compiled(model, metrics=())).fit(X, Y, batch_size=8, shuffle=False, verbose=0)
+        weights.append(model.get_weights())
+    assert_same(*weights)
+
+
+class Maybe(layers.Layer):
+    """Adds an input where there is one."""
+
+    def call(self, a, b=None):
+        return a if b is None else a + b
+
+    def compute_output_shape(self, a_shape, b_shape=None):
+        return a_shape
+
+
+@pytest.mark.parametrize("structure", ["list", "dict"])
+def test_optional_inputs_may_be_left_out(structure):
+    a, b = keras.Input((4,), name="a"), keras.Input((4,), name="b", optional=True)
+    output = softmax_head(layers.Dropout(0.3)(Maybe()(a, b)))
+    model = compiled(keras.Model([a, b] if structure == "list" else {"a": a, "b": b}, output), metrics=())
+    x = [X, None] if structure == "list" else {"a": X, "b": None}
+    ssd = keras_ssd.wrap(model)
+    assert ssd.fit(x, Y, verbose=0).history["kd_loss"][0] > 0
+    np.testing.assert_array_equal(ssd.predict(x, verbose=0), model.predict(x, verbose=0))
+    assert keras_ssd.predict_stochastic(model, x, num_passes=3, verbose=0).mean.shape == (16, 2)
+    full = [X, X] if structure == "list" else {"a": X, "b": X}
+    ssd.train_on_batch(full, Y)
+
+
+# Losses, weights and targets.
+
+
+def test_outputs_in_a_nested_dictionary():
+    def run(wrap):
+        keras.utils.set_random_seed(0)
+        inputs = keras.Input((4,))
+        a, b, c = (layers.Dense(1)(layers.Dropout(0.3)(inputs)) for _ in range(3))
+        model = keras.Model(inputs, {"a": a, "g": {"b": b, "c": c}})
+        model.compile(keras.optimizers.SGD(0.0), {"a": "mse", "g": {"b": "mse", "c": "mae"}})
+        target = X[:, :1]
+        return wrap(model).evaluate(
+            X, {"a": target, "g": {"b": target, "c": target}}, verbose=0, return_dict=True
+        ), wrap(model).fit(X, {"a": target, "g": {"b": target, "c": target}}, verbose=0).history
+
+    logs, _ = run(lambda model: model)
+    own, history = run(keras_ssd.wrap)
+    assert own == pytest.approx(logs)
+    assert history["kd_loss"][0] > 0
+
+
+def test_loss_weights_may_be_variables():
+    weights = [keras.Variable(1.0), keras.Variable(1.0)]
+
+    def raise_weights(epoch, logs):
+        for weight in weights:
+            weight.assign(1.0 if epoch == 0 else 100.0)
+
+    def run(wrap):
+        keras.utils.set_random_seed(0)
+        inputs = keras.Input((4,))
+        heads = [softmax_head(inputs), layers.Dense(1, activation="sigmoid")(inputs)]
+        model = keras.Model(inputs, heads)
+        model.compile(keras.optimizers.SGD(0.0), [SPARSE, "binary_crossentropy"], loss_weights=weights)
+        callback = keras.callbacks.LambdaCallback(on_epoch_begin=raise_weights)
+        return wrap(model).fit(X, [Y, Y[:, None]], epochs=2, verbose=0, callbacks=[callback]).history
+
+    plain = run(lambda model: model)
+    taught = run(lambda model: keras_ssd.wrap(model, dropout_rate=0.5, kd_weight=1e-9, seed=1))
+    assert taught["loss"] == pytest.approx(plain["loss"], rel=1e-5)
+    if keras.backend.backend() == "jax":
+        return  # there Keras itself keeps the values of the first step
+    assert taught["loss"][1] == pytest.approx(100 * taught["loss"][0], rel=1e-5)
+    assert taught["kd_loss"][1] > 20 * taught["kd_loss"][0] > 0  # the terms of the outputs are weighted alike
+
+
+@pytest.mark.parametrize("kd_weight", [None, 0])
+def test_sparse_targets_are_taken_where_keras_takes_them(kd_weight):
+    sparse = pytest.importorskip("scipy.sparse")
+    y = sparse.csr_matrix((np.random.default_rng(0).random((16, 3)) < 0.3).astype("float32"))
+
+    def make():
+        stack = [layers.Dropout(0.3), layers.Dense(3, activation="sigmoid")]
+        return compiled(keras.Sequential([keras.Input((4,)), *stack]), loss="binary_crossentropy", metrics=())
+
+    try:
+        make().fit(X, y, verbose=0)
+    except Exception as error:
+        with pytest.raises((type(error), TypeError)):
+            keras_ssd.wrap(make(), kd_weight=kd_weight).fit(X, y, verbose=0)
+    else:
+        ssd = keras_ssd.wrap(make(), kd_weight=kd_weight)
+        assert np.isfinite(ssd.fit(X, y, verbose=0).history["loss"][0])
+        assert ssd.evaluate(X, y, verbose=0) == pytest.approx(ssd.student.evaluate(X, y, verbose=0), rel=1e-5)
+
+
+class WeightedCrossentropy(keras.losses.Loss):
+    """A cross-entropy of the user's own, which does not say that it takes logits."""
+
+    def call(self, y_true, y_pred):
+        return keras.losses.sparse_categorical_crossentropy(y_true, y_pred, from_logits=True)
+
+
+def test_a_cross_entropy_of_the_users_own_is_of_what_the_model_puts_out():
+    terms = []
+    for loss in (keras.losses.SparseCategoricalCrossentropy(from_logits=True), WeightedCrossentropy()):
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential([keras.Input((4,)), layers.Dropout(0.3), layers.Dense(2)])
+        ssd = keras_ssd.wrap(compiled(model, keras.optimizers.SGD(0.0), loss, metrics=()), seed=1)
+        terms.append(ssd.fit(X, Y, verbose=0).history["kd_loss"][0])
+    assert terms[0] == pytest.approx(terms[1], rel=1e-6)
+    assert terms[0] > 1e-3
+
+
+# Another network as the teacher.
+
+
+def ended(activation, units=3):
+    stack = [layers.Dense(32, activation="relu"), layers.Dropout(0.01), layers.Dense(units, activation=activation)]
+    return keras.Sequential([keras.Input((4,)), *stack])
+
+
+@pytest.mark.parametrize("of_teacher", ["softmax", None])
+@pytest.mark.parametrize("of_student", ["softmax", None])
+def test_the_outputs_of_the_teacher_are_read_as_its_own(of_student, of_teacher):
+    """The very same network, with a softmax at its end or without: there is nothing to distil."""
+    teacher, student = ended(of_teacher), ended(of_student)
+    teacher.set_weights([4 * value for value in teacher.get_weights()])
+    student.set_weights(teacher.get_weights())
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=of_student is None)
+    ssd = keras_ssd.wrap(compiled(student, keras.optimizers.SGD(0.0), loss, metrics=()), teacher=teacher, seed=0)
+    assert ssd.fit(X, Y, verbose=0).history["kd_loss"][0] < 0.02
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Untold(layers.Layer):
+    """Puts out what nobody knows."""
+
+    def call(self, x):
+        return x
+
+
+def untold():
+    return keras.Sequential([*ended(None).layers, Untold()])
+
+
+def test_a_teacher_that_may_put_out_logits_or_probabilities_is_refused_until_its_loss_tells():
+    student = compiled(ended("softmax"), metrics=())
+    teacher = untold()
+    teacher.build((None, 4))
+    with pytest.raises(ValueError, match=r"`teacher` does not tell.*output 0.*teacher\.compile\(loss="):
+        keras_ssd.wrap(student, teacher=teacher)
+    teacher.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    student.set_weights(teacher.get_weights())
+    ssd = keras_ssd.wrap(student, teacher=teacher, seed=0)
+    ssd.compile(keras.optimizers.SGD(0.0), SPARSE)
+    assert ssd.fit(X, Y, verbose=0).history["kd_loss"][0] < 0.02
+    # A regression has but one meaning.
+    values = compiled(ended(None), loss="mse", metrics=())
+    of_values = untold()
+    of_values.build((None, 4))
+    keras_ssd.wrap(values, teacher=of_values)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: classifier((20,)),
+        lambda: keras.Model([a := keras.Input((4,)), b := keras.Input((4,))], softmax_head(layers.Dropout(0.3)(a + b))),
+    ],
+    ids=["wider", "two inputs"],
+)
+def test_a_teacher_of_other_inputs_is_refused_when_wrapping(make):
+    with pytest.raises(ValueError, match=r"`teacher` takes inputs of shape .*\(4,\)"):
+        keras_ssd.wrap(classifier(), teacher=make())
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="modules of PyTorch")
+@pytest.mark.parametrize(
+    "options", [{}, {"teacher": "snapshot"}, {"teacher": "ema"}, {"kd_weight": 0, "ema_momentum": 0.9}], ids=str
+)
+def test_a_module_of_torch_is_refused_where_weights_are_held(options):
+    import torch
+
+    inputs = keras.Input((4,))
+    part = layers.TorchModuleWrapper(torch.nn.Linear(4, 8), output_shape=(None, 8))
+    model = compiled(keras.Model(inputs, softmax_head(part(layers.Dropout(0.3)(inputs)))), metrics=())
+    with pytest.raises(ValueError, match='torch.nn.Module.*teacher="self" with ema_momentum=0'):
+        keras_ssd.wrap(model, **options)
+    assert keras_ssd.wrap(model, ema_momentum=0).fit(X, Y, verbose=0).history["kd_loss"][0] > 0
+
+
+# Models that are not built, and models that are called twice.
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: keras.Sequential([layers.Dropout(0.3), layers.Dense(2)]), WithoutTraining],
+    ids=["Sequential", "subclassed"],
+)
+def test_an_unbuilt_model_is_refused_with_the_remedy(make):
+    model = make()
+    with pytest.raises(ValueError, match="`model` is not built.*keras.Input.*or call it on a batch"):
+        keras_ssd.wrap(model)
+    model(X)
+    keras_ssd.wrap(model)
+
+
+def siamese(make_encoder):
+    a, b = keras.Input((4,)), keras.Input((4,))
+    encoder = make_encoder()
+    return keras.Model([a, b], layers.Dense(1, activation="sigmoid")(abs(encoder(a) - encoder(b))))
+
+
+def encoder_model():
+    stack = [layers.Dense(6), layers.BatchNormalization(), layers.Dropout(0.3, seed=1), layers.Dense(4)]
+    return keras.Sequential([keras.Input((4,)), *stack])
+
+
+def test_a_siamese_model_learns_as_the_plain_one():
+    """The statistics and masks of an encoder that is called twice are those of plain training."""
+    weights = []
+    for wrap in (lambda m: m, lambda m: keras_ssd.wrap(m, kd_weight=1e-12, ema_momentum=0)):
+        keras.utils.set_random_seed(0)
+        model = compiled(siamese(encoder_model), loss="binary_crossentropy", metrics=())
+        wrap(model).fit([X, X[::-1].copy()], Y[:, None], batch_size=8, epochs=1, shuffle=False, verbose=0)
+        weights.append(arrays(model.weights))
+    assert_close(*weights, tolerance=1e-6)

@@ -1,0 +1,54 @@
+"""A process in which many models are wrapped, trained and dropped keeps no more of them than of plain ones.
+
+Counted in objects: the memory that a process holds says as much about its allocator.
+"""
+
+import collections
+import gc
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import keras_ssd
+from models import compiled
+
+X = np.random.default_rng(0).normal(size=(64, 32)).astype("float32")
+Y = (X[:, 0] > 0).astype("int32")
+MODELS = 10
+
+
+def train_one(wrap):
+    stack = [layers.Dense(64, activation="relu"), layers.Dropout(0.3), layers.Dense(2, activation="softmax")]
+    model = compiled(keras.Sequential([keras.Input((32,)), *stack]), metrics=())
+    wrap(model).fit(X, Y, batch_size=32, verbose=0)
+
+
+def living_objects():
+    gc.collect()
+    return collections.Counter(type(x).__name__ for x in gc.get_objects())
+
+
+def kept(wrap):
+    """Objects by kind that stay behind for each model, when what is kept once is there."""
+    for _ in range(3):
+        train_one(wrap)
+    before = living_objects()
+    for _ in range(MODELS):
+        train_one(wrap)
+    after = living_objects()
+    return {kind: round((after[kind] - before[kind]) / MODELS) for kind in after}
+
+
+@pytest.mark.slow
+@pytest.mark.compiled
+def test_wrapped_models_leave_no_more_behind_than_plain_ones():
+    plain, wrapped = kept(lambda model: model), kept(keras_ssd.wrap)
+    for kind in ("SSDModel", "Sequential", "Functional", "Dense", "Dropout", "HeldWeights", "Variable", "Parameter"):
+        assert wrapped.get(kind, 0) == 0, kind
+    if keras.backend.backend() == "tensorflow":
+        # It keeps every step that it traced, of plain models, too; those of wrapped ones have more operations.
+        assert wrapped["FunctionCaptures"] <= plain["FunctionCaptures"]
+    else:
+        assert sum(wrapped.values()) <= max(sum(plain.values()), 0) + 10

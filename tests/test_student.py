@@ -1,0 +1,502 @@
+"""The user's model inside the wrapper: what its class overrides, what is asked of it, what is done to it meanwhile."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+
+import keras_ssd
+from models import compiled
+from same_weights import arrays, assert_same
+
+X = np.random.default_rng(0).normal(size=(16, 4)).astype("float32")
+Y = (X[:, 0] > 0).astype("int32")
+LOSS = "sparse_categorical_crossentropy"
+
+
+def network():
+    stack = [layers.Dense(8, name="features"), layers.Dropout(0.3), layers.Dense(2, activation="softmax", name="head")]
+    return compiled(keras.Sequential([keras.Input((4,)), *stack]), keras.optimizers.Adam(0.05), metrics=())
+
+
+def in_training(**options):
+    """Wrapped and in the midst of training, where the student carries raw weights and `predict` uses the average."""
+    ssd = keras_ssd.wrap(network(), **options)
+    for _ in range(3):
+        ssd.train_on_batch(X, Y)
+    return ssd
+
+
+# A class that overrides what the wrapper would replace.
+
+
+class Own(keras.Model):
+    def train_step(self, *args, **kwargs):
+        return super().train_step(*args, **kwargs)
+
+    def compute_loss(self, *args, **kwargs):
+        return 100 * super().compute_loss(*args, **kwargs)
+
+
+class Scaled(keras.Model):
+    def predict(self, x, **kwargs):
+        return super().predict(x / 255, **kwargs)
+
+
+class Called(keras.Model):
+    """Overrides `call` alone, as every subclassed model does."""
+
+    def __init__(self):
+        super().__init__()
+        self.drop, self.head = layers.Dropout(0.3), layers.Dense(2, activation="softmax")
+
+    def call(self, x, training=None):
+        return self.head(self.drop(x, training=training))
+
+
+class CalledOwn(Called):
+    def compute_loss(self, *args, **kwargs):
+        return 100 + super().compute_loss(*args, **kwargs)
+
+
+class Trainer(Called):
+    """As keras.io's examples have it."""
+
+    def compile(self, my_optimizer, my_loss):
+        super().compile()
+
+
+def functional(kind):
+    inputs = keras.Input((4,))
+    return kind(inputs, layers.Dense(2, activation="softmax")(layers.Dropout(0.3)(inputs)))
+
+
+def built(model):
+    model(X)
+    return model
+
+
+@pytest.mark.parametrize("options", [{}, {"kd_weight": 0}, {"teacher": "snapshot"}], ids=["self", "plain", "snapshot"])
+@pytest.mark.parametrize(
+    "make, names",
+    [
+        (lambda: functional(Own), ["compute_loss", "train_step"]),
+        (lambda: functional(Scaled), ["predict"]),
+        (lambda: built(CalledOwn()), ["compute_loss"]),
+        (lambda: built(Trainer()), ["compile"]),
+    ],
+    ids=["functional", "predict", "subclassed", "compile"],
+)
+def test_overridden_methods_are_named_and_refused(make, names, options):
+    model = make()
+    with pytest.raises(ValueError, match="overrides.*would never be called") as error:
+        keras_ssd.wrap(model, **options)
+    assert str(names) in str(error.value) and type(model).__name__ in str(error.value)
+
+
+def test_a_class_that_overrides_the_call_alone_is_wrapped():
+    assert keras_ssd.wrap(compiled(built(Called()), metrics=())).fit(X, Y, verbose=0).history["kd_loss"][0] > 0
+
+
+def test_what_an_error_tells_to_do_works():
+    own = functional(Own)
+    plain = keras.Model(own.inputs[0], own.outputs[0])
+    keras_ssd.wrap(compiled(plain, metrics=())).fit(X, Y, verbose=0)
+
+    class Weighted(keras_ssd.SSDModel):
+        def compute_loss(self, *args, **kwargs):
+            return 100 * super().compute_loss(*args, **kwargs)
+
+    losses = []
+    for kind in (keras_ssd.SSDModel, Weighted):
+        keras.utils.set_random_seed(0)
+        ssd = kind(functional(keras.Model), kd_weight=0)
+        ssd.compile("sgd", LOSS)
+        losses.append(ssd.train_on_batch(X, Y))
+    assert losses[1] == pytest.approx(100 * losses[0])
+
+
+def test_a_task_that_preprocesses_is_refused_until_it_does_not():
+    """As the tasks of KerasHub, whose `fit` and `predict` run the preprocessor."""
+
+    class Task(keras.Model):
+        preprocessor = None
+
+        def fit(self, x, y, **kwargs):
+            return super().fit(self.preprocessor(x) if self.preprocessor else x, y, **kwargs)
+
+    model = functional(Task)
+    model.preprocessor = lambda x: x / 255
+    with pytest.raises(ValueError, match=r"preprocessor=None.*dataset\.map\(preprocessor\)"):
+        keras_ssd.wrap(model)
+    model.preprocessor = None
+    ssd = keras_ssd.wrap(model)
+    ssd.compile("sgd", LOSS)
+    assert ssd.fit(X, Y, verbose=0).history["kd_loss"][0] > 0
+
+
+# What is asked of a model.
+
+QUESTIONS = {
+    "get_layer": lambda m: m.get_layer("features"),
+    "get_layer by index": lambda m: m.get_layer(index=1),
+    "inputs": lambda m: m.inputs,
+    "outputs": lambda m: m.outputs,
+    "input": lambda m: m.input,
+    "output": lambda m: m.output,
+    "input_shape": lambda m: m.input_shape,
+    "output_shape": lambda m: m.output_shape,
+    "output_names": lambda m: m.output_names,
+    "compute_output_shape": lambda m: m.compute_output_shape((None, 4)),
+    "count_params": lambda m: m.count_params(),
+}
+
+
+@pytest.mark.parametrize("question", QUESTIONS.values(), ids=QUESTIONS)
+def test_the_wrapper_answers_as_the_model(question):
+    model = keras.models.clone_model(network())
+    model = keras.Model(model.inputs[0], model.outputs[0])
+    answers = question(keras_ssd.wrap(model)), question(model)
+    if isinstance(answers[0], list):
+        assert all(a is b or a == b for a, b in zip(*answers, strict=True))
+    else:
+        assert answers[0] is answers[1] or answers[0] == answers[1]
+
+
+def test_what_the_model_lacks_the_wrapper_lacks():
+    ssd = keras_ssd.wrap(built(Called()))
+    with pytest.raises(AttributeError):
+        getattr(ssd, "no_such_thing")  # noqa: B009
+    with pytest.raises((AttributeError, ValueError)):
+        ssd.get_layer("no_such_layer")
+
+
+def test_summary_is_the_students():
+    model, lines, own = network(), [], []
+    keras_ssd.wrap(model).summary(print_fn=lambda line, **_: lines.append(line))
+    model.summary(print_fn=lambda line, **_: own.append(line))
+    assert lines == own and "99" not in lines[0]
+
+
+def test_weights_of_the_plain_model_can_be_set():
+    model, other = network(), network()
+    ssd = keras_ssd.wrap(model)
+    ssd.set_weights(other.get_weights())
+    assert_same(model.get_weights(), other.get_weights())
+    values = ssd.get_weights()
+    ssd.set_weights([value + 1 for value in values])
+    assert_same(ssd.get_weights(), [value + 1 for value in values])
+
+
+def test_features_of_a_layer_are_looked_at():
+    """The recipe `keras.Model(model.input, model.get_layer(name).output)`."""
+    model = network()
+    ssd = keras_ssd.wrap(compiled(keras.Model(model.inputs[0], model.outputs[0]), metrics=()))
+    ssd.fit(X, Y, verbose=0)
+    features = keras.Model(ssd.input, ssd.get_layer("features").output)
+    kernel, bias = ssd.get_layer("features").get_weights()
+    np.testing.assert_allclose(features.predict(X, verbose=0), X @ kernel + bias, atol=1e-5)
+
+
+def gradient_of_the_class(model, x):
+    """Grad-CAM: the gradient of a class's score by a feature map, as the recipe of each backend has it."""
+    tapped = keras.Model(model.input, [model.get_layer("map").output, model.output])
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        with tf.GradientTape() as tape:
+            feature_map, scores = tapped(x)
+            score = scores[:, 0]
+        return np.array(tape.gradient(score, feature_map))
+    if backend == "torch":
+        import torch
+
+        feature_map, scores = tapped(x)
+        return torch.autograd.grad(scores[:, 0].sum(), feature_map)[0].detach().numpy()
+    import jax
+
+    rest = keras.Model(model.get_layer("map").output, model.output)
+    return np.array(jax.grad(lambda m: rest(m)[:, 0].sum())(tapped(x)[0]))
+
+
+def test_grad_cam():
+    inputs = keras.Input((6, 6, 1))
+    x = layers.Dropout(0.3)(layers.GlobalAveragePooling2D()(layers.Conv2D(3, 3, name="map")(inputs)))
+    model = compiled(keras.Model(inputs, layers.Dense(2, activation="softmax")(x)), metrics=())
+    ssd = keras_ssd.wrap(model)
+    images = np.random.default_rng(2).normal(size=(16, 6, 6, 1)).astype("float32")
+    ssd.fit(images, Y, verbose=0)
+    gradient = gradient_of_the_class(ssd, images)
+    assert gradient.shape == (16, 4, 4, 3) and np.abs(gradient).max() > 0
+    np.testing.assert_array_equal(gradient, gradient_of_the_class(model, images))
+
+
+# Files.
+
+
+@pytest.mark.parametrize("options", [{}, {"ema_momentum": 0}, {"teacher": "snapshot"}, {"kd_weight": 0}], ids=str)
+def test_a_weights_file_of_the_wrapper_is_one_of_the_model(tmp_path, options):
+    """What the plain model loads is what `predict` said, in the midst of training, too."""
+    ssd = in_training(**options)
+    raw, said = ssd.student.get_weights(), ssd.predict(X, verbose=0)
+    ssd.save_weights(tmp_path / "a.weights.h5")
+    assert_same(ssd.student.get_weights(), raw)
+    plain = network()
+    plain.optimizer.build(plain.trainable_variables)
+    plain.load_weights(tmp_path / "a.weights.h5")
+    np.testing.assert_allclose(plain.predict(X, verbose=0), said, atol=1e-6)
+    loaded = keras_ssd.wrap(network(), **options)
+    loaded.optimizer.build(loaded.trainable_variables)
+    loaded.load_weights(tmp_path / "a.weights.h5")
+    assert_same(arrays(loaded.weights), arrays(ssd.weights))
+    assert_same(arrays(loaded.optimizer.variables), arrays(ssd.optimizer.variables))
+    np.testing.assert_array_equal(loaded.predict(X, verbose=0), said)
+
+
+def test_the_best_weights_are_loaded_by_the_plain_model(tmp_path):
+    path = str(tmp_path / "best.weights.h5")
+    best = keras.callbacks.ModelCheckpoint(path, save_best_only=True, save_weights_only=True)
+    model = network()
+    ssd = keras_ssd.wrap(model)
+    history = ssd.fit(X, Y, batch_size=8, epochs=4, validation_data=(X, Y), verbose=0, callbacks=[best]).history
+    plain = network()
+    plain.optimizer.build(plain.trainable_variables)
+    for one in (plain, model, ssd):
+        one.load_weights(path)
+        assert one.evaluate(X, Y, verbose=0) == pytest.approx(min(history["val_loss"]), abs=1e-5)
+
+
+def test_the_average_begins_anew_with_weights_of_the_plain_model(tmp_path):
+    other = network()
+    other.fit(X, Y, verbose=0)
+    other.save_weights(tmp_path / "plain.weights.h5")
+    ssd = in_training()
+    ssd.student.optimizer.build(ssd.student.trainable_variables)
+    ssd.load_weights(tmp_path / "plain.weights.h5")
+    np.testing.assert_array_equal(ssd.predict(X, verbose=0), other.predict(X, verbose=0))
+    ssd.optimizer.learning_rate = 0.0
+    ssd.fit(X, Y, epochs=3, verbose=0)
+    np.testing.assert_allclose(ssd.predict(X, verbose=0), other.predict(X, verbose=0), atol=1e-6)
+
+
+@pytest.mark.parametrize("answer, is_kept", [("n", True), ("y", False)])
+def test_a_weights_file_is_replaced_when_the_user_agrees(tmp_path, monkeypatch, answer, is_kept):
+    ssd, path = in_training(), tmp_path / "a.weights.h5"
+    ssd.save_weights(path)
+    before = path.read_bytes()
+    ssd.train_on_batch(X, Y)
+    monkeypatch.setattr("builtins.input", lambda _="": answer)
+    ssd.save_weights(path, overwrite=False)
+    assert (path.read_bytes() == before) == is_kept
+    loaded = keras_ssd.wrap(network())
+    loaded.optimizer.build(loaded.trainable_variables)
+    loaded.load_weights(path)
+    assert (arrays(loaded.optimizer.iterations)[0] == 3) == is_kept
+
+
+@pytest.mark.skipif(keras.__version__ < "3.10", reason="sharded files came with Keras 3.10")
+def test_sharded_weights_are_keras_own(tmp_path):
+    ssd = in_training()
+    ssd.save_weights(tmp_path / "a.weights.json", max_shard_size=0.001)
+    loaded = keras_ssd.wrap(network())
+    loaded.optimizer.build(loaded.trainable_variables)
+    loaded.load_weights(tmp_path / "a.weights.json")
+    assert_same(arrays(loaded.weights), arrays(ssd.weights))
+
+
+def test_a_missing_or_damaged_weights_file_is_an_error(tmp_path):
+    ssd = in_training()
+    with pytest.raises(OSError):
+        ssd.load_weights(tmp_path / "nowhere.weights.h5")
+    (tmp_path / "damaged.weights.h5").write_bytes(b"nothing")
+    with pytest.raises(OSError):
+        ssd.load_weights(tmp_path / "damaged.weights.h5")
+
+
+FORMATS = {"tensorflow": "tf_saved_model", "jax": "tf_saved_model", "torch": "onnx"}
+
+
+@pytest.mark.compiled
+@pytest.mark.filterwarnings("ignore")  # of the exporters
+@pytest.mark.parametrize("kind", ["functional", "subclassed"])
+def test_export_is_what_predict_says(tmp_path, kind):
+    """In the midst of training, where the student carries other weights."""
+    model = network() if kind == "functional" else compiled(built(Called()), metrics=())
+    ssd = keras_ssd.wrap(model)
+    for _ in range(5):
+        ssd.train_on_batch(X, Y)
+    raw, said = model.get_weights(), ssd.predict(X, verbose=0)
+    form = FORMATS[keras.backend.backend()]
+    path = str(tmp_path / ("exported.onnx" if form == "onnx" else "exported"))
+    if form == "onnx":
+        pytest.importorskip("onnxscript")
+        runtime = pytest.importorskip("onnxruntime")
+    else:
+        tf = pytest.importorskip("tensorflow")
+    ssd.export(path, format=form, verbose=False)
+    assert_same(model.get_weights(), raw)
+    if form == "onnx":
+        session = runtime.InferenceSession(path)
+        served = session.run(None, {session.get_inputs()[0].name: X})[0]
+    else:
+        loaded = tf.saved_model.load(path)
+        served = np.array(loaded.serve(X))
+    np.testing.assert_allclose(served, said, atol=1e-5)
+
+
+@pytest.mark.compiled
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="the converter is TensorFlow's")
+@pytest.mark.filterwarnings("ignore")
+def test_lite_rt_converts_the_wrapper():
+    tf = pytest.importorskip("tensorflow")
+    ssd = keras_ssd.wrap(network())
+    ssd.fit(X, Y, verbose=0)
+    content = tf.lite.TFLiteConverter.from_keras_model(ssd).convert()
+    interpreter = pytest.importorskip("ai_edge_litert.interpreter").Interpreter(model_content=content)
+    interpreter.allocate_tensors()
+    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], X[:1])
+    interpreter.invoke()
+    served = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+    np.testing.assert_allclose(served, ssd.predict(X[:1], verbose=0), atol=1e-5)
+
+
+# What is done to the student between two calls.
+
+
+def test_a_compile_of_the_student_is_heard():
+    """Freeze, fit, unfreeze, compile, fit: the recipe of transfer learning."""
+    model = network()
+    model.get_layer("features").trainable = False
+    model.compile("adam", LOSS)
+    ssd = keras_ssd.wrap(model)
+    before = model.get_layer("features").get_weights()
+    ssd.fit(X, Y, verbose=0)
+    assert_same(model.get_layer("features").get_weights(), before)
+    model.get_layer("features").trainable = True
+    model.compile(keras.optimizers.SGD(0.25), LOSS)
+    ssd.fit(X, Y, epochs=20, verbose=0)
+    assert float(ssd.optimizer.learning_rate) == 0.25 and isinstance(ssd.optimizer, keras.optimizers.SGD)
+    assert np.abs(model.get_layer("features").get_weights()[0] - before[0]).max() > 1e-3
+
+
+def test_the_first_compile_may_be_the_students():
+    model = keras.models.clone_model(network())
+    ssd = keras_ssd.wrap(model)
+    model.compile("sgd", LOSS)
+    assert ssd.fit(X, Y, verbose=0).history["kd_loss"][0] > 0
+
+
+def test_a_compile_of_the_wrapper_counts_more_than_an_older_one_of_the_student():
+    model = network()
+    ssd = keras_ssd.wrap(model)
+    model.compile(keras.optimizers.SGD(0.5), LOSS)
+    ssd.compile(keras.optimizers.SGD(0.125), LOSS)
+    ssd.fit(X, Y, verbose=0)
+    assert float(ssd.optimizer.learning_rate) == 0.125
+
+
+@pytest.mark.parametrize("freezes", [True, False], ids=["frozen", "unfrozen"])
+def test_other_trainable_weights_without_a_compile_are_refused(freezes):
+    model = network()
+    model.get_layer("features").trainable = freezes
+    model.compile("adam", LOSS)
+    ssd = keras_ssd.wrap(model)
+    ssd.fit(X, Y, verbose=0)
+    model.get_layer("features").trainable = not freezes
+    with pytest.raises(ValueError, match=r"What is trainable in .* has changed.*Call `ssd\.compile"):
+        ssd.fit(X, Y, verbose=0)
+    ssd.compile("adam", LOSS)
+    ssd.fit(X, Y, verbose=0)
+
+
+@pytest.mark.parametrize("options", [{"ema_momentum": 0}, {}, {"teacher": "ema"}], ids=["none", "self", "ema"])
+def test_a_layer_frozen_between_two_fits_keeps_its_weights(options):
+    model = network()
+    ssd = keras_ssd.wrap(model, **options)
+    ssd.fit(X, Y, epochs=5, verbose=0)
+    model.get_layer("features").trainable = False
+    ssd.compile("adam", LOSS)
+    before = model.get_layer("features").get_weights()
+    ssd.fit(X, Y, epochs=5, verbose=0)
+    np.testing.assert_allclose(model.get_layer("features").get_weights()[0], before[0], atol=1e-6)
+
+
+def test_a_learning_rate_given_to_the_students_optimizer_is_taken_over():
+    model = network()
+    ssd = keras_ssd.wrap(model)
+    model.optimizer.learning_rate = 0.0
+    before = model.get_weights()
+    ssd.fit(X, Y, verbose=0)
+    np.testing.assert_allclose(model.get_weights()[0], before[0], atol=1e-7)
+    ssd.optimizer.learning_rate = 0.5  # what is given to the wrapper's own stays
+    ssd.fit(X, Y, verbose=0)
+    assert float(ssd.optimizer.learning_rate) == 0.5
+
+
+def test_the_rate_of_a_schedule_is_the_wrappers_own():
+    model = network()
+    model.compile(keras.optimizers.SGD(keras.optimizers.schedules.ExponentialDecay(0.5, 1, 0.5)), LOSS)
+    ssd = keras_ssd.wrap(model)
+    model.fit(X, Y, verbose=0)
+    ssd.fit(X, Y, batch_size=16, epochs=2, verbose=0)
+    assert float(ssd.optimizer.learning_rate) == pytest.approx(0.125)
+
+
+@pytest.mark.parametrize("who", ["student", "wrapper"])
+def test_a_closure_ends_the_training(who):
+    model = network()
+    ssd = keras_ssd.wrap(model)
+
+    def stop(epoch, logs):
+        (model if who == "student" else ssd).stop_training = epoch == 1
+
+    history = ssd.fit(X, Y, epochs=5, verbose=0, callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=stop)])
+    assert len(history.epoch) == 2
+    assert len(ssd.fit(X, Y, epochs=3, verbose=0).epoch) == 3
+
+
+@pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize`")  # Keras of layers without weights
+@pytest.mark.parametrize("quantizer", ["student", "wrapper"])
+def test_a_quantised_student_predicts_and_has_to_be_wrapped_again(quantizer):
+    model = network()
+    ssd = keras_ssd.wrap(model)
+    ssd.train_on_batch(X, Y) if quantizer == "wrapper" else ssd.fit(X, Y, verbose=0)
+    before = ssd.predict(X, verbose=0)
+    (model if quantizer == "student" else ssd).quantize("int8")
+    np.testing.assert_allclose(ssd.predict(X, verbose=0), before, atol=0.1)
+    np.testing.assert_array_equal(ssd.predict(X, verbose=0), model.predict(X, verbose=0))
+    with pytest.raises(ValueError, match="LoRA, quantisation.*Wrap the model again"):
+        ssd.fit(X, Y, verbose=0)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"ema_momentum": 0}, {"teacher": "snapshot"}], ids=["self", "none", "snapshot"]
+)
+def test_lora_works_before_wrapping_and_asks_for_wrapping_anew_after(options):
+    model = network()
+    ssd = keras_ssd.wrap(model, **options)
+    ssd.fit(X, Y, verbose=0)
+    model.get_layer("features").enable_lora(2)
+    ssd.compile("adam", LOSS)
+    if ssd._averages or options.get("teacher"):
+        with pytest.raises(ValueError, match="LoRA, quantisation.*Wrap the model again"):
+            ssd.fit(X, Y, verbose=0)
+    ssd = keras_ssd.wrap(model, **options)
+    ssd.compile("adam", LOSS)
+    kernel = arrays(model.get_layer("features")._kernel)
+    ssd.fit(X, Y, verbose=0)
+    assert_same(arrays(model.get_layer("features")._kernel), kernel)
+
+
+def test_a_wrapped_model_is_a_classifier_of_scikit_learn():
+    """With SciKeras, where it is installed."""
+    scikeras = pytest.importorskip("scikeras.wrappers")
+
+    def make():
+        return keras_ssd.wrap(network())
+
+    classifier = scikeras.KerasClassifier(make, epochs=2, verbose=0)
+    classifier.fit(X, Y)
+    assert classifier.predict(X).shape == (16,)
+    assert ops.shape(classifier.predict_proba(X)) == (16, 2)

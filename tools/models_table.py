@@ -1,0 +1,159 @@
+"""Run the tests of models and habits of users and tell, for each and on each backend, whether it works when wrapped.
+
+    KERAS_BACKEND=jax python tools/models_table.py
+
+replaces the rows of that backend in docs/results/models.csv and writes the table docs/models.md. Further arguments are
+pytest's: `-k aeon` replaces a few.
+"""
+
+import csv
+import importlib.metadata
+import pathlib
+import sys
+
+ROOT = pathlib.Path(__file__).parents[1]
+RESULTS = ROOT / "docs" / "results" / "models.csv"
+TABLE = ROOT / "docs" / "models.md"
+BACKENDS = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}
+COLUMNS = ["row", "backend", "outcome", "versions"]
+HEAD = """# Models and habits of users
+
+Written by `python tools/models_table.py`, run on each backend, from the outcome of the tests that each line names in
+`tools/models_table.py`. Of a model "works" means: it is wrapped (with `dropout_rate=0.3` where it has no noise),
+trained for a step, saved and loaded; of a habit, that it does what it does with the plain model, or what the line says.
+Versions: {versions}.
+
+"""
+# What users do: the tests that say what is right.
+HABITS = {
+    "a head that is no Dense layer": "test_habits.py::test_a_model_without_a_dense_head_is_trained",
+    "an autoencoder": "test_habits.py::test_an_autoencoder_is_trained",
+    "averaging alone, without noise": "test_habits.py::test_averaging_alone_needs_no_noise_and_no_head",
+    "samples folded into the batch, tensors without a batch": (
+        "test_habits.py::test_teachers_keep_the_rows_of_a_sample_together"
+    ),
+    "a `call` without `training`": "test_habits.py::test_a_call_without_the_argument_training_is_trained_as_in_keras",
+    "optional inputs left out": "test_habits.py::test_optional_inputs_may_be_left_out",
+    "outputs in a nested dictionary": "test_habits.py::test_outputs_in_a_nested_dictionary",
+    "loss weights that are variables": "test_habits.py::test_loss_weights_may_be_variables",
+    "sparse targets, where Keras takes them": ("test_habits.py::test_sparse_targets_are_taken_where_keras_takes_them"),
+    "a cross-entropy of the user's own": (
+        "test_habits.py::test_a_cross_entropy_of_the_users_own_is_of_what_the_model_puts_out"
+    ),
+    "a teacher that puts out logits": "test_habits.py::test_the_outputs_of_the_teacher_are_read_as_its_own",
+    "a teacher of other inputs: refused": ("test_habits.py::test_a_teacher_of_other_inputs_is_refused_when_wrapping"),
+    "a model that is not built: refused": "test_habits.py::test_an_unbuilt_model_is_refused_with_the_remedy",
+    "a siamese model": "test_habits.py::test_a_siamese_model_learns_as_the_plain_one",
+    "a class with a `train_step` of its own: refused": (
+        "test_student.py::test_overridden_methods_are_named_and_refused"
+    ),
+    "`get_layer`, `inputs`, `output_shape`, `count_params`": "test_student.py::test_the_wrapper_answers_as_the_model",
+    "features of a layer, `keras.Model(ssd.input, ...)`": "test_student.py::test_features_of_a_layer_are_looked_at",
+    "Grad-CAM": "test_student.py::test_grad_cam",
+    "`ModelCheckpoint` of weights, loaded by the plain model": (
+        "test_student.py::test_the_best_weights_are_loaded_by_the_plain_model"
+    ),
+    "`export`": "test_student.py::test_export_is_what_predict_says",
+    "TensorFlow's converter to LiteRT": "test_student.py::test_lite_rt_converts_the_wrapper",
+    "freeze, fit, unfreeze, `model.compile`, fit": "test_student.py::test_a_compile_of_the_student_is_heard",
+    "a layer frozen between two fits": "test_student.py::test_a_layer_frozen_between_two_fits_keeps_its_weights",
+    "a learning rate assigned to the model's optimizer": (
+        "test_student.py::test_a_learning_rate_given_to_the_students_optimizer_is_taken_over"
+    ),
+    "`model.stop_training` in a closure": "test_student.py::test_a_closure_ends_the_training",
+    "`quantize`": "test_student.py::test_a_quantised_student_predicts_and_has_to_be_wrapped_again",
+    "LoRA before wrapping; after it, wrap again": (
+        "test_student.py::test_lora_works_before_wrapping_and_asks_for_wrapping_anew_after"
+    ),
+    "SciKeras": "test_student.py::test_a_wrapped_model_is_a_classifier_of_scikit_learn",
+    "new weights between two fits (folds)": "test_averaging.py::test_an_average_of_other_weights_is_not_used",
+    "Ctrl-C": "test_averaging.py::test_after_a_fit_that_is_cut_short_the_student_is_what_the_wrapper_says",
+    "stateful layers": ("test_averaging.py::test_a_stateful_layer_keeps_its_state_between_the_batches_of_predict"),
+}
+
+
+def titles():
+    """The lines of the table, in order."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    from test_models import MODELS
+
+    return [*MODELS, *HABITS]
+
+
+class Collector:
+    """A pytest plugin that keeps the outcomes of each line."""
+
+    def __init__(self):
+        self.outcomes = {}
+
+    def pytest_runtest_logreport(self, report):
+        if report.when != "call" and report.passed:
+            return
+        title = dict(report.user_properties).get("row")
+        if title is None:
+            test = report.nodeid.removeprefix("tests/").partition("[")[0]
+            title = next((title for title, name in HABITS.items() if name == test), None)
+        if title is not None:
+            self.outcomes.setdefault(title, []).append(_outcome(report))
+
+    def result(self, title):
+        """One outcome of all runs of a test."""
+        found = list(dict.fromkeys(self.outcomes[title]))
+        failed = [outcome for outcome in found if outcome == "fails"]
+        works = [outcome for outcome in found if outcome == "works"]
+        return (failed or works or found)[0]
+
+
+def _outcome(report):
+    if report.skipped:
+        return "not tested: " + str(report.longrepr[2]).removeprefix("Skipped: ")
+    return "works" if report.passed else "fails"
+
+
+def read():
+    """The stored rows."""
+    if not RESULTS.exists():
+        return []
+    with RESULTS.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def render(rows):
+    """The table in Markdown."""
+    backends = [name for name in BACKENDS if any(row["backend"] == name for row in rows)]
+    versions = ", ".join(f"{BACKENDS[b]} {next(r['versions'] for r in rows if r['backend'] == b)}" for b in backends)
+    cells = {(row["row"], row["backend"]): row["outcome"] for row in rows}
+    lines = [("model or habit", *(BACKENDS[name] for name in backends)), ("---",) * (len(backends) + 1)]
+    for title in dict.fromkeys(row["row"] for row in rows):
+        lines.append((title, *(cells.get((title, backend), "not run") for backend in backends)))
+    return HEAD.format(versions=versions) + "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def main():
+    import keras
+    import pytest
+
+    collector, backend = Collector(), keras.backend.backend()
+    tests = sorted(set(HABITS.values())) + [
+        "test_models.py::test_a_published_network_is_wrapped_trained_saved_and_loaded"
+    ]
+    options = ["-q", "-m", "", "-p", "no:cacheprovider", *sys.argv[1:]]
+    status = pytest.main([*(str(ROOT / "tests" / test) for test in tests), *options], plugins=[collector])
+    versions = f"{importlib.metadata.version(backend)} with Keras {importlib.metadata.version('keras')}"
+    order = titles()
+    rows = {(row["row"], row["backend"]): row for row in read() if row["row"] in order}
+    for title in collector.outcomes:
+        outcome = collector.result(title)
+        rows[title, backend] = {"row": title, "backend": backend, "outcome": outcome, "versions": versions}
+    places = [(title, backend) for title in order for backend in BACKENDS]
+    rows = [rows[place] for place in places if place in rows]
+    with RESULTS.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    TABLE.write_text(render(rows))
+    return int(status)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
