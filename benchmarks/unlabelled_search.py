@@ -38,7 +38,7 @@ AUGMENTATION = {
     "strong": strong_augmentation,
     "unturned": lambda: ([], [aug.Scaling(0.2), aug.Jitter(0.1), aug.TimeMask(0.5)]),
 }
-# `kd_weight=None`: no wrapper at all; 0: averaged weights only.
+# `teacher=None`: no wrapper at all; `kd_weight=0`: averaged weights only.
 PLAIN = dict(augmentation="none", teacher=None)
 AVERAGED = dict(augmentation="none", teacher="ema", kd_weight=0)
 EMA = dict(
@@ -49,6 +49,7 @@ EMA = dict(
     ratio=3,
     augmented_teachers=False,
     num_teachers=8,
+    kd_sample_weight=False,
 )
 WARM = dict(EMA, teacher="snapshot", kd_weight=1.0, distill="outputs", similarity="kl", percentile=0, warm=True)
 ONE = dict(num_teachers=1, similarity="uniform", stochastic_layers=())

@@ -1,8 +1,10 @@
-"""The paper's experiment in affective computing: pain from electrodermal activity, one subject left out at a time.
+"""The paper's experiments in affective computing: pain or stress, one subject left out at a time.
 
-    python examples/affective.py --data-dir path                # all folds: every subject is left out once
+    python examples/affective.py --data-dir path                # pain; all folds: every subject is left out once
     python examples/affective.py --data-dir path --folds 5      # the first five of them
     python examples/affective.py --data-dir path --paper        # the paper's pipeline and setting
+    python examples/affective.py --dataset stress_predict --data-dir path    # stress from a wristband
+    python examples/affective.py --dataset e4 --data-dir path   # recordings of your own with such a wristband
 
 The data are part A of the BioVid heat pain database (https://www.nit.ovgu.de/BioVid.html), which its authors give to
 researchers on request: 87 subjects, 20 recordings of each level, 5.5 seconds at 512 Hz. The folder `path` should hold
@@ -17,6 +19,14 @@ In each fold a fifth of the other subjects is held out for early stopping and fo
 out is scored once. `--teacher` and `--paper` are those of `examples/ucr.py`, with the same controls. The results of
 every fold go to a CSV file; folds that it holds already are not repeated. The exit status is 1 if a run diverged.
 KERAS_BACKEND chooses the backend.
+
+Stress-Predict (34 subjects with an Empatica E4, https://doi.org/10.3390/s22218135; `path` holds Raw_data and
+Processed_data) is compared on new people, with other options (`--dataset stress_predict --help`) and the methods of
+`_support/new_people.py`. It prints balanced accuracy by subject and draws the confusion matrices. All subjects did the
+same tasks in the same order, so a column beside it says what the minute of the recording alone would give; no network
+is fed it. Recordings of your own are read by `--dataset e4`: `path/<subject>/` with EDA.csv, TEMP.csv and HR.csv as
+the E4 writes them, and `path/labels.csv` with the columns subject, start, end (seconds since the recording's start) and
+label.
 """
 
 import argparse
@@ -36,11 +46,12 @@ from keras import layers
 from matplotlib.figure import Figure
 from sklearn.model_selection import GroupShuffleSplit
 
-from _support import comparison
+from _support import comparison, empatica, new_people
 from _support.csv_columns import read_columns
 
 FOLDER = "biosignals_filtered"
 BATCH_SIZE = 128
+WRISTBANDS = {"stress_predict": empatica.load_stress_predict, "e4": empatica.load_folders}
 
 
 class Dataset(NamedTuple):
@@ -198,7 +209,12 @@ def plot(rows, path):
 
 def parse(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-dir", type=pathlib.Path, required=True, help=f"folder that holds {FOLDER}")
+    parser.add_argument("--dataset", choices=["biovid", *WRISTBANDS], default="biovid", help="default biovid")
+    parser.add_argument(
+        "--data-dir", type=pathlib.Path, required=True, help=f"folder of the data set: of {FOLDER}, say"
+    )
+    if new_people.chosen(argv, WRISTBANDS):
+        return new_people.parse(parser, argv, out="results/affective", epochs=10)
     parser.add_argument("--levels", nargs="+", default=["BL1", "PA4"], help="classes, in the files' names")
     parser.add_argument("--signal", default="gsr", help="column of the files; default gsr")
     parser.add_argument("--folds", type=int, help="how many subjects to leave out in turn; default: each one")
@@ -209,6 +225,9 @@ def parse(argv):
 def main(argv=None):
     arguments = parse(argv)
     logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it remarks on every new model that is compiled
+    if arguments.dataset in WRISTBANDS:
+        people = WRISTBANDS[arguments.dataset](arguments.data_dir)
+        return new_people.compare(people, arguments, "balanced_accuracy", balanced=True, beside=new_people.time_only)
     arguments.out.mkdir(parents=True, exist_ok=True)
     dataset = load(arguments.data_dir, arguments.levels, arguments.signal)
     rows = run_folds(dataset, arguments)

@@ -4,6 +4,7 @@
     python examples/har.py --dataset uci_har                          # downloads UCI HAR (60 MB)
     python examples/har.py --dataset uci_har --data-dir path          # path/UCI HAR Dataset, or the zip as published
     python examples/har.py --dataset uci_har --label-fraction 0.05    # as if few windows had labels
+    python examples/har.py --dataset sp_sw_har --data-dir path        # new people: every subject is left out in turn
 
 Part of the training split is held out for early stopping and for the curves: whole subjects where they are known. The
 test split is used once, at the end. `--teacher` and `--paper` are those of `examples/ucr.py`, with the same controls.
@@ -11,6 +12,10 @@ The results of every run go to a CSV file; runs that it holds already are not re
 confusion matrices are drawn, and the plain and the distilled model are saved, to be compared in size: the distilled one
 is the same network, so it costs the same wherever it runs. The exit status is 1 if a run diverged. KERAS_BACKEND
 chooses the backend.
+
+`sp_sw_har` (a smartwatch, 23 subjects, https://doi.org/10.1016/j.dib.2023.109809; `path` holds its folder DATA) is
+compared on new people, with other options (`--dataset sp_sw_har --help`) and the methods of `_support/new_people.py`.
+It prints accuracy by subject and draws the confusion matrices; folds that the CSV file holds are not repeated.
 """
 
 import argparse
@@ -25,7 +30,7 @@ import keras
 from matplotlib.figure import Figure
 from sklearn.metrics import ConfusionMatrixDisplay
 
-from _support import comparison, har_data
+from _support import comparison, har_data, new_people, sp_sw_har
 
 SAVED = ("plain", "distilled")
 
@@ -120,8 +125,11 @@ def run_dataset(dataset, arguments):
 
 def parse(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset", choices=har_data.NAMES, default="basic_motions", help="default basic_motions")
-    parser.add_argument("--data-dir", type=pathlib.Path, help="folder of UCI HAR; default: download it")
+    names = [*har_data.NAMES, "sp_sw_har"]
+    parser.add_argument("--dataset", choices=names, default="basic_motions", help="default basic_motions")
+    parser.add_argument("--data-dir", type=pathlib.Path, help="folder of the data set; default: download UCI HAR")
+    if new_people.chosen(argv, ["sp_sw_har"]):
+        return new_people.parse(parser, argv, out="results/har", epochs=10)
     parser.add_argument("--label-fraction", type=float, default=1.0, help="of the training rows; default 1: all")
     comparison.add_options(parser, out="results/har", epochs=40)
     arguments = comparison.parse(parser, argv)
@@ -133,6 +141,8 @@ def parse(argv):
 def main(argv=None):
     arguments = parse(argv)
     logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it remarks on every new model that is compiled
+    if arguments.dataset == "sp_sw_har":
+        return new_people.compare(sp_sw_har.load(arguments.data_dir), arguments, "accuracy", balanced=False)
     arguments.out.mkdir(parents=True, exist_ok=True)
     dataset = har_data.load(arguments.dataset, arguments.data_dir)
     rows = run_dataset(dataset, arguments)

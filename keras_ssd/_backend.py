@@ -2,13 +2,17 @@
 
 import contextlib
 import random
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import keras
 from keras import ops
 
+from keras_ssd._typing import Tensor
+
 
 @contextlib.contextmanager
-def teacher_scope(seed):
+def teacher_scope(seed: Tensor) -> Iterator[None]:
     """Run teachers without recording gradients and without touching the generators that the student draws from.
 
     On PyTorch an unseeded `Dropout` draws from torch's global generator, which is therefore set aside and seeded with
@@ -31,13 +35,13 @@ def teacher_scope(seed):
         yield
 
 
-def wide(x):
+def wide(x: Tensor) -> Tensor:
     """An array or tensor as a tensor of float32, or of float64 if it is one."""
     x = ops.convert_to_tensor(x)
     return x if keras.backend.standardize_dtype(x.dtype) == "float64" else ops.cast(x, "float32")
 
 
-def gains_from_small_batches():
+def gains_from_small_batches() -> bool:
     """Whether several small batches are faster than one large batch that overflows the processor's cache.
 
     An accelerator wants large ones. So does TensorFlow: the loop would gain 3 % but takes long to trace.
@@ -53,7 +57,7 @@ def gains_from_small_batches():
     return False
 
 
-def map_in_turn(function, elements):
+def map_in_turn(function: Callable, elements: Tensor) -> Any:
     """`ops.map` that is through with one element before it begins the next, so that memory is needed for one only.
 
     TensorFlow would run ten at a time.
@@ -66,13 +70,13 @@ def map_in_turn(function, elements):
     return tf.map_fn(function, elements, fn_output_signature=signature, parallel_iterations=1)
 
 
-def variable_scope(model):
+def variable_scope(model: keras.Model) -> Any:
     """The context in which variables beside a model's own are created: the scope of its `tf.distribute` strategy."""
     strategy = getattr(model, "distribute_strategy", None)
     return contextlib.nullcontext() if strategy is None else strategy.scope()
 
 
-def replicas_in_sync():
+def replicas_in_sync() -> int:
     """Number of replicas of the current `tf.distribute` strategy, by which Keras divides its own losses; else 1."""
     if keras.backend.backend() != "tensorflow":
         return 1
@@ -81,7 +85,7 @@ def replicas_in_sync():
     return tf.distribute.get_strategy().num_replicas_in_sync
 
 
-def seeds_of_this_replica(seeds):
+def seeds_of_this_replica(seeds: Tensor) -> Tensor:
     """Seeds that differ between the replicas of a batch; those of the first replica are `seeds` itself.
 
     Under `tf.distribute` all replicas draw the same numbers from a `SeedGenerator`, and the processes of
@@ -99,7 +103,7 @@ def seeds_of_this_replica(seeds):
     return ops.cast(moved % (2**31 - 1), seeds.dtype)
 
 
-def _replica():
+def _replica() -> Any:
     """Number of the replica that is running: under `tf.distribute`, in `torch.distributed`; `None` if there is one."""
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
@@ -115,7 +119,7 @@ def _replica():
     return None
 
 
-def derived_seed():
+def derived_seed() -> int:
     """A seed that follows `keras.utils.set_random_seed` without drawing from Python's generator.
 
     Drawing would change the seeds of layers that the user creates after wrapping.
@@ -127,7 +131,7 @@ def derived_seed():
         random.setstate(state)
 
 
-def after_train_step(model, result, update):
+def after_train_step(model: keras.Model, result: Any, update: Callable[[], None]) -> Any:
     """Run `update`, which assigns to non-trainable variables of a model, on the state that its training step leaves.
 
     Args:
@@ -149,7 +153,7 @@ def after_train_step(model, result, update):
     return logs, (trainable, [scope.get_current_value(v) for v in variables], *others)
 
 
-def compile_arguments(model):
+def compile_arguments(model: keras.Model) -> dict[str, Any]:
     """The very objects that `model.compile` was called with, as keyword arguments (`_compile_config`: not exported).
 
     The exported `get_compile_config` serialises them, which loses functions and classes that are not registered.
@@ -157,12 +161,12 @@ def compile_arguments(model):
     return dict(model._compile_config.config)
 
 
-def compile_record(model):
+def compile_record(model: keras.Model) -> Any:
     """What a model notes of the `compile` before: another object after each; `None` if it was never compiled."""
     return getattr(model, "_compile_config", None) if model.compiled else None
 
 
-def copied(settings):
+def copied(settings: Any) -> Any:
     """Compile arguments for a second model: what has state is made anew from its configuration, the rest is shared."""
     if isinstance(settings, dict):
         return {name: copied(value) for name, value in settings.items()}
@@ -180,7 +184,7 @@ def copied(settings):
     return settings
 
 
-def restore_compiled(model):
+def restore_compiled(model: keras.Model) -> None:
     """Compile a model again after a model around it was: Keras 3.6 strips it of its loss tracker and metrics then."""
     if model.compiled and getattr(model, "_loss_tracker", True) is None:
         settings = compile_arguments(model)

@@ -22,12 +22,14 @@ class StepOutputs(NamedTuple):
         representation: of the student, `(batch, features)`, or `None`.
         teacher_outputs: a flat list, `(batch, teachers, ...)` each, empty if the teachers stop at the representation.
         teacher_representations: `(batch, teachers, features)`, or `None`.
+        scales: what the loss of each output is multiplied with where these are some rows of the batch, or `None`.
     """
 
     outputs: list[Tensor]
     representation: Tensor | None
     teacher_outputs: list[Tensor]
     teacher_representations: Tensor | None
+    scales: list[Tensor] | None = None
 
     @property
     def compared(self) -> tuple[Tensor, Tensor]:
@@ -88,10 +90,12 @@ def distillation_loss(
     sample_weights = weights_per_output(sample_weight, len(step.outputs))
     loss = 0.0
     if settings.distill != "representation":
-        of_outputs = zip(outputs, step.outputs, step.teacher_outputs, sample_weights, strict=True)
-        for output, student, teachers, weight in of_outputs:
+        scales = [None] * len(outputs) if step.scales is None else step.scales
+        of_outputs = zip(outputs, step.outputs, step.teacher_outputs, sample_weights, scales, strict=True)
+        for output, student, teachers, weight, scale in of_outputs:
             if output.is_distilled:
-                loss += output.loss(output.target(guidance, student, teachers), student, weight)
+                value = output.loss(output.target(guidance, student, teachers), student, weight)
+                loss += value if scale is None else value * ops.cast(scale, value.dtype)
     if settings.distill != "outputs":
         own = wide(step.representation)
         target = finite_or(guided_target(guidance, step.teacher_representations), ops.stop_gradient(own))

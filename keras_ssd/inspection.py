@@ -10,11 +10,20 @@ from keras_ssd import _backend
 from keras_ssd._typing import Tensor
 from keras_ssd.distillation import weigh_teachers
 from keras_ssd.guidance import guided_target
+from keras_ssd.settings import Settings
 from keras_ssd.uncertainty import predict_stochastic
 
 
 class Inspection:
     """The methods of `SSDModel` that look at passes, weights and representations."""
+
+    name: Any
+    settings: Settings
+    variables: Any
+    _describe_outputs: Any
+    _distills: Any
+    _teach: Any
+    _wiring: Any
 
     def predict_stochastic(self, x: Any, **options: Any) -> Any:
         """Predict with noise on, many times, and return mean and uncertainty.

@@ -11,6 +11,7 @@ from keras import ops, tree
 from keras_ssd import _backend, saving
 from keras_ssd._typing import Tensor
 from keras_ssd.averaging import Averaging, HeldWeights, averaged_variables
+from keras_ssd.cost import TeacherCost
 from keras_ssd.distillation import StepOutputs, distillation_loss, weigh_teachers
 from keras_ssd.graph import Graph, call_student, is_functional
 from keras_ssd.inspection import Inspection
@@ -19,6 +20,7 @@ from keras_ssd.settings import OPTIONS, Settings, check_weight
 from keras_ssd.step import Evaluation, FitState, TrainingStep, Untracked, values_set
 from keras_ssd.student import StudentInterface, StudentWatch, check_model, check_overrides
 from keras_ssd.teachers import StudentTeacherGraph, check_replaceable, output_structure, resolve_kind
+from keras_ssd.thinning import Thinning
 from keras_ssd.unlabelled import JoinedDataset
 
 _step, _evaluation = TrainingStep(), Evaluation()
@@ -63,7 +65,7 @@ class SSDModel(Inspection, StudentInterface, keras.Model):
         as_model = kind == "snapshot" and is_open and not is_functional(model)
         settings = Settings(kind, "model" if as_model else None, **options)
         graph = Graph(model) if settings.distills else None
-        wiring = None
+        wiring: Any = None
         if graph is not None:
             wiring = StudentTeacherGraph(graph, None if network is None else Graph(network), settings)
             if settings.stochastic_layers is not None:
@@ -79,12 +81,18 @@ class SSDModel(Inspection, StudentInterface, keras.Model):
             self._wiring, self._teacher_network = wiring, Untracked(network)
             self._fit_state = FitState()
             self._add_state(settings)
+        self._thinning = None
+        if wiring is not None:
+            settings.kd_fraction = wiring.cost.fraction
+            self._thinning = Untracked(Thinning(settings.kd_fraction)) if settings.kd_fraction < 1 else None
         if isinstance(teacher_model, SSDModel) and teacher_model._averages and wiring is not None:
             self._held_weights.copy(teacher_model._deployed()[1])
         self._forms = [] if graph is None or graph.is_opaque else [output_form(graph, x) for x in graph.outputs]
         self._teacher_forms = _teacher_forms(model, network, teacher_model, settings)
         self._outputs: list[Output] | None = None
         self._evaluates_average = False
+        self.test_function: Any = None
+        self.predict_function: Any = None
         self._evaluation_functions = Untracked({})
         self._watch = Untracked(StudentWatch(model))
         if hasattr(model, "output_names"):
@@ -97,14 +105,14 @@ class SSDModel(Inspection, StudentInterface, keras.Model):
         """Add the variables beside the student's: held weights, the weight of the term, its mean, the seed."""
         seed = _backend.derived_seed() if settings.seed is None else int(settings.seed)
         self._teacher_seed_generator = keras.random.SeedGenerator(seed)
-        self._held_weights = None
+        self._held_weights: Any = None
         if settings.distills and settings.kind != "self":
             self._held_weights = HeldWeights(averaged_variables(self._wiring.teacher_network), name="held_weights")
         # The average that teaches is the one that is deployed; other teachers leave it to be held beside them.
-        self._averaged_weights = self._held_weights if settings.kind == "ema" else None
+        self._averaged_weights: Any = self._held_weights if settings.kind == "ema" else None
         if settings.averages and self._averaged_weights is None:
             self._averaged_weights = HeldWeights(averaged_variables(self.student), name="averaged_weights")
-        self._averaging = None
+        self._averaging: Any = None
         if self._averaged_weights is not None:
             self._averaging = Averaging(self.student, self._averaged_weights, settings.ema_momentum)
         # A weight of 0 from the start means no teachers at all: nothing here may differ from a plain model then.
@@ -159,7 +167,14 @@ class SSDModel(Inspection, StudentInterface, keras.Model):
     def _distillation_loss(self, y_pred: Any, sample_weight: Any) -> Tensor:
         (representation, cut_values), _step.student_pass = _step.student_pass, None
         outputs = self._describe_outputs(y_pred)
-        step = self._teach(y_pred, representation, cut_values)
+        scales = None
+        if self._thinning is not None:
+            thin = self._thinning.content
+            rows, whole = thin.draw(y_pred, self._teacher_seed_generator), tree.flatten(y_pred)
+            y_pred, representation, sample_weight = thin.take((y_pred, representation, sample_weight), rows)
+            cut_values = self._wiring.take_rows(cut_values, thin, rows)
+            scales = thin.mask_scales(whole, tree.flatten(y_pred))
+        step = self._teach(y_pred, representation, cut_values)._replace(scales=scales)
         guidance = weigh_teachers(step, outputs, self.settings)
         if self._fit_state.statistics is not None:
             predictions = list(zip(outputs, step.teacher_outputs, strict=False))
@@ -425,6 +440,11 @@ class SSDModel(Inspection, StudentInterface, keras.Model):
                 f"Received: kd_weight={value}. Wrap the model with a kd_weight above 0."
             )
 
+    @property
+    def teacher_cost(self) -> TeacherCost:
+        """The part of each batch that is distilled, and what the teachers cost in multiplications of a plain step."""
+        return TeacherCost(0.0, 0.0) if self._wiring is None else self._wiring.cost
+
     def training_loss(self, x: Any, y: Any = None, sample_weight: Any = None) -> Tensor:
         """Return the loss of one training step: task, distillation and regularisation. `fit` minimises the same.
 
@@ -469,7 +489,7 @@ class SSDModel(Inspection, StudentInterface, keras.Model):
         self._check_averages("write_average").lend()
         self._evaluate_average(False)
 
-    def _check_averages(self, method: str) -> Averaging:
+    def _check_averages(self, method: str) -> Any:
         if self._averaging is None:
             raise ValueError(
                 f"{method}() is for models that hold a moving average: wrap with an `ema_momentum` above 0. Received: "
@@ -538,7 +558,7 @@ class SSDModel(Inspection, StudentInterface, keras.Model):
 
 
 def _teacher_forms(
-    model: keras.Model, network: keras.Model | None, teacher: keras.Model | None, settings: Settings
+    model: keras.Model, network: keras.Model | None, teacher: Any, settings: Settings
 ) -> list[bool | None] | None:
     """Return for each output of another network whether it holds logits; `None` where teachers are the student's."""
     if network is None or not settings.distills or not settings.needs_outputs:

@@ -259,7 +259,7 @@ def teacher_logits(graph: Graph, loss: Any, names: Sequence[str] | None) -> list
     """
     forms = [output_form(graph, x) for x in graph.outputs]
     structure = list(graph.outputs)
-    told = []
+    told: list[bool | None] = []
     for form, output_loss in zip(forms, per_output(loss, structure, names), strict=True):
         if form is not None:
             told.append(form == "linear")

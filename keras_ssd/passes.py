@@ -61,8 +61,11 @@ class StochasticPasses:
 
     Attributes:
         cut: the symbolic tensors whose values `run` takes.
+        cut_has_batch: for each of them, whether it has a row for each sample.
         is_random: for each output, whether it lies behind noise.
         is_row_wise: whether the batch can be tiled, so that several passes are run at a time.
+        prefix: the steps that `run` runs once.
+        suffix: the steps that it runs for every pass.
     """
 
     def __init__(
@@ -76,7 +79,7 @@ class StochasticPasses:
     ) -> None:
         if not augmented:
             refuse_augmentation(graph, noise.layers)
-        added = [(x, dropout_for(x, dropout_rate)) for x in noise.tensors]
+        added = [(x, dropout_for(x, dropout_rate or 0.0)) for x in noise.tensors]
         graph = graph.with_layers_behind(added)
         noise_layers = [*noise.layers, *(layer for _, layer in added)]
         self.outputs = [graph.moved.get(id(x), x) for x in outputs]
@@ -88,32 +91,33 @@ class StochasticPasses:
                 random_tensors.update(map(id, step.outputs))
         self.is_random = [id(x) in random_tensors for x in self.outputs]
         needed = graph.needed(self.outputs)
-        self._suffix = [step for step in needed if any(id(x) in random_tensors for x in step.outputs)]
+        self.suffix = [step for step in needed if any(id(x) in random_tensors for x in step.outputs)]
         self._suffix_inputs = _unique(
-            [x for step in self._suffix for x in step.inputs if id(x) not in random_tensors]
+            [x for step in self.suffix for x in step.inputs if id(x) not in random_tensors]
             + [x for x, is_random in zip(self.outputs, self.is_random, strict=True) if not is_random]
         )
         shared = [x for step in graph.steps if is_augmentation(step.layer) for x in step.outputs]
         shared = [x for x in shared if id(x) not in random_tensors]
-        self._prefix: list[Step] = []
+        self.prefix: list[Step] = []
         if shares_prefix and noise_layers and (augmented or not shared):
             self.cut = self._suffix_inputs
         else:
             shared = shared if augmented else []
-            self._prefix = graph.needed(self._suffix_inputs, shared)
-            produced = {id(x) for step in self._prefix for x in step.outputs}
-            read = _unique([x for step in self._prefix for x in step.inputs] + self._suffix_inputs)
+            self.prefix = graph.needed(self._suffix_inputs, shared)
+            produced = {id(x) for step in self.prefix for x in step.outputs}
+            read = _unique([x for step in self.prefix for x in step.inputs] + self._suffix_inputs)
             self.cut = [x for x in read if id(x) not in produced]
         self._has_batch, self.is_row_wise = _find_batch(graph, self._suffix_inputs)
-        layers = {id(s.layer): s.layer for s in self._prefix + self._suffix if isinstance(s.layer, keras.Layer)}
+        self.cut_has_batch = [self._has_batch.get(id(x), True) for x in self.cut]
+        layers = {id(s.layer): s.layer for s in self.prefix + self.suffix if isinstance(s.layer, keras.Layer)}
         self.layers = list(layers.values())
         self.variables = _unique([v for layer in self.layers for v in layer.variables])
         self._seed_states = seed_states([layer for layer in self.layers if id(layer) in self._noise])
-        sizes = [math.prod(x.shape[1:]) for step in self._suffix for x in step.outputs if None not in x.shape[1:]]
+        sizes = [math.prod(x.shape[1:]) for step in self.suffix for x in step.outputs if None not in x.shape[1:]]
         self._row_bytes = 4 * max(sizes, default=0)
-        self._last_read = _last_reads(self._suffix, self.outputs)
+        self._last_read = _last_reads(self.suffix, self.outputs)
         self._repeats = {n: _RepeatForTeachers(n) for n in range(1, _REPEATS_MADE + 1)}
-        for step in self._suffix:
+        for step in self.suffix:
             if getattr(step.layer, "stateful", False):
                 raise ValueError(
                     f"The layer {step.layer.name!r} is stateful: it keeps one state per row of the batch, which the "
@@ -154,10 +158,10 @@ class StochasticPasses:
         seeds = keras.random.randint((n_chunks, len(self._seed_states) + 1, 2), 0, 2**31 - 1, seed=seed_generator)
         seeds = _backend.seeds_of_this_replica(seeds)
 
-        if self._prefix:
+        if self.prefix:
             scope = keras.StatelessScope(list(mapping.values()), collect_losses=True)
             with scope, _backend.teacher_scope(seeds[0, 0, 0]):
-                for step in self._prefix:
+                for step in self.prefix:
                     step.run(values, training=False)
 
         def passes(n: int, seeds: Tensor) -> list[Any]:
@@ -193,7 +197,7 @@ class StochasticPasses:
         for x in self._suffix_inputs:
             if self._has_batch[id(x)] and values[id(x)] is not None:
                 values[id(x)] = tree.map_structure(repeat, values[id(x)])
-        for step, last_read in zip(self._suffix, self._last_read, strict=True):
+        for step, last_read in zip(self.suffix, self._last_read, strict=True):
             if id(step.layer) in self._noise:
                 with noise_switched_on(step.layer, self.dropout_rate):
                     step.run(values, training=True)

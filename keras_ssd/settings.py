@@ -18,6 +18,7 @@ DISTILL = ("outputs", "representation", "both")
 _PAPER: dict[str, Any] = dict(
     num_teachers=30, distill="representation", kd_weight=1.0, similarity="dot", percentile=90.0, ema_momentum=0.0
 )
+_PAPER["kd_fraction"] = 1.0
 # Teachers that move with the student must not pull hard: on outputs, with little weight and soft guidance they do no
 # harm; representation with dot products makes the norms of both run away.
 _MOVING: dict[str, Any] = dict(
@@ -46,36 +47,39 @@ class Settings:
 
     kind: str
     defaults: str | None = None
+    # What is `None` here becomes the default of the teacher, so that it has the declared type afterwards.
     # teacher
-    num_teachers: int | None = None
+    num_teachers: int = None  # type: ignore[assignment]
     teacher_chunk: int | None = None
     seed: int | None = None
     # term
-    distill: str | None = None
-    kd_weight: float | None = None
+    distill: str = None  # type: ignore[assignment]
+    kd_weight: float = None  # type: ignore[assignment]
     kd_sample_weight: bool = True
+    kd_fraction: float = None  # type: ignore[assignment]
     temperature: float = 3.0
     representation: str | None = None
     # guidance
-    similarity: str | Callable | None = None
-    guidance_temperature: float | None = None
-    percentile: float | None = None
+    similarity: str | Callable = None  # type: ignore[assignment]
+    guidance_temperature: float = None  # type: ignore[assignment]
+    percentile: float = None  # type: ignore[assignment]
     # noise
     stochastic_layers: str | Sequence[str] | Callable | None = None
     dropout_rate: float | None = None
     augmented_teachers: bool = True
     # average
-    ema_momentum: float | None = None
+    ema_momentum: float = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
-        if self.kd_weight == 0 and self.ema_momentum is None and self.kind != "ema":
+        given: dict[str, Any] = vars(self)
+        if self.kd_weight == 0 and given["ema_momentum"] is None and self.kind != "ema":
             # Without teachers all is as in plain Keras, unless averaging was asked for.
             self.ema_momentum = 0.0
         for name, default in DEFAULTS[self.defaults or self.kind].items():
-            if getattr(self, name) is None:
+            if given[name] is None:
                 setattr(self, name, default)
         self._check_names()
-        if self.guidance_temperature is None:
+        if given["guidance_temperature"] is None:
             named = self.similarity if isinstance(self.similarity, str) else ""
             self.guidance_temperature = GUIDANCE_TEMPERATURES.get(named, 1.0)
         self._check_numbers()
@@ -124,6 +128,11 @@ class Settings:
             raise ValueError(
                 "`dropout_rate` should lie between 0 and 1, both excluded, or be None to keep the model's own rates. "
                 f"Received: dropout_rate={self.dropout_rate}"
+            )
+        if vars(self)["kd_fraction"] is not None and (not is_number(self.kd_fraction) or not 0 < self.kd_fraction <= 1):
+            raise ValueError(
+                "`kd_fraction` should lie in (0, 1], or be None for the largest part of a batch that keeps teachers "
+                f"cheap. Received: kd_fraction={self.kd_fraction}"
             )
         if not is_number(self.ema_momentum) or not 0 <= self.ema_momentum < 1:
             raise ValueError(

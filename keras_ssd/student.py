@@ -26,7 +26,7 @@ _REPLACED = (
 )
 
 
-def check_model(argument: str, model: Any, wrapper: type | None = None) -> None:
+def check_model(argument: str, model: Any, wrapper: Any = None) -> None:
     """Raise unless `model` is a plain, built `keras.Model`.
 
     Args:

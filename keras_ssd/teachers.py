@@ -10,11 +10,13 @@ import keras
 from keras import ops
 
 from keras_ssd._typing import Tensor
+from keras_ssd.cost import teacher_cost
 from keras_ssd.graph import Graph
 from keras_ssd.noise import choose_noise, parts_of
 from keras_ssd.passes import StochasticPasses
 from keras_ssd.representation import check_representations, check_single_head, find_representation, layer_names
 from keras_ssd.settings import KINDS, Settings
+from keras_ssd.thinning import Rows, Thinning
 
 
 def resolve_kind(teacher: Any) -> tuple[str, keras.Model | None]:
@@ -76,6 +78,7 @@ class StudentTeacherGraph:
         passes: `StochasticPasses` of the teacher.
         noise: the `Noise` of the teachers.
         teacher_network: the model that the teachers run.
+        cost: the `TeacherCost`, with the fraction of each batch on which the term is computed.
     """
 
     def __init__(self, student: Graph, teacher: Graph | None, settings: Settings) -> None:
@@ -101,6 +104,7 @@ class StudentTeacherGraph:
             dropout_rate=settings.dropout_rate,
         )
         self._check_noise(settings)
+        self.cost = teacher_cost(student, self.passes, settings.num_teachers, settings.kd_fraction)
         student_reads = list(student.outputs) + representations[:1]
         self._num_student_reads = len(student_reads)
         self._read_student = student.reader(student_reads + (self.passes.cut if is_shared else []))
@@ -127,6 +131,11 @@ class StudentTeacherGraph:
         if self._read_cut is not None:
             cut_values = self._read_cut(x, training=False)
         return outputs, representation, cut_values
+
+    def take_rows(self, cut_values: Sequence[Tensor], thinning: Thinning, rows: Rows) -> list[Tensor]:
+        """Return the drawn rows of what the teachers branch off from; what has no batch stays whole."""
+        pairs = zip(cut_values, self.passes.cut_has_batch, strict=True)
+        return [thinning.take(x, rows) if has_batch else x for x, has_batch in pairs]
 
     def teacher_pass(
         self,

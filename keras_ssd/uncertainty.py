@@ -1,11 +1,13 @@
 """`predict_stochastic`: how sure a model is, told by the spread of its own stochastic passes."""
 
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import keras
 from keras import ops, tree
 
 from keras_ssd import _backend
+from keras_ssd._typing import Tensor
 from keras_ssd.averaging import HeldWeights, averaged_variables
 from keras_ssd.graph import Graph
 from keras_ssd.noise import choose_noise
@@ -35,18 +37,18 @@ class StochasticPrediction(NamedTuple):
 
 
 def predict_stochastic(
-    model,
-    x,
-    num_passes=30,
-    batch_size=None,
-    seed=None,
-    stochastic_layers=None,
-    dropout_rate=None,
-    loss=None,
-    pass_chunk=None,
-    steps=None,
-    verbose="auto",
-):
+    model: keras.Model,
+    x: Any,
+    num_passes: int = 30,
+    batch_size: int | None = None,
+    seed: int | None = None,
+    stochastic_layers: str | Sequence[str] | Callable | None = None,
+    dropout_rate: float | None = None,
+    loss: Any = None,
+    pass_chunk: int | None = None,
+    steps: int | None = None,
+    verbose: str | int = "auto",
+) -> Any:
     """Predict with noise on, many times, and return mean and uncertainty (Monte-Carlo dropout).
 
     Everything before the first noise layer is evaluated once, the rest once for each pass; BatchNormalization and all
@@ -98,7 +100,7 @@ def predict_stochastic(
     return tree.pack_sequence_as(passes.structure, [StochasticPrediction(**fields) for fields in summaries])
 
 
-def _deployed(model):
+def _deployed(model: Any) -> tuple[keras.Model, Sequence[Any], Any]:
     """The network that a model is or wraps, the variables that hold its weights, and the compiled loss."""
     if not isinstance(model, keras.Model):
         raise ValueError(f"`model` should be a keras.Model. Received: {model!r} of type {type(model).__name__}")
@@ -107,7 +109,7 @@ def _deployed(model):
     return model, averaged_variables(model), _backend.compile_arguments(model).get("loss") if model.compiled else None
 
 
-def _check(model, num_passes, seed, pass_chunk):
+def _check(model: keras.Model, num_passes: Any, seed: Any, pass_chunk: Any) -> None:
     if not model.built:
         raise ValueError(
             f"`model` is not built: {model.name!r} has no weights yet. Start it with keras.Input(shape), or call it on "
@@ -134,7 +136,15 @@ class UncertaintyPasses:
         structure: the structure of the outputs; a subclassed model's is known after its first pass.
     """
 
-    def __init__(self, model, num_passes, stochastic_layers, dropout_rate, loss, chunk):
+    def __init__(
+        self,
+        model: keras.Model,
+        num_passes: int,
+        stochastic_layers: Any,
+        dropout_rate: float | None,
+        loss: Any,
+        chunk: int | None,
+    ) -> None:
         graph = Graph(model)
         noise = choose_noise(graph, stochastic_layers, dropout_rate)
         self._passes = StochasticPasses(graph, noise, graph.outputs, shares_prefix=False, dropout_rate=dropout_rate)
@@ -144,14 +154,14 @@ class UncertaintyPasses:
                 "passes would be identical. Choose other layers by `stochastic_layers`."
             )
         self._read_cut = graph.reader(self._passes.cut)
-        self._forms = [] if graph.is_opaque else [output_form(graph, x) for x in graph.outputs]
+        self._forms: list[str | None] = [] if graph.is_opaque else [output_form(graph, x) for x in graph.outputs]
         self._names = getattr(model, "output_names", None)
         self._num_passes = num_passes
         self._loss = loss
         self._chunk = chunk
         self.structure = None if graph.is_opaque else output_structure(model)
 
-    def run(self, inputs, seed_generator, weights):
+    def run(self, inputs: Any, seed_generator: keras.random.SeedGenerator, weights: Sequence[Any]) -> list[Any]:
         """Summaries of the passes of one batch, one dict for each output, as a flat list."""
         cut_values = self._read_cut(inputs, training=False)
         results = self._passes.run(cut_values, self._num_passes, seed_generator, weights, self._chunk)
@@ -172,7 +182,7 @@ class Predictor(keras.Model):
     error in it would leave the user's model without any.
     """
 
-    def __init__(self, model, weights, passes, seed):
+    def __init__(self, model: keras.Model, weights: Sequence[Any], passes: UncertaintyPasses, seed: int) -> None:
         super().__init__(name=f"stochastic_{model.name}", dtype=model.dtype_policy, autocast=False)
         variables = averaged_variables(model)
         self.held_weights = HeldWeights(variables, name="held_weights")
@@ -183,11 +193,11 @@ class Predictor(keras.Model):
         self._run = lambda x: passes.run(x, self.seed_generator, self.held_weights.values(variables))
         self.built = True
 
-    def call(self, inputs):
+    def call(self, inputs: Any) -> Any:
         return self._run(inputs)
 
 
-def summary(values, kind, from_logits=False):
+def summary(values: Tensor, kind: str, from_logits: bool = False) -> dict[str, Tensor]:
     """Mean and uncertainty of one output, as a dict of the fields of `StochasticPrediction`.
 
     Args:
@@ -207,12 +217,12 @@ def summary(values, kind, from_logits=False):
     return {**fields, "predictive_entropy": entropy, "mutual_information": ops.maximum(entropy - within, 0.0)}
 
 
-def _entropy(probabilities, kind):
+def _entropy(probabilities: Tensor, kind: str) -> Tensor:
     if kind == "binary":
         return -_x_log_x(probabilities) - _x_log_x(1.0 - probabilities)
     return -ops.sum(_x_log_x(probabilities), axis=-1)
 
 
-def _x_log_x(x):
+def _x_log_x(x: Tensor) -> Tensor:
     """`x log x`, which is 0 at 0."""
     return x * ops.log(ops.maximum(x, 1e-30))

@@ -72,27 +72,28 @@ class JoinedDataset(keras.utils.PyDataset):
         self,
         labelled: Any,
         unlabelled: Any,
-        ratio: float,
+        ratio: Any,
         batch_size: int,
         shuffle: bool,
         seed: int | None,
         steps_per_epoch: int | None,
     ) -> None:
         super().__init__()
-        if isinstance(ratio, bool) or not isinstance(ratio, numbers.Real) or not 0 < ratio < math.inf:
+        self.epoch: int = 0
+        is_real = isinstance(ratio, numbers.Real) and not isinstance(ratio, bool)
+        if not is_real or not 0 < float(ratio) < math.inf:
             raise ValueError(f"`ratio` should be a number above 0. Received: ratio={ratio!r}")
         check_integer("batch_size", batch_size, 1)
         if seed is not None:
             check_integer("seed", seed, 0)
         if steps_per_epoch is not None:
             check_integer("steps_per_epoch", steps_per_epoch, 1)
-        self.epoch = 0
         seeds = np.random.SeedSequence(_backend.derived_seed() if seed is None else int(seed)).spawn(2)
         # As Python's numbers, which a product of NumPy's small ones would not fit into.
         sizes = int(batch_size), max(1, round(float(ratio) * int(batch_size)))
-        self._labelled = _batches_of("labelled", labelled, sizes[0], shuffle, seeds[0])
-        self._unlabelled = _batches_of("unlabelled", unlabelled, sizes[1], shuffle, seeds[1])
-        self._num_batches = self._count() if steps_per_epoch is None else int(steps_per_epoch)
+        self._labelled: Any = _batches_of("labelled", labelled, sizes[0], shuffle, seeds[0])
+        self._unlabelled: Any = _batches_of("unlabelled", unlabelled, sizes[1], shuffle, seeds[1])
+        self._num_batches: int = self._count() if steps_per_epoch is None else int(steps_per_epoch)
 
     def _count(self) -> int:
         counts = {"labelled": self._labelled.num_batches, "unlabelled": self._unlabelled.num_batches}
@@ -221,12 +222,12 @@ def _check_structures(x: Any, other_x: Any) -> None:
 
 
 def _ones_for(y: np.ndarray) -> np.ndarray:
-    """Return weights for targets that broadcast against every loss of them, `(batch,)` or `(batch, 1, ...)`.
+    """Return weights for targets that broadcast against every loss of them, `(batch, 1, ...)` of as many axes.
 
-    A loss has a value for each sample of `(batch, classes)`, and for each position of `(batch, positions, classes)`;
-    Keras adds or takes away one axis by itself.
+    A loss of `(batch, positions)` has a value for each position if these are classes, and for each sample if they are
+    features; Keras takes away a last axis of size 1 where there is none in the loss.
     """
-    return np.ones((len(y), *[1] * max(y.ndim - 2, 0)), "float32")
+    return np.ones((len(y), *[1] * (y.ndim - 1)), "float32")
 
 
 def _weights(weight: np.ndarray, sizes: tuple[int, int]) -> np.ndarray:

@@ -18,6 +18,7 @@ def wrap(
     distill: str | None = None,
     kd_weight: float | None = None,
     kd_sample_weight: bool = True,
+    kd_fraction: float | None = None,
     temperature: float = 3.0,
     representation: str | None = None,
     similarity: str | Callable | None = None,
@@ -56,6 +57,11 @@ def wrap(
             weigh the task only and every sample counts fully in the term, so that one of weight 0 takes part in it
             without a label (`keras_ssd.join_unlabelled`); `metrics` given to `compile` are weighted then. Defaults to
             `True`.
+        kd_fraction: the part of each batch, in (0, 1], on which the term is computed: evenly spaced rows, at least one,
+            drawn anew in every step, so that the term is an unbiased estimate of that of the whole batch. The student's
+            own pass is untouched. Defaults to `None`: with `"snapshot"` 1, as in the paper; else the largest of 1, 1/2,
+            1/4, ... for which the teachers' multiplications stay below a quarter of a plain training step. The
+            attribute `teacher_cost` of the result tells both.
         temperature: T > 0 of the softmax when outputs are distilled or compared. Defaults to `3.0`.
         representation: name of the layer whose output, flattened, is the representation. Defaults to `None`: what feeds
             the last Dense layer. It is looked up only if representations are distilled or compared.
@@ -92,6 +98,7 @@ def wrap(
     | similarity | kl | kl | dot |
     | guidance_temperature | 1 | 1 | 5 |
     | percentile | 0 | 0 | 90 |
+    | kd_fraction | bounded | bounded | 1 |
     | ema_momentum | 0.99 | 0 | 0 |
 
     Moving teachers get a small weight because larger ones, and representations with dot products, cost accuracy. A

@@ -62,7 +62,8 @@ def test_the_monitor_shows_statistics_in_the_logs_and_changes_nothing():
     expected = fit(keras_ssd.wrap(make_model(), num_teachers=3, seed=5), epochs=3, validation_data=(X, Y))
     ssd = keras_ssd.wrap(make_model(), num_teachers=3, seed=5)
     history = fit(ssd, [TeacherMonitor(every=2)], epochs=3, validation_data=(X, Y))
-    assert set(history) == {*expected, *TeacherStatistics.names}
+    assert set(history) == {*expected, *TeacherStatistics.names, "kd_fraction", "teacher_cost"}
+    assert (history["kd_fraction"][0], history["teacher_cost"][0]) == ssd.teacher_cost
     for name, values in expected.items():
         np.testing.assert_allclose(values, history[name], rtol=1e-6, err_msg=name)
     for name in TeacherStatistics.names:

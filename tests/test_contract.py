@@ -86,7 +86,7 @@ def without_randomness(**head):
 
 
 def wrap(model, teacher, build=network, ema_momentum=0.99):
-    options = {"num_teachers": 2, "kd_weight": KD, "seed": 1, "ema_momentum": ema_momentum}
+    options = {"num_teachers": 2, "kd_weight": KD, "seed": 1, "kd_fraction": 1, "ema_momentum": ema_momentum}
     if teacher == "ema" and not ema_momentum:
         options["ema_momentum"] = 1e-7  # the average is the student, but for rounding
     if teacher == "weight 0":

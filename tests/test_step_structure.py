@@ -54,16 +54,27 @@ def one_step(ssd, *counters, run_eagerly=True):
 
 def test_own_weights_add_no_pass_before_the_dropout():
     model, before, after = counted_model()
-    one_step(keras_ssd.wrap(model, num_teachers=N), before, after)
+    one_step(keras_ssd.wrap(model, num_teachers=N, kd_fraction=1), before, after)
     assert before.rows == [BATCH]
     assert after.rows == [BATCH, N * BATCH]
     assert after.training == [True, False]
 
 
+@pytest.mark.parametrize("teacher, before_rows", [("self", [BATCH]), ("snapshot", [BATCH, 2]), ("ema", [BATCH, 2])])
+def test_a_fraction_of_the_batch_is_all_that_teachers_see(teacher, before_rows):
+    model, before, after = counted_model()
+    options = dict(distill="outputs", similarity="kl", num_teachers=N, kd_fraction=2 / BATCH)
+    one_step(keras_ssd.wrap(model, teacher, **options), before, after)
+    assert before.rows == before_rows
+    assert after.rows == [BATCH, N * 2]
+
+
 @pytest.mark.parametrize("teacher", ["snapshot", "ema"])
 def test_held_weights_add_one_pass_before_the_dropout(teacher):
     model, before, after = counted_model()
-    one_step(keras_ssd.wrap(model, teacher, num_teachers=N, distill="outputs", similarity="kl"), before, after)
+    one_step(
+        keras_ssd.wrap(model, teacher, num_teachers=N, kd_fraction=1, distill="outputs", similarity="kl"), before, after
+    )
     assert before.rows == [BATCH, BATCH]
     assert before.training == [True, False]
     assert after.rows == [BATCH, N * BATCH]
@@ -72,7 +83,7 @@ def test_held_weights_add_one_pass_before_the_dropout(teacher):
 def test_another_model_runs_once_before_its_dropout():
     model, *student = counted_model()
     teacher, before, after = counted_model()
-    one_step(keras_ssd.wrap(model, teacher, num_teachers=N), before, after, *student)
+    one_step(keras_ssd.wrap(model, teacher, num_teachers=N, kd_fraction=1), before, after, *student)
     assert [counter.rows for counter in student] == [[BATCH], [BATCH]]
     assert before.rows == [BATCH]
     assert after.rows == [N * BATCH]
@@ -85,7 +96,7 @@ def test_ensemble_members_of_equal_names_run_once_before_their_dropout():
     inputs = keras.Input((8,))
     teacher = keras.Model(inputs, layers.average([member(inputs) for member in members]))
     before, after = counters
-    one_step(keras_ssd.wrap(student, teacher, num_teachers=N), *before, *after)
+    one_step(keras_ssd.wrap(student, teacher, num_teachers=N, kd_fraction=1), *before, *after)
     assert [counter.rows for counter in before] == [[BATCH]] * 2
     assert [counter.rows for counter in after] == [[N * BATCH]] * 2
     assert [[layer.name for layer in member.layers] for member in members] == names
@@ -98,7 +109,7 @@ def test_clean_samples_for_teachers_cost_one_pass_before_the_dropout(teacher, ha
     augmenting = [layers.Reshape((8, 1)), Jitter(), layers.Reshape((8,))] if has_augmentation else []
     dropout = layers.Dropout(0.5, seed=1)
     model = keras.Sequential([keras.Input((8,)), before, *augmenting, augmented, dropout, after, layers.Dense(3)])
-    options = dict(num_teachers=N, distill="outputs", similarity="kl", augmented_teachers=False)
+    options = dict(num_teachers=N, kd_fraction=1, distill="outputs", similarity="kl", augmented_teachers=False)
     one_step(keras_ssd.wrap(model, teacher, **options), before, augmented, after)
     shares = teacher == "self" and not has_augmentation
     assert before.rows == augmented.rows == ([BATCH] if shares else [BATCH, BATCH])
@@ -110,7 +121,7 @@ def test_clean_samples_for_teachers_cost_one_pass_before_the_dropout(teacher, ha
 @pytest.mark.parametrize("similarity", ["dot", "kl", "uniform"])
 def test_no_second_pass_for_any_representation_or_similarity(distill, similarity):
     model, before, after = counted_model()
-    ssd = keras_ssd.wrap(model, "snapshot", num_teachers=N, distill=distill, similarity=similarity)
+    ssd = keras_ssd.wrap(model, "snapshot", num_teachers=N, kd_fraction=1, distill=distill, similarity=similarity)
     one_step(ssd, before, after)
     assert before.rows == [BATCH, BATCH]
     assert after.rows == [BATCH, N * BATCH]
@@ -126,14 +137,14 @@ def test_without_dropout_in_the_teacher_one_deterministic_pass():
 
 def test_weight_0_evaluates_no_teacher():
     model, before, after = counted_model()
-    one_step(keras_ssd.wrap(model, num_teachers=N, kd_weight=0), before, after)
+    one_step(keras_ssd.wrap(model, num_teachers=N, kd_fraction=1, kd_weight=0), before, after)
     assert before.rows == after.rows == [BATCH]
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 4, 6, 100])
 def test_chunks_bound_the_rows_of_a_teacher_pass(chunk):
     model, before, after = counted_model()
-    one_step(keras_ssd.wrap(model, num_teachers=N, teacher_chunk=chunk), before, after)
+    one_step(keras_ssd.wrap(model, num_teachers=N, kd_fraction=1, teacher_chunk=chunk), before, after)
     assert before.rows == [BATCH]
     student, *teachers = after.rows
     assert student == BATCH
@@ -148,7 +159,7 @@ def test_chunks_bound_the_rows_of_a_teacher_pass(chunk):
 @pytest.mark.compiled
 def test_a_compiled_step_traces_each_part_once():
     model, before, after = counted_model()
-    ssd = keras_ssd.wrap(model, num_teachers=N)
+    ssd = keras_ssd.wrap(model, num_teachers=N, kd_fraction=1)
     ssd.compile("sgd", "mse")
     x = np.zeros((BATCH, 8), "float32")
     ssd.train_on_batch(x, np.zeros((BATCH, 3), "float32"))
@@ -166,7 +177,7 @@ def test_normalisation_behind_the_dropout_moves_once_per_step():
         keras.utils.set_random_seed(0)
         norm = layers.BatchNormalization(momentum=0.9)
         model = keras.Sequential([keras.Input((8,)), layers.Dropout(0.5, seed=1), norm, layers.Dense(3)])
-        one_step(keras_ssd.wrap(model, num_teachers=N, kd_weight=teachers))
+        one_step(keras_ssd.wrap(model, num_teachers=N, kd_fraction=1, kd_weight=teachers))
         return keras.ops.convert_to_numpy(norm.moving_mean)
 
     np.testing.assert_allclose(trained(0.1), trained(0), rtol=1e-6)
@@ -201,7 +212,7 @@ for teacher, chunk in (("self", None), ("snapshot", None), ("self", 2)):
         keras.Input((16, 3)), layers.Conv1D(8, 3), layers.Dropout(0.3), layers.Conv1D(8, 3),
         layers.GlobalAveragePooling1D(), layers.Dropout(0.3), layers.Dense(5, activation="softmax"),
     ])
-    ssd = keras_ssd.wrap(model, teacher, num_teachers=6, teacher_chunk=chunk)
+    ssd = keras_ssd.wrap(model, teacher, num_teachers=6, kd_fraction=1, teacher_chunk=chunk)
     ssd.compile("sgd", "sparse_categorical_crossentropy")
     ssd.optimizer.build(ssd.trainable_variables)
     owners = (ssd.trainable_variables, ssd.non_trainable_variables, ssd.optimizer.variables, ssd.metrics_variables)

@@ -16,14 +16,10 @@ LOSS = "sparse_categorical_crossentropy"
 BATCH_SIZE = 16
 STEPS_PER_EPOCH = 50
 PATIENCE = 4  # epochs
-# Of `keras_ssd.wrap`. With weight 0 no teacher is evaluated; a network without dropout could not have several.
-WITHOUT_TEACHERS = {
-    "kd_weight": 0,
-    "stochastic_layers": (),
-    "num_teachers": 1,
-    "similarity": "uniform",
-    "percentile": 0.0,
-}
+# Of `keras_ssd.wrap`: whatever trains is averaged, which does not change what is trained.
+AVERAGED = {"ema_momentum": 0.99}
+# With weight 0 no teacher is evaluated; a network without dropout could not have several.
+WITHOUT_TEACHERS = dict(kd_weight=0, stochastic_layers=(), num_teachers=1, similarity="uniform", percentile=0.0)
 
 
 class Outcome(NamedTuple):
@@ -102,7 +98,7 @@ class Experiment:
 
         The weights of its epochs are, bit for bit, those of `model.fit`.
         """
-        return self.fit(keras_ssd.wrap(model, ema_momentum=0.99, **WITHOUT_TEACHERS), n_epochs, seed=seed)
+        return self.fit(keras_ssd.wrap(model, **WITHOUT_TEACHERS, **AVERAGED), n_epochs, seed=seed)
 
     def outcome(self, method, model, watch, n_epochs, weights=None, predict=None, before=()):
         """What a trained model, or one that is given `weights`, predicts; what was trained before it costs, too."""

@@ -14,7 +14,7 @@ from keras import ops
 
 import keras_ssd
 import published
-from experiments import LEARNING_RATE, LOSS, WITHOUT_TEACHERS, Outcome, Watch
+from experiments import AVERAGED, LEARNING_RATE, LOSS, WITHOUT_TEACHERS, Outcome, Watch
 
 
 def plain(experiment, monte_carlo=True):
@@ -88,16 +88,16 @@ def distilled(
         watches, models = experiment.members(members)
         options["teacher"] = experiment.mean_of(models)
         before += watches
+    if unlabelled:
+        options["kd_sample_weight"] = False  # rows without a label have weight 0 in the task only
     if large:
         watch, options["teacher"] = experiment.of_network(large)
         before.append(watch)
     for epochs in np.array_split(np.arange(n_epochs), generations):
         model = experiment.model(weights)
-        if unlabelled:
-            options["kd_sample_weight"] = False
         if behind_blocks:
             options["stochastic_layers"] = published.blocks(model)
-        ssd = keras_ssd.wrap(model, seed=experiment.seed, ema_momentum=0.99, **options)
+        ssd = keras_ssd.wrap(model, seed=experiment.seed, **(options | AVERAGED))
         rising = functools.partial(_rising, full=float(ssd.kd_weight), epochs=ramp)
         callbacks = [keras_ssd.callbacks.KDWeightSchedule(rising)] if ramp else []
         data = experiment.joined() if unlabelled else None
@@ -194,7 +194,7 @@ def soups(experiment, n=5, **options):
     for number in range(n):
         seed = 1000 * (number + 1) + experiment.seed
         model = experiment.model(experiment.first_stage[1], seed)  # with dropout of its own
-        student = keras_ssd.wrap(model, ema_momentum=0.99, **options) if options else model
+        student = keras_ssd.wrap(model, **(options | AVERAGED)) if options else model
         watch = experiment.fit(student, experiment.second_stage, seed=seed)
         weights.append(model.get_weights())
         seconds += watch.total()
@@ -243,9 +243,9 @@ def ensemble(experiment, n):
 
 
 # Training -> the function, and the methods that it yields.
-_PAPER = dict(keras_ssd.settings.PAPER)
+_PAPER = keras_ssd.PAPER
 _UNIFORM = {"similarity": "uniform", "percentile": 0.0}
-_OUTPUTS = dict(keras_ssd.settings.SEMI_SUPERVISED)
+_OUTPUTS = keras_ssd.SEMI_SUPERVISED
 _DETERMINISTIC = {"stochastic_layers": (), "num_teachers": 1, **_UNIFORM}
 _FIVE = {"num_teachers": 8, "distill": "outputs", "kd_weight": 1.0, "similarity": "kl", "percentile": 0.0}
 
@@ -255,7 +255,7 @@ def _ssd(name, **options):
 
 
 def _semi(name, **options):
-    return _ssd(name, warm=True, teacher="snapshot", **(_OUTPUTS | options))
+    return _ssd(name, warm=True, **(_OUTPUTS | options))
 
 
 TRAININGS = {
@@ -267,13 +267,10 @@ TRAININGS = {
     ),
     "self, dropout before the head": _ssd("self, dropout before the head", dropout_rate=0.3),
     "self, dropout behind the blocks": _ssd("self, dropout behind the blocks", dropout_rate=0.3, behind_blocks=True),
-    "paper, dropout before the head": _ssd(
-        "paper, dropout before the head", warm=True, teacher="snapshot", dropout_rate=0.3, **_PAPER
-    ),
+    "paper, dropout before the head": _ssd("paper, dropout before the head", warm=True, dropout_rate=0.3, **_PAPER),
     "paper, dropout behind the blocks": _ssd(
         "paper, dropout behind the blocks",
         warm=True,
-        teacher="snapshot",
         dropout_rate=0.3,
         behind_blocks=True,
         **_PAPER,
@@ -287,15 +284,15 @@ TRAININGS = {
     "self, uniform": _ssd("self, uniform", **_UNIFORM),
     "ema": _ssd("ema", teacher="ema"),
     "ema, uniform": _ssd("ema, uniform", teacher="ema", **_UNIFORM),
-    "paper": _ssd("paper", warm=True, teacher="snapshot", **_PAPER),
-    "paper, deterministic": _ssd("paper, deterministic", warm=True, teacher="snapshot", **(_PAPER | _DETERMINISTIC)),
-    "paper, uniform": _ssd("paper, uniform", warm=True, teacher="snapshot", **(_PAPER | _UNIFORM)),
+    "paper": _ssd("paper", warm=True, **_PAPER),
+    "paper, deterministic": _ssd("paper, deterministic", warm=True, **(_PAPER | _DETERMINISTIC)),
+    "paper, uniform": _ssd("paper, uniform", warm=True, **(_PAPER | _UNIFORM)),
     "deterministic logits": (born_again, ("deterministic logits",)),
     "deterministic features": (functools.partial(born_again, features=True), ("deterministic features",)),
     "R-Drop": (r_drop, ("R-Drop",)),
     "soups": (soups, ("uniform soup", "greedy soup")),
     "soups of distilled": (
-        functools.partial(soups, teacher="snapshot", **_OUTPUTS),
+        functools.partial(soups, **_OUTPUTS),
         ("uniform soup of distilled", "greedy soup of distilled"),
     ),
     "several snapshots": (several_snapshots, ("several snapshots", "several snapshots, averaged")),

@@ -1,11 +1,11 @@
-"""Prints one table of all regimes of the accuracy benchmark and draws the differences, from the stored rows alone.
+"""Prints one table of all regimes in which accuracy was measured and draws the differences, from the stored rows alone.
 
     python benchmarks/accuracy/summary.py                                  # the table
     python benchmarks/accuracy/summary.py --plot benchmarks/results/accuracy/summary.png
 
 A line of the table is a regime: means of accuracy over its units, and differences in points with Student's 95 %
 intervals over the seeds that both methods have on every set. A unit is a data set (its mean over seeds); where there is
-one data set only, a seed. p-values, corrected as the protocol declares, are analysis.py's.
+one data set only, a seed; of new people, a subject. p-values, corrected as the protocol declares, are analysis.py's.
 """
 
 import argparse
@@ -19,7 +19,9 @@ from matplotlib.figure import Figure
 import analysis
 from run import read
 
-RESULTS = pathlib.Path(__file__).parents[1] / "results" / "accuracy"
+RESULTS = pathlib.Path(__file__).parents[1] / "results"
+# Methods as the examples call them that leave subjects out.
+OF_EXAMPLES = {"best epoch": "plain, best epoch", "averaged": "plain, averaged", "wrap(model)": "self, averaged"}
 
 
 class Regime(NamedTuple):
@@ -32,6 +34,7 @@ class Regime(NamedTuple):
         wrap: the method of the column `wrap`.
         paper: that of the column `paper`.
         control: the warm start's, trained on without teachers.
+        score: the column of the rows that is told.
     """
 
     name: str
@@ -40,22 +43,30 @@ class Regime(NamedTuple):
     wrap: str = "self, averaged"
     paper: str = "paper"
     control: str = "continued"
+    score: str = "accuracy"
 
 
 REGIMES = [
-    Regime("all labels", "all_labels_jax.csv"),
-    Regime("cosine decay", "cosine_jax.csv"),
-    Regime("10,000 steps", "long/constant_jax.csv"),
-    Regime("10,000 steps, cosine decay", "long/cosine_jax.csv"),
-    Regime("no BatchNormalization", "keras_average/unnormalised_jax.csv"),
-    Regime("residual network", "networks_jax.csv", {"network": "resnet"}),
-    Regime("transformer", "networks_jax.csv", {"network": "transformer"}),
-    Regime("images", "images/images_jax.csv"),
-    Regime("four of ten labels wrong", "wrong_labels_jax.csv", wrap="noise, averaged"),
+    Regime("all labels", "accuracy/all_labels_jax.csv"),
+    Regime("cosine decay", "accuracy/cosine_jax.csv"),
+    Regime("10,000 steps", "accuracy/long/constant_jax.csv"),
+    Regime("10,000 steps, cosine decay", "accuracy/long/cosine_jax.csv"),
+    Regime("no BatchNormalization", "accuracy/keras_average/unnormalised_jax.csv"),
+    *(
+        Regime(f"new people, {name}", f"new_people/{file}.csv", {"network": network}, score=score)
+        for name, file, network, score in (
+            ("activity", "sp_sw_har", "conv", "accuracy"),
+            ("stress", "stress_predict", "conv", "balanced_accuracy"),
+        )
+    ),
+    Regime("residual network", "accuracy/networks_jax.csv", {"network": "resnet"}),
+    Regime("transformer", "accuracy/networks_jax.csv", {"network": "transformer"}),
+    Regime("images", "accuracy/images/images_jax.csv"),
+    Regime("four of ten labels wrong", "accuracy/wrong_labels_jax.csv", wrap="noise, averaged"),
     *(
         Regime(
             f"{name} of the labels",
-            "few_labels_jax.csv",
+            "accuracy/few_labels_jax.csv",
             {"regime": f"labels {fraction}"},
             wrap="unlabelled, averaged",
             control="continued, averaged",
@@ -65,7 +76,7 @@ REGIMES = [
     *(
         Regime(
             f"UCI HAR, {name} of the labels",
-            "uci_har/few_labels_jax.csv",
+            "accuracy/uci_har/few_labels_jax.csv",
             {"regime": f"labels {fraction}"},
             wrap="unlabelled, averaged",
             control="continued, averaged",
@@ -74,11 +85,11 @@ REGIMES = [
     ),
     Regime(
         "a tenth of the labels, taught by five",
-        "taught/taught_jax.csv",
+        "accuracy/taught/taught_jax.csv",
         wrap="taught by five, averaged",
         control="continued, averaged",
     ),
-    Regime("frozen teachers without guidance", "frozen/frozen_jax.csv", paper="paper, uniform"),
+    Regime("frozen teachers without guidance", "accuracy/frozen/frozen_jax.csv", paper="paper, uniform"),
 ]
 
 # Columns of accuracy, and of differences: (heading, method, control), by the attributes of a regime.
@@ -102,6 +113,9 @@ def rows_of(regime, folder):
     rows = read(path)
     for column, value in regime.rows.items():
         rows = rows[rows[column] == value]
+    if "subject" in rows:
+        rows = rows.assign(dataset=rows.subject, method=rows.method.replace(OF_EXAMPLES))
+    rows = rows.assign(accuracy=rows[regime.score])
     apart = rows.dataset.isin(analysis.APART)
     return rows if apart.all() else rows[~apart]
 
@@ -139,7 +153,7 @@ def summary(folder):
             continue
         found[regime.name] = differences(regime, rows)
         n_sets, n_seeds = rows.dataset.nunique(), analysis.complete(rows).seed.nunique()
-        line = {"sets x seeds": f"{n_sets} x {n_seeds}", **accuracies(regime, rows)}
+        line = {"units x seeds": f"{n_sets} x {n_seeds}", **accuracies(regime, rows)}
         for (column, *_), difference in zip(DIFFERENCES, found[regime.name], strict=True):
             line[column] = points(difference) if difference else ""
         lines[regime.name] = line

@@ -17,7 +17,7 @@ class TeacherMonitor(TeacherCallback):
     `keras_ssd.callbacks.statistics.teacher_statistics` defines them. They are Keras metrics while `fit` runs, hence
     History, CSVLogger, TensorBoard and the progress bar show them, and they are absent from validation. In epochs that
     are not measured, or that have no teachers, they are NaN. `teacher_disagreement` exists for classification, where
-    the teachers are run as far as the outputs.
+    the teachers are run as far as the outputs. `kd_fraction` and `teacher_cost` are those of `SSDModel.teacher_cost`.
 
     Args:
         every: measure every so many epochs, beginning with the first. Defaults to `1`.
@@ -57,8 +57,9 @@ class TeacherMonitor(TeacherCallback):
                     metric.activate()
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
-        """Warn of a collapse."""
-        logs = logs or {}
+        """Show the cost of the teachers, and warn of a collapse."""
+        logs = {} if logs is None else logs
+        logs["kd_fraction"], logs["teacher_cost"] = self.model.teacher_cost
         statistics = {name: float(logs[name]) for name in TeacherStatistics.names if name in logs}
         # Weights are finite by construction, so NaN here means that nothing was measured.
         if math.isnan(statistics.get("effective_teachers", math.nan)):

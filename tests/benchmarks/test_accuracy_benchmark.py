@@ -228,7 +228,7 @@ def test_summary_of_a_regime(tmp_path, monkeypatch):
     table, found = summary.summary(tmp_path)
     assert list(table.index) == list(found) == ["one"]
     line = table.loc["one"]
-    assert line["sets x seeds"] == "2 x 2", "digits stand apart"
+    assert line["units x seeds"] == "2 x 2", "digits stand apart"
     assert line["`model.fit`"] == ".650" and line["`wrap`"] == ".700" and line["averaged"] == ".750 (seeds: 1)"
     assert line["best epoch"] == line["paper"] == line["continued"] == line["paper - continued"] == ""
     # .1 and 0: the standard error is .05, t(0.975, 1) = 12.706.
@@ -237,6 +237,21 @@ def test_summary_of_a_regime(tmp_path, monkeypatch):
     assert line["`wrap` - averaged"] == "-10.0 ± 127.1"
     summary.forest(found, tmp_path / "forest.png")
     assert (tmp_path / "forest.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_summary_of_new_people_has_the_subject_as_its_unit(tmp_path, monkeypatch):
+    rows = [
+        ("stress", subject, 0, method, 0.0, balanced)
+        for method, of_subjects in (("plain", (0.5, 0.7)), ("wrap(model)", (0.6, 0.7)))
+        for subject, balanced in enumerate(of_subjects)
+    ]
+    columns = ["dataset", "subject", "seed", "method", "accuracy", "balanced_accuracy"]
+    pd.DataFrame(rows, columns=columns).to_csv(tmp_path / "stress.csv", index=False)
+    regime = summary.Regime("stress", "stress.csv", score="balanced_accuracy")
+    monkeypatch.setattr(summary, "REGIMES", [regime])
+    line = summary.summary(tmp_path)[0].loc["stress"]
+    assert (line["units x seeds"], line["`model.fit`"], line["`wrap`"]) == ("2 x 1", ".600", ".650")
+    assert line["`wrap` - `model.fit`"] == "+5.0 ± 63.5"
 
 
 def test_the_stored_rows_can_be_summarised(capsys):

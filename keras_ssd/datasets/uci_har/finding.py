@@ -24,8 +24,9 @@ def find_root(folder: Any, depth: int = 3) -> Any:
     """Return `folder` or the first folder in it that holds the windows, else one that has its name."""
     if is_root(folder):
         return folder
-    inner = [path for path in entries(folder) if path.is_dir()] if depth else []
-    found = filter(None, (find_root(path, depth - 1) for path in inner if not path.name.startswith((".", "__"))))
+    inner = [path for path in entries(folder) if path.is_dir() and path.name[0] not in "._"] if depth else []
+    inner.sort(key=lambda path: not same(path.name, FOLDER))
+    found = filter(None, (find_root(path, depth - 1) for path in inner))
     named = folder if same(folder.name, FOLDER) else None
     return next(found, named)
 

@@ -1,0 +1,128 @@
+"""The distillation term on a part of each batch: which rows are drawn, and how they are taken."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import keras
+from keras import ops, tree
+
+from keras_ssd._typing import Tensor
+
+
+class Rows(NamedTuple):
+    """Rows of a batch, evenly spaced from a random start: `(start + floor(j * batch / count)) mod batch`.
+
+    Each row is drawn with the same probability `count / batch`, so that a mean over the rows drawn is, in expectation,
+    the mean over the batch (circular systematic sampling).
+
+    Attributes:
+        start: integer tensor `()`, uniform over the batch.
+        count: how many rows; a tensor where the size of the batch is known only when the step runs.
+        batch: the size of the batch, likewise.
+    """
+
+    start: Tensor
+    count: Any
+    batch: Any
+
+    @property
+    def is_strided(self) -> bool:
+        """Whether the rows are every k-th one, which each of several devices can take from its own."""
+        return isinstance(self.batch, int) and self.batch % self.count == 0
+
+
+def draw_rows(batch: Any, fraction: float, seed_generator: keras.random.SeedGenerator) -> Rows:
+    """Draw the rows of a batch on which the term is computed.
+
+    Args:
+        batch: its size, a number or a tensor.
+        fraction: the part of them, in (0, 1]; at least one row is drawn.
+        seed_generator: what the start is drawn from.
+    """
+    share = keras.random.uniform((), seed=seed_generator)
+    if isinstance(batch, int):
+        return Rows(ops.cast(ops.floor(share * batch), "int32"), max(1, int(fraction * batch)), batch)
+    size = ops.cast(batch, "float32")
+    count = ops.maximum(ops.cast(ops.floor(fraction * size), "int32"), 1)
+    return Rows(ops.cast(ops.floor(share * size), "int32"), count, batch)
+
+
+def take_rows(x: Tensor, rows: Rows) -> Tensor:
+    """Return the drawn rows of a tensor `(batch, ...)`."""
+    if rows.is_strided:
+        # Along an axis that no device shares: under data parallelism nothing is gathered.
+        stride = rows.batch // rows.count
+        grouped = ops.reshape(x, (rows.count, stride, *ops.shape(x)[1:]))
+        return ops.take(grouped, rows.start % stride, axis=1)
+    if isinstance(rows.batch, int):
+        steps = ops.convert_to_tensor([j * rows.batch // rows.count for j in range(rows.count)], "int32")
+    else:
+        steps = ops.arange(rows.count, dtype="int32") * ops.cast(rows.batch, "int32") // rows.count
+    return ops.take(x, (rows.start + steps) % rows.batch, axis=0)
+
+
+class Thinning:
+    """Takes the drawn rows of all that a training step compares, with the masks.
+
+    A plain object: Keras is not to track the layers in it.
+
+    Args:
+        fraction: the part of each batch, in (0, 1].
+    """
+
+    def __init__(self, fraction: float) -> None:
+        self.fraction = fraction
+        self._take, self._share = _TakeRows(), _MaskShare()
+
+    def draw(self, y_pred: Any, seed_generator: keras.random.SeedGenerator) -> Rows:
+        """Draw rows for a batch of outputs."""
+        return draw_rows(ops.shape(tree.flatten(y_pred)[0])[0], self.fraction, seed_generator)
+
+    def take(self, structure: Any, rows: Rows) -> Any:
+        """Return the rows of each tensor in a structure, with its mask; `None` stays."""
+        take = self._take
+        take.rows = rows
+        try:
+            return tree.map_structure(lambda x: None if x is None else take(x), structure)
+        finally:
+            take.rows = None  # its tensors are of this step alone
+
+    def mask_scales(self, full: Sequence[Tensor], thinned: Sequence[Tensor]) -> list[Tensor]:
+        """Return what each output's loss has to be multiplied with, so that its mean is that of the whole batch.
+
+        Keras divides a masked loss by the number of values that are not masked, which the rows drawn have more or less
+        of than the batch.
+        """
+        return [self._share(part) / self._share(whole) for whole, part in zip(full, thinned, strict=True)]
+
+
+class _TakeRows(keras.layers.Layer):
+    """`take_rows` as a layer, because Keras carries masks through layers only."""
+
+    rows: Any = None  # the `Rows` of the step that runs
+
+    def __init__(self) -> None:
+        super().__init__(autocast=False, name="take_rows")
+        self.supports_masking = True
+        self.built = True
+
+    def call(self, x: Tensor) -> Tensor:
+        return take_rows(x, self.rows)
+
+    def compute_mask(self, x: Tensor, previous_mask: Tensor | None = None) -> Tensor | None:
+        return None if previous_mask is None else take_rows(previous_mask, self.rows)
+
+
+class _MaskShare(keras.layers.Layer):
+    """The share of an output's values that its mask keeps; 1 without a mask."""
+
+    def __init__(self) -> None:
+        super().__init__(autocast=False, name="mask_share")
+        self.supports_masking = True
+        self.built = True
+
+    def call(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return ops.ones(()) if mask is None else ops.maximum(ops.mean(ops.cast(mask, "float32")), 1e-30)
+
+    def compute_mask(self, x: Tensor, previous_mask: Tensor | None = None) -> None:
+        return None

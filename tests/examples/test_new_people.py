@@ -1,0 +1,374 @@
+"""New people: the readers on tiny files in the publishers' layouts, windows, folds, methods and both scripts."""
+
+import json
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+
+import affective
+import har
+from _support import empatica, networks, new_people, people, sp_sw_har
+
+
+def write_watch(folder, subject, execution, labels, offset=0.0):
+    """An execution as published; channel k of sample i is `offset + i + k / 10`."""
+    values = offset + np.arange(len(labels))[:, None] + np.arange(6) / 10
+    table = pd.DataFrame(values, columns=["x_acc", "y_acc", "z_acc", "x_gyro", "y_gyro", "z_gyro"])
+    table["timestamp"], table["label"] = 1657533977810, labels  # samples come in bursts
+    path = folder / "DATA" / subject / f"{subject}_{execution:02d}_sw.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table.to_csv(path, index=False)
+    return path
+
+
+def write_signal(path, start, rate, values):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(f"{value:.6f}" for value in [start, rate, *values]) + "\n")
+
+
+def write_wristband(folder, start, seconds, level=0.0):
+    """EDA rises by 1 in a second, TEMP by 2, HR is the number of the second; HR begins 10 seconds later."""
+    write_signal(folder / "EDA.csv", start, 4, level + np.arange(4 * seconds) / 4)
+    write_signal(folder / "TEMP.csv", start, 4, np.arange(4 * seconds) / 2)
+    write_signal(folder / "HR.csv", start + 10, 1, np.arange(10, seconds))
+    (folder / "IBI.csv").write_text(f"{start}, IBI\n604.0,0.687500\n")
+
+
+def write_stress_predict(folder, labels):
+    """The published layout: `labels` by participant, one for each second from the 10th on."""
+    frames = []
+    for number, of_one in labels.items():
+        start = 1_644_000_000 + 10_000 * number
+        write_wristband(folder / "Raw_data" / f"S{number:02d}", start, len(of_one) + 10, level=number)
+        columns = {"Participant": number, "HR": 80.0, "respr": 12.0, "Time(sec)": start + 10 + np.arange(len(of_one))}
+        frames.append(pd.DataFrame({**columns, "Label": of_one}))
+    path = folder / "Processed_data" / "Improved_All_Combined_hr_rsp_binary.csv"
+    path.parent.mkdir(parents=True)
+    pd.concat(frames).to_csv(path, index=False)
+    return path
+
+
+class TestWindows:
+    @pytest.mark.parametrize(
+        ("labels", "pure", "starts", "of_windows"),
+        [
+            pytest.param([0, 0, 0, 0, 1, 1, 1, 1], True, [0, 4], [0, 1], id="pure"),
+            pytest.param([0, 0, 0, 0, 1, 1, 1, 1], False, [0, 2, 4], [0, 0, 1], id="majority, the lower of two"),
+            pytest.param([0, 0, 0, 1, 1, 1, 1, 0], False, [0, 2, 4], [0, 1, 1], id="majority"),
+            pytest.param([2, 2, 2, 2, 2], True, [0], [2], id="what is left over is dropped"),
+            pytest.param([1, 1, 1], True, [], [], id="too short"),
+            pytest.param([0, 1, 0, 1], True, [], [], id="none of one label"),
+        ],
+    )
+    def test_begin_every_stride(self, labels, pure, starts, of_windows):
+        found, majority = people.starts_of_windows(np.array(labels), steps=4, stride=2, pure=pure)
+        assert found.tolist() == starts and majority.tolist() == of_windows
+
+    def test_hold_consecutive_samples(self):
+        signals = np.stack([np.arange(6), 10 * np.arange(6)], axis=1)
+        windows = people.cut(signals, np.array([0, 3]), 3)
+        assert windows.tolist() == [[[0, 0], [1, 10], [2, 20]], [[3, 30], [4, 40], [5, 50]]]
+        assert windows.dtype == "float32"
+
+    def test_each_subject_is_scaled_by_itself(self):
+        x = np.array([[[1.0, 5], [3, 5]], [[10, 7], [30, 9]]], "float32")
+        scaled = people.scale_by_subject(x, np.array(["a", "b"]))
+        assert scaled.tolist() == [[[-1, 0], [1, 0]], [[-1, -1], [1, 1]]], "a constant channel becomes 0"
+        other = x.copy()
+        other[1] *= 100
+        np.testing.assert_array_equal(people.scale_by_subject(other, np.array(["a", "b"]))[0], scaled[0])
+
+
+class TestSmartwatch:
+    @pytest.mark.parametrize("subfolder", ["", "DATA"])
+    def test_reads_the_published_layout(self, tmp_path, subfolder):
+        write_watch(tmp_path, "s01", 1, ["SEATED"] * 100 + ["WALKING"] * 108)
+        write_watch(tmp_path, "s01", 2, ["WALKING"] * 104)
+        write_watch(tmp_path, "s02", 1, ["TURNING"] * 103, offset=1000)  # shorter than a window
+        write_watch(tmp_path, "s03", 1, ["TURNING"] * 156, offset=2000)
+        (tmp_path / "DATA" / "subjects_info.csv").write_text("subject_id,age\n")
+        found = sp_sw_har.load(tmp_path / subfolder)
+        assert found.class_names == ["SEATED", "TURNING", "WALKING"] and found.n_classes == 3
+        assert found.x.shape == (6, 104, 6) and found.x.dtype == "float32"
+        assert found.y.tolist() == [0, 2, 2, 2, 1, 1], "of samples 0-103, 52-155 and 104-207 most are seated, then walk"
+        assert found.subjects.tolist() == ["s01"] * 4 + ["s03"] * 2
+        np.testing.assert_allclose(found.minutes[:3] * 60 * 104, [52, 104, 156])
+        of_one = found.x[found.subjects == "s03"]
+        np.testing.assert_allclose(of_one.mean(axis=(0, 1)), 0, atol=1e-5)
+        np.testing.assert_allclose(of_one.std(axis=(0, 1)), 1, atol=1e-5)
+
+    @pytest.mark.parametrize(
+        ("change", "cause"),
+        [
+            pytest.param(("102.0,", ","), "line 104, column 'x_acc': a value is missing", id="missing"),
+            pytest.param(("102.0,", "inf,"), "line 104, column 'x_acc': 'inf' is no finite number", id="infinite"),
+            pytest.param(("y_gyro", "gyro_y"), r"columns \['y_gyro'\]. Received: .*'gyro_y'", id="another header"),
+            pytest.param((",SEATED", ","), "line 2: label is missing", id="no label"),
+        ],
+    )
+    def test_a_damaged_file_is_named_with_line_and_cause(self, tmp_path, change, cause):
+        path = write_watch(tmp_path, "s01", 1, ["SEATED"] * 104)
+        path.write_text(path.read_text().replace(*change))
+        with pytest.raises(ValueError, match=f"s01_01_sw.csv.*{cause}"):
+            sp_sw_har.load(tmp_path)
+
+    def test_says_what_a_folder_holds_instead(self, tmp_path):
+        (tmp_path / "photos").mkdir()
+        with pytest.raises(FileNotFoundError, match=r"should hold sXX/sXX_YY_sw.csv, .* Received: .*\['photos'\]"):
+            sp_sw_har.load(tmp_path)
+
+
+class TestWristband:
+    def test_reads_stress_predict(self, tmp_path):
+        write_stress_predict(tmp_path, {2: [0] * 100 + [1] * 60, 35: [1] * 90})
+        write_wristband(tmp_path / "Raw_data" / "S01", 1_644_000_000, 100)  # has no labels
+        found = empatica.load_stress_predict(tmp_path)
+        assert found.class_names == ["rest", "stress"]
+        assert found.subjects.tolist() == ["S02"] * 2 + ["S35"] * 2
+        # S02: seconds 0-59 and 30-89 are of rest; 60-119 and 90-149 of both; what is behind is too short.
+        assert found.y.tolist() == [0, 0, 1, 1]
+        assert found.minutes.tolist() == [0.5, 1, 0.5, 1]
+        assert found.x.shape == (4, 240, 3) and found.x.dtype == "float32"
+        # What drifts is centred in each window: both windows of a signal that rises by itself are the same.
+        np.testing.assert_allclose(found.x[0, :, :2], found.x[1, :, :2], atol=1e-5)
+        np.testing.assert_allclose(found.x[0, :, 0].mean(), 0, atol=1e-5)
+        # The heart rate keeps its level: seconds 10 to 69.75 and 40 to 99.75, at four a second.
+        seconds = 10 + np.stack([np.arange(240) / 4, 30 + np.arange(240) / 4])
+        expected = (seconds - seconds.mean()) / seconds.std()
+        np.testing.assert_allclose(found.x[:2, :, 2], expected, atol=1e-2)
+
+    def test_signals_of_other_rates_are_brought_to_one(self):
+        signal = empatica.Signal(start=100.0, rate=0.5, values=np.array([[0.0, 7], [4, 7], [8, 5]]))
+        assert signal.end == 104
+        assert signal.at(np.array([100, 101, 102.5, 104])).tolist() == [[0, 7], [2, 7], [5, 6.5], [8, 5]]
+
+    def test_no_window_reaches_over_a_gap_between_labels(self, tmp_path):
+        path = write_stress_predict(tmp_path, {2: [0] * 130, 3: [0] * 130})
+        table = pd.read_csv(path)
+        table[~((table.Participant == 2) & table.index.isin([65]))].to_csv(path, index=False)
+        found = empatica.load_stress_predict(tmp_path)
+        assert found.minutes[found.subjects == "S02"].tolist() == [0.5, 1.6], "seconds 0-59 and 66-125"
+        assert found.minutes[found.subjects == "S03"].tolist() == [0.5, 1, 1.5]
+
+    def test_seconds_that_a_signal_lacks_are_left_out(self, tmp_path):
+        write_stress_predict(tmp_path, {2: [0] * 130, 3: [0] * 130})
+        path = tmp_path / "Raw_data" / "S02" / "TEMP.csv"
+        path.write_text("\n".join(path.read_text().split("\n")[: 2 + 4 * (10 + 89)]))  # up to second 88
+        found = empatica.load_stress_predict(tmp_path)
+        assert found.minutes[found.subjects == "S02"].tolist() == [0.5]
+
+    def test_reads_folders_of_ones_own(self, tmp_path):
+        write_wristband(tmp_path / "S2" / "S2_E4_Data", 1_495_437_325, 300)
+        write_wristband(tmp_path / "S3" / "S3_E4_Data", 1_500_000_000, 300, level=5)
+        lines = ["subject,start,end,label", "S2,20,80,base", "S2,200,260,amusement", "S2,80,140,stress"]
+        (tmp_path / "labels.csv").write_text("\n".join([*lines, "S3,10,100,stress"]))
+        found = empatica.load_folders(tmp_path)
+        assert found.class_names == ["amusement", "base", "stress"]
+        assert found.subjects.tolist() == ["S2"] * 3 + ["S3"] * 2
+        assert found.y.tolist() == [1, 2, 0, 2, 2] and found.name == tmp_path.name
+        np.testing.assert_allclose(found.minutes, [0.5, 1.5, 3.5, 0.5, 1])
+
+    @pytest.mark.parametrize(
+        ("file", "text", "cause"),
+        [
+            pytest.param(
+                "EDA.csv",
+                "1644020000\n4\n1\n?\n",
+                r"S02/EDA.csv, line 4, .*'\?' is no finite number",
+                id="question mark",
+            ),
+            pytest.param(
+                "EDA.csv", "1644020000\n0\n1\n", "S02/EDA.csv, line 2: the rate in Hz should be positive", id="rate"
+            ),
+            pytest.param("HR.csv", "1644020000\n", "S02/HR.csv should hold a start, a rate and values", id="short"),
+            pytest.param(
+                "TEMP.csv", None, r"no file .*S02/TEMP.csv. Found beside it: \['EDA.csv', 'HR.csv'", id="missing"
+            ),
+            pytest.param(
+                "HR.csv", "1600000000\n1\n" + "1\n" * 9, "S02: signals should cover .* none of S02", id="another time"
+            ),
+        ],
+    )
+    def test_a_damaged_signal_is_named_with_line_and_cause(self, tmp_path, file, text, cause):
+        write_stress_predict(tmp_path, {2: [0] * 60})
+        path = tmp_path / "Raw_data" / "S02" / file
+        path.unlink() if text is None else path.write_text(text)
+        with pytest.raises((ValueError, FileNotFoundError), match=cause):
+            empatica.load_stress_predict(tmp_path)
+
+    @pytest.mark.parametrize(
+        ("labels", "cause"),
+        [
+            pytest.param(None, "should hold labels.csv with the columns", id="no labels"),
+            pytest.param("S2,0,80,a\nS2,79,90,b", "labels.csv: .* not overlap. .* of S2", id="overlap"),
+            pytest.param("S9,0,80,a", r"S9 should hold EDA.csv once. Received: \[\]", id="no recording"),
+            pytest.param("S2,0,30,a", "should hold 60 seconds of one label", id="short"),
+        ],
+    )
+    def test_labels_of_ones_own_are_checked(self, tmp_path, labels, cause):
+        write_wristband(tmp_path / "S2", 0, 100)
+        if labels is not None:
+            (tmp_path / "labels.csv").write_text(f"subject,start,end,label\n{labels}\n")
+        with pytest.raises((ValueError, FileNotFoundError), match=cause):
+            empatica.load_folders(tmp_path)
+
+
+def made_up(n_subjects=5, n_windows=12, steps=16, noise=0.5):
+    """Windows of two classes, told apart by their sign; the last number of a window's subject is in no class."""
+    generator = np.random.default_rng(0)
+    y = np.tile([0, 1], n_subjects * n_windows // 2)
+    x = (2 * y - 1)[:, None, None] + noise * generator.normal(size=(len(y), steps, 2))
+    subjects = np.repeat([f"s{number}" for number in range(n_subjects)], n_windows)
+    minutes = np.tile(np.arange(n_windows, dtype=float), n_subjects)
+    return people.People("made_up", x.astype("float32"), y, subjects, minutes, ["rest", "stress"])
+
+
+class TestFold:
+    def test_keeps_subjects_apart(self):
+        data = made_up()
+        data = data._replace(x=np.arange(60, dtype="float32").reshape(60, 1, 1))  # a window is its own number
+        fold = new_people.Fold(data, "s1", "conv", 2, seed=0, balanced=False)
+        training, validation, test = (
+            part[0].ravel().astype(int) for part in (fold.training, fold.validation, fold.test)
+        )
+        assert test.tolist() == list(range(12, 24))
+        assert sorted([*training, *validation, *test]) == list(range(60))
+        assert len(set(data.subjects[training])) == 3 and len(set(data.subjects[validation])) == 1
+        assert fold.class_weight is None
+
+    def test_rare_classes_weigh_more(self):
+        data = made_up()
+        y = np.where(np.arange(60) % 4 == 0, 1, 0)  # a quarter in every subject
+        fold = new_people.Fold(data._replace(y=y), "s0", "conv", 2, seed=0, balanced=True)
+        assert fold.class_weight == pytest.approx({0: 2 / 3, 1: 2})
+
+    def test_training_windows_fill_all_batches(self, monkeypatch):
+        monkeypatch.setattr(new_people, "BATCH_SIZE", 16)
+        data = made_up()._replace(x=np.arange(60, dtype="float32").reshape(60, 1, 1))
+        folds = [new_people.Fold(data, "s1", "conv", 2, seed, balanced=False) for seed in (0, 0, 1)]
+        kept = [fold.training[0].ravel().tolist() for fold in folds]
+        assert len(kept[0]) == 32 and kept[0] == kept[1] != kept[2], "of 36 windows"
+        assert len(set(kept[0])) == 32 and {int(row) // 12 for row in kept[0]} <= {0, 2, 3, 4}
+
+    def test_methods_are_what_they_are_called(self, monkeypatch):
+        """Plain is `model.fit`, bit for bit; its best epoch and its average come from the same run."""
+        monkeypatch.setattr(new_people, "BATCH_SIZE", 8)
+        data = made_up()
+        fold = new_people.Fold(data, "s0", "conv", 2, seed=3, balanced=False)
+        found = fold.predictions()
+        assert tuple(found) == new_people.METHODS
+        model = fold.model()
+        keras.utils.set_random_seed(3)
+        model.fit(*fold.training, batch_size=8, epochs=2, verbose=0)
+        np.testing.assert_array_equal(found["plain"], fold.predict(model, fold.test[0]))
+        for predicted in found.values():
+            assert predicted.shape == (12, 2)
+            np.testing.assert_allclose(predicted.sum(axis=1), 1, atol=1e-5)
+        different = {predicted.tobytes() for predicted in found.values()}
+        assert len(different) >= 7, "only the best epoch may be the last, or that of the first half"
+
+    def test_best_weights_have_the_lowest_validation_loss(self):
+        fold = new_people.Fold(made_up(), "s0", "conv", 2, seed=0, balanced=False)
+        model = fold.model()
+        weights = model.get_weights()
+        bad, good = ([*weights[:-1], np.array(bias, "float32")] for bias in ([50.0, 0.0], [0.0, 0.0]))
+        assert fold.best(model, [bad, good, bad]) is good
+
+
+def test_scores_by_hand():
+    predicted = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.3, 0.7]])
+    found = new_people.scores(np.array([0, 0, 0, 1]), predicted, 2)
+    assert found["accuracy"] == 0.75 and found["balanced_accuracy"] == pytest.approx((2 / 3 + 1) / 2)
+    assert found["nll"] == pytest.approx(-np.log([0.9, 0.2, 0.6, 0.7]).mean())
+    assert json.loads(found["confusion"]) == [[2, 1], [0, 1]] and found["windows"] == 4
+    one_class = new_people.scores(np.array([1, 1]), predicted[:2], 2)
+    assert one_class["balanced_accuracy"] == 0.5, "a class that a subject lacks does not count"
+    assert new_people.scores(np.array([1]), np.array([[np.nan, np.nan]]), 2)["status"] == "diverged"
+
+
+def test_time_only_knows_nothing_but_the_minute():
+    data = made_up()
+    assert new_people.time_only(data).tolist() == [1.0] * 5, "classes take turns by the minute"
+    shuffled = data._replace(minutes=np.zeros(60))
+    assert new_people.time_only(shuffled).tolist() == [0.5] * 5
+
+
+@pytest.mark.parametrize("shape", [(104, 6), (240, 3), (16, 1)])
+@pytest.mark.parametrize("name", networks.NETWORKS)
+def test_networks_take_windows_of_any_length(name, shape):
+    model = networks.NETWORKS[name](shape, 5)
+    predicted = model(np.random.default_rng(0).normal(size=(2, *shape)).astype("float32"))
+    assert predicted.shape == (2, 5)
+    assert model.get_layer("representation").output.shape == (None, 32)
+    assert model.count_params() < 50_000
+
+
+def test_table_has_a_row_for_each_subject_and_their_mean():
+    rows = pd.DataFrame(
+        {"subject": subject, "method": method, "accuracy": accuracy + 0.01 * number}
+        for subject, accuracy in [("s1", 0.5), ("s2", 0.75)]
+        for number, method in enumerate(new_people.METHODS)
+    )
+    table = new_people.table(rows, "accuracy", pd.Series({"s1": 0.25, "s2": 0.75}, name="time only"))
+    assert list(table.index) == ["s1", "s2", "mean", "+-"]
+    assert list(table.columns) == [*new_people.METHODS, "time only"]
+    assert table.loc["mean"].iloc[[0, 1, -1]].tolist() == pytest.approx([0.625, 0.635, 0.5])
+
+
+def fake_fold(trained):
+    def predictions(self):
+        trained.append(len(self.test[1]))
+        return {name: np.eye(2)[self.test[1]] * 0.8 + 0.1 for name in new_people.METHODS}
+
+    return predictions
+
+
+@pytest.mark.parametrize(
+    ("script", "dataset", "score"),
+    [(har, "sp_sw_har", "accuracy"), (affective, "stress_predict", "balanced_accuracy")],
+    ids=["har", "affective"],
+)
+def test_scripts_are_resumed_by_fold(tmp_path, capsys, monkeypatch, script, dataset, score):
+    data = tmp_path / "data"
+    if script is har:
+        for number in range(3):
+            write_watch(data, f"s0{number}", 1, ["SEATED"] * 156 + ["WALKING"] * 156, offset=number)
+    else:
+        write_stress_predict(data, {number: [0] * 90 + [1] * 90 for number in (2, 3, 4)})
+    trained = []
+    monkeypatch.setattr(new_people.Fold, "predictions", fake_fold(trained))
+    call = ["--dataset", dataset, "--data-dir", str(data), "--out", str(tmp_path / "out")]
+    assert script.main([*call, "--folds", "1"]) == 0
+    assert len(trained) == 1
+    path = tmp_path / "out" / f"{dataset}.csv"
+    first = pd.read_csv(path)
+    first.loc[0, score] = 0.375  # a score of its own, which a repetition of the fold would not give
+    first.to_csv(path, index=False)
+    capsys.readouterr()
+    assert script.main(call) == 0
+    assert len(trained) == 3, "the recorded fold is not repeated"
+    rows = pd.read_csv(path)
+    assert rows.method.tolist() == [*new_people.METHODS] * 3 and rows[score][0] == 0.375
+    assert rows.subject.nunique() == 3 and (rows[score][1:] == 1).all()
+    printed = capsys.readouterr().out
+    assert f"{score} on the subject that was left out, 3 subjects" in printed
+    assert ("time only" in printed) == (script is affective)
+    assert "0.3750" in printed and "3/3" in printed
+    assert (tmp_path / "out" / f"{dataset}-conv.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("script", "options", "complaint"),
+    [
+        (har, ["--dataset", "sp_sw_har"], "--dataset sp_sw_har needs --data-dir"),
+        (har, ["--dataset", "sp_sw_har", "--data-dir", "x", "--paper"], "unrecognized arguments: --paper"),
+        (affective, ["--dataset", "stress_predict", "--data-dir", "x", "--epochs", "1"], "--epochs should be 2"),
+    ],
+    ids=["no folder", "an option of other data sets", "too few epochs"],
+)
+def test_options(script, options, complaint, capsys):
+    with pytest.raises(SystemExit):
+        script.parse(options)
+    assert complaint in capsys.readouterr().err

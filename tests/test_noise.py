@@ -1,0 +1,415 @@
+"""Noise of the teachers: which layers make it, and dropout at distillation time in networks that have none."""
+
+import inspect
+import random
+import zipfile
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+
+import keras_ssd
+from keras_ssd.noise import is_augmentation, is_noise
+from models import compiled
+from passes import passes
+from reference import softmax
+from same_weights import arrays, assert_close, assert_same
+from structures import EXCHANGEABLE, Block, Subclassed, batch
+
+RATE, N = 0.5, 6
+X = np.random.default_rng(0).normal(size=(8, 4)).astype("float32")
+Y = np.random.default_rng(1).integers(0, 3, 8)
+TEACHERS = ("self", "snapshot", "ema", "model")
+# Both what the teachers compare and what they put out is seen.
+BOTH = dict(distill="both", similarity="cosine", percentile=0, num_teachers=N)
+
+
+def dense(widths=(6,)):
+    """A classifier of vectors without noise."""
+    hidden = [layers.Dense(width, activation="relu", name=f"hidden_{width}") for width in widths]
+    return keras.Sequential([keras.Input((4,)), *hidden, layers.Dense(3, activation="softmax", name="head")])
+
+
+def convolutional(dimensions):
+    """A convolution over sequences, images or volumes, pooled and classified."""
+    inputs = keras.Input((5,) * dimensions + (2,))
+    convolution = getattr(layers, f"Conv{dimensions}D")(7, 2, activation="elu", name="map")
+    pooling = getattr(layers, f"GlobalAveragePooling{dimensions}D")(name="pooled")
+    return keras.Model(inputs, layers.Dense(3, activation="softmax")(pooling(convolution(inputs))))
+
+
+def copy_of(model):
+    copy = keras.models.clone_model(model)
+    copy.set_weights(model.get_weights())
+    return copy
+
+
+def taught(model, teacher="self", dropout_rate=RATE, **options):
+    """Wrapped with noise that the model does not have; another model teaches with the student's weights."""
+    source = copy_of(model) if teacher == "model" else teacher
+    return keras_ssd.wrap(model, teacher=source, dropout_rate=dropout_rate, **{**BOTH, **options})
+
+
+# Where it acts, and in which form.
+
+
+@pytest.mark.parametrize("teacher", TEACHERS)
+def test_without_noise_layers_single_features_of_what_feeds_the_head_are_dropped(teacher):
+    model = dense((5, 6))
+    drawn = passes(taught(model, teacher), X)
+    features = arrays(keras.Model(model.inputs[0], model.layers[-2].output)(X))[0]
+    assert_close([drawn.representation], [features])
+    # Each feature is 0, or kept and scaled by 1 / (1 - 0.5): both happen where it is above 0.
+    dropped = drawn.teacher_representation == 0
+    assert_close([drawn.teacher_representation], [np.where(dropped, 0, 2 * features[:, None])])
+    rates = dropped[np.broadcast_to(features[:, None] > 0, dropped.shape)].mean()
+    assert 0.2 < rates < 0.8
+    # The head sees what is left.
+    kernel, bias = model.layers[-1].get_weights()
+    assert_close(drawn.teacher_outputs, [softmax(drawn.teacher_representation @ kernel + bias)])
+
+
+@pytest.mark.parametrize("dimensions", [1, 2, 3], ids=["sequences", "images", "volumes"])
+def test_whole_channels_are_dropped_where_there_are_positions(dimensions):
+    model = convolutional(dimensions)
+    x = batch(model, size=3)
+    drawn = passes(taught(model, stochastic_layers="map", representation="map"), x)
+    channels = drawn.teacher_representation.reshape(3, N, -1, 7)
+    dropped = (channels == 0).all(axis=2)
+    np.testing.assert_array_equal((channels == 0).any(axis=2), dropped)
+    assert 0.1 < dropped.mean() < 0.9
+    assert not np.array_equal(dropped[:, 0], dropped[:, 1])
+    features = drawn.representation.reshape(3, 1, -1, 7)
+    assert_close([channels], [np.where(dropped[:, :, None], 0, 2 * features)])
+
+
+def test_the_default_of_a_convolutional_head_is_its_feature_map():
+    inputs = keras.Input((6, 2))
+    x = layers.Conv1D(7, 2, activation="elu", name="map")(inputs)
+    x = layers.GlobalAveragePooling1D()(layers.Conv1D(3, 1)(x))
+    model = keras.Model(inputs, layers.Softmax()(x))
+    drawn = passes(taught(model, representation="map"), batch(model, size=3))
+    channels = drawn.teacher_representation.reshape(3, N, -1, 7)
+    np.testing.assert_array_equal((channels == 0).any(axis=2), (channels == 0).all(axis=2))
+    assert 0.1 < (channels == 0).mean() < 0.9
+
+
+def test_each_of_several_heads_is_fed_noise():
+    inputs = keras.Input((4,))
+    x = layers.Dense(6, activation="elu")(inputs)
+    deep = layers.Dense(5, activation="elu")(x)
+    model = keras.Model(inputs, [layers.Dense(3, activation="softmax")(deep), layers.Dense(2)(x)])
+    ssd = taught(model, distill="outputs", similarity="kl")
+    for output in passes(ssd, X).teacher_outputs:
+        assert (np.ptp(output, axis=1).max(axis=1) > 1e-3).all()
+
+
+def test_nothing_before_the_noise_is_run_for_the_teachers():
+    rows = []
+
+    class Recording(layers.Layer):
+        def call(self, x):
+            if isinstance(x.shape[0], int):
+                rows.append(x.shape[0])
+            return x
+
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(6), Recording(), layers.Dense(3, activation="softmax")])
+    ssd = taught(model)
+    rows.clear()
+    passes(ssd, X)
+    assert rows == [len(X)]
+
+
+def test_names_and_predicates_choose_any_layer():
+    def moved(choice):
+        """Of three layers, whose outputs differ between teachers."""
+        model = dense((5, 6))
+        names = [layer.name for layer in model.layers]
+        seen = []
+        for name in names[:-1]:
+            try:
+                drawn = passes(taught(model, stochastic_layers=choice, representation=name), X)
+            except ValueError as error:  # it lies before the noise
+                assert "lies before the first active noise" in str(error)
+                seen.append(False)
+            else:
+                seen.append(bool((drawn.teacher_representation == 0).mean() > 0.3))
+        return seen
+
+    assert moved("hidden_5") == [True, True]  # what lies behind it is moved, too
+    assert moved(["hidden_6"]) == [False, True]
+    assert moved(lambda layer: layer.name == "hidden_6") == [False, True]
+    assert moved(None) == [False, True]
+
+
+def test_the_places_stand_in_the_file(tmp_path):
+    ssd = taught(compiled(dense((5, 6))), stochastic_layers=lambda layer: layer.name == "hidden_5", seed=1)
+    ssd.save(tmp_path / "ssd.keras")
+    loaded = keras.models.load_model(tmp_path / "ssd.keras")
+    assert loaded.get_config()["stochastic_layers"] == ["hidden_5"]
+    np.testing.assert_array_equal(loaded.teacher_representations(X)[1], ssd.teacher_representations(X)[1])
+
+
+# Structures. With next to no dropout the teachers are what the model predicts: its masks, its several outputs, its
+# order of layers, its BatchNormalization in inference mode.
+
+OPEN = {name: make for name, make in EXCHANGEABLE.items() if name not in ("block", "subclassed")}
+
+
+def identity(name=None):
+    return layers.Identity(name=name)
+
+
+# Before the noise, "self" shares the student's own pass, which normalizes by the batch.
+NORMALIZED = {name for name in OPEN if name.startswith(("skips", "several", "nested", "noise_at"))}
+STRUCTURES = [(name, teacher) for name in OPEN for teacher in TEACHERS if teacher != "self" or name not in NORMALIZED]
+
+
+@pytest.mark.parametrize("name, teacher", STRUCTURES)
+def test_teachers_of_every_structure_are_the_model_but_for_the_dropout(name, teacher):
+    model = OPEN[name](identity)
+    x = batch(model)
+    options = dict(distill="outputs", similarity="kl", num_teachers=3)
+    expected = arrays(model(x, training=False))
+    chosen = [layer.name for layer in _all_layers(model) if isinstance(layer, layers.Identity)]
+    for places in (None, chosen):
+        drawn = passes(taught(model, teacher, dropout_rate=1e-7, stochastic_layers=places, **options), x)
+        for output, own in zip(drawn.teacher_outputs, expected, strict=True):
+            np.testing.assert_allclose(output, np.repeat(own[:, None], 3, axis=1), atol=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [None, 2], ids=["tiled", "chunked"])
+@pytest.mark.parametrize("name", OPEN)
+def test_teachers_of_every_structure_differ_by_the_dropout(name, chunk):
+    model = OPEN[name](identity)
+    x = batch(model)
+    options = dict(distill="outputs", similarity="kl", num_teachers=5, teacher_chunk=chunk)
+    for output in passes(taught(model, **options), x).teacher_outputs:
+        for i in range(5):
+            for j in range(i):
+                assert np.abs(output[:, i] - output[:, j]).max() > 1e-4
+
+
+def _all_layers(model):
+    """The layers of a model and of those nested in it."""
+    parts = [_all_layers(layer) if hasattr(layer, "layers") else [layer] for layer in model.layers]
+    return [layer for part in parts for layer in part]
+
+
+def test_a_layer_that_is_called_twice_is_dropped_behind_each_call():
+    inputs = keras.Input((2, 4))
+    shared = layers.Dense(6, activation="elu", name="shared")
+    first, second = shared(inputs[:, 0]), shared(inputs[:, 1])
+    model = keras.Model(inputs, layers.Dense(3, activation="softmax")(layers.Concatenate(name="both")([first, second])))
+    drawn = passes(taught(model, stochastic_layers="shared", representation="both"), batch(model))
+    dropped = drawn.teacher_representation == 0
+    assert 0.2 < dropped[..., :6].mean() < 0.8 and 0.2 < dropped[..., 6:].mean() < 0.8
+    assert not np.array_equal(dropped[..., :6], dropped[..., 6:])
+
+
+def test_the_output_of_a_nested_model_is_dropped():
+    inner = keras.Sequential([keras.Input((4,)), layers.Dense(6, activation="elu")], name="inner")
+    model = keras.Sequential([keras.Input((4,)), inner, layers.Dense(3, activation="softmax")])
+    drawn = passes(taught(model, stochastic_layers="inner"), X)
+    dropped = drawn.teacher_representation == 0
+    assert 0.2 < dropped.mean() < 0.8
+    assert_close([drawn.teacher_representation], [np.where(dropped, 0, 2 * drawn.representation[:, None])])
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "float64"])
+def test_dropout_computes_as_the_layer_does(policy):
+    keras.config.set_dtype_policy(policy)
+    try:
+        model = compiled(dense())
+        ssd = taught(model)
+        ((tensor,), dtype) = ssd._wiring.noise.tensors, keras.config.dtype_policy().compute_dtype
+        assert tensor.dtype == dtype
+        features = arrays(keras.Model(model.inputs[0], model.layers[0].output)(X))[0].astype("float64")
+        drawn = passes(ssd, X).teacher_representation.astype("float64")
+        # Doubling is exact in every format.
+        np.testing.assert_array_equal(drawn, np.where(drawn == 0, 0, 2 * features[:, None]))
+        assert np.isfinite(ssd.fit(X, Y, verbose=0).history["kd_loss"]).all()
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
+# The student is untouched.
+
+
+def described(model):
+    return model.to_json(), [(v.path, v.shape) for v in model.variables], model.count_params(), model.inputs
+
+
+@pytest.mark.parametrize("teacher", TEACHERS)
+def test_the_student_has_no_layer_no_weight_and_no_seed_more(tmp_path, teacher):
+    model = compiled(dense())
+    before = described(model)
+    ssd = taught(model, teacher)
+    ssd.fit(X, Y, verbose=0)
+    assert described(model) == before
+    ssd.student.save(tmp_path / "student.keras")
+    plain = compiled(dense())
+    plain.fit(X, Y, verbose=0)
+    plain.save(tmp_path / "plain.keras")
+    sizes = []
+    for name in ("student.keras", "plain.keras"):
+        with zipfile.ZipFile(tmp_path / name) as archive:
+            sizes.append(archive.getinfo("model.weights.h5").file_size)
+    assert sizes[0] == sizes[1]
+    np.testing.assert_array_equal(
+        keras.models.load_model(tmp_path / "student.keras").predict(X, verbose=0), ssd.predict(X, verbose=0)
+    )
+
+
+def trained(wrap):
+    keras.utils.set_random_seed(4)
+    stack = [layers.Dense(6, activation="relu"), layers.BatchNormalization(), layers.Dense(3, activation="softmax")]
+    model = compiled(keras.Sequential([keras.Input((4,)), *stack]))
+    wrap(model).fit(X, Y, batch_size=4, epochs=2, verbose=0)
+    return model.get_weights(), random.getstate()
+
+
+def test_at_weight_0_training_is_the_plain_models_to_the_bit():
+    weights, state = trained(lambda model: model)
+    other_weights, other_state = trained(lambda model: keras_ssd.wrap(model, kd_weight=0, dropout_rate=RATE))
+    assert_same(weights, other_weights)
+    assert state == other_state
+
+
+@pytest.mark.parametrize("teacher", ["self", "snapshot", "ema"])
+def test_a_term_too_small_to_be_seen_leaves_the_training_as_it_was(teacher):
+    """BatchNormalization and the generators that the user's layers draw seeds from move as without teachers."""
+    weights, state = trained(lambda model: model)
+    ssd = []
+
+    def wrap(model):
+        ssd.append(taught(model, teacher, kd_weight=1e-12, ema_momentum=None if teacher == "ema" else 0))
+        return ssd[0]
+
+    other_weights, other_state = trained(wrap)
+    if teacher != "ema":  # that one carries the average
+        assert_close(weights, other_weights, tolerance=1e-6)
+    assert state == other_state
+
+
+def test_predict_stochastic_makes_its_own_noise():
+    """Monte Carlo dropout of a network without dropout, against NumPy: (1 +- 1) of each of two features."""
+    model = keras.Sequential([keras.Input((2,)), layers.Dense(1, use_bias=False)])
+    model.set_weights([np.float32([[1], [2]])])
+    prediction = keras_ssd.predict_stochastic(
+        model, np.float32([[3, 5]]), num_passes=4000, dropout_rate=RATE, seed=1, verbose=0
+    )
+    # Dropped features are 0 and kept ones doubled, each with probability 1/2: mean 3 + 10, variance 3^2 + 10^2.
+    assert prediction.mean[0, 0] == pytest.approx(13, abs=0.7)
+    assert prediction.variance[0, 0] == pytest.approx(109, rel=0.06)
+    ssd = taught(dense(), ema_momentum=0)
+    assert (ssd.predict_stochastic(X, num_passes=20, dropout_rate=RATE, verbose=0).variance > 0).any(axis=1).all()
+    with pytest.raises(ValueError, match="no noise layer.*Pass dropout_rate=0.3"):
+        keras_ssd.predict_stochastic(dense(), X, verbose=0)
+
+
+# What is refused.
+
+
+def subclassed():
+    model = Subclassed("dropout")
+    model(X)
+    model.noise.rate = 0.0
+    return model
+
+
+@pytest.mark.parametrize(
+    "make, options, message",
+    [
+        (dense, dict(dropout_rate=None), "no noise layer.*so all teachers would be identical. Pass dropout_rate=0.3"),
+        (dense, dict(dropout_rate=None, stochastic_layers="hidden_6"), "'hidden_6'.*Pass `dropout_rate`"),
+        (dense, dict(stochastic_layers="head_9"), r"Unknown: \['head_9'\].*all its layers \['hidden_6', 'head'\]"),
+        (subclassed, dict(similarity="kl", distill="outputs"), "functional API"),
+        (
+            lambda: keras.Sequential([keras.Input((4,)), layers.Softmax()]),
+            dict(similarity="kl", distill="outputs"),
+            "depends on no layer with weights.*Name layers by `stochastic_layers`",
+        ),
+    ],
+    ids=["no rate", "no rate for a layer", "unknown", "subclassed", "no weights"],
+)
+def test_refusals(make, options, message):
+    with pytest.raises(ValueError, match=f"(?s){message}"):
+        taught(make(), **options)
+
+
+# Keras' own layers.
+
+MADE_OF = {
+    "Activation": lambda kind: kind("relu"),
+    "Bidirectional": lambda kind: kind(layers.LSTM(2, dropout=0.5)),
+    "CategoryEncoding": lambda kind: kind(3),
+    "Discretization": lambda kind: kind(bin_boundaries=[0.0]),
+    "InputLayer": lambda kind: kind(shape=(2,)),
+    "Lambda": lambda kind: kind(lambda x: x),
+    "RNN": lambda kind: kind(layers.LSTMCell(2, dropout=0.5)),
+    "RandomPosterization": lambda kind: kind(4),
+    "RandomTranslation": lambda kind: kind(0.1, 0.1),
+    "RandomZoom": lambda kind: kind(0.1),
+    "SpectralNormalization": lambda kind: kind(layers.Dense(2)),
+    "StackedRNNCells": lambda kind: kind([layers.LSTMCell(2), layers.GRUCell(2, dropout=0.5)]),
+    "TimeDistributed": lambda kind: kind(layers.Dropout(0.5)),
+    "Wrapper": lambda kind: kind(layers.Dropout(0.5)),
+    "Pipeline": lambda kind: kind([layers.RandomFlip(), layers.RandomContrast(0.5)]),
+}
+FOREIGN = {"FlaxLayer", "JaxLayer", "TFSMLayer", "TorchModuleWrapper"}  # they hold what is not Keras'
+NOISE = {
+    *("Dropout", "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D", "AlphaDropout", "GaussianDropout"),
+    *("GaussianNoise", "Attention", "AdditiveAttention", "MultiHeadAttention", "GroupQueryAttention"),
+    *("LSTM", "GRU", "SimpleRNN", "LSTMCell", "GRUCell", "SimpleRNNCell", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D"),
+    *("Bidirectional", "RNN", "StackedRNNCells", "TimeDistributed", "Wrapper"),
+}
+AUGMENTATION = {"AugMix", "CutMix", "MixUp", "Pipeline", "RandAugment", "Solarization"}  # and all Random...
+# What is not given by name: every argument without a default.
+VALUES = {"factor": 0.5, "dims": (1,), "target_shape": (2,)}
+RATES = ("rate", "dropout", "recurrent_dropout", "stddev")
+
+
+def layer_classes():
+    named = {name: getattr(layers, name) for name in dir(layers)}
+    return {name: kind for name, kind in named.items() if inspect.isclass(kind) and issubclass(kind, layers.Layer)}
+
+
+def instance(name, kind, rate):
+    """A layer with as much noise as `rate` where it has any such argument."""
+    if name in MADE_OF:
+        return MADE_OF[name](kind)
+    parameters = inspect.signature(kind.__init__).parameters.values()
+    given = {p.name: rate for p in parameters if p.name in RATES}
+    for p in parameters:
+        if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD and p.name not in ("self", *given):
+            given[p.name] = VALUES.get(p.name, 2)
+    layer = kind(**given)
+    if name in ("GroupQueryAttention", "MultiHeadAttention"):
+        layer.build((2, 3, 4), (2, 3, 4))  # only then they have a Dropout
+    return layer
+
+
+@pytest.mark.parametrize("name", sorted(set(layer_classes()) - FOREIGN))
+def test_a_layer_of_keras_is_noise_or_augmentation_or_neither(name):
+    layer = instance(name, layer_classes()[name], RATE)
+    assert is_augmentation(layer) == (name in AUGMENTATION or name.startswith("Random"))
+    assert is_noise(layer) == (name in NOISE)
+    if name in NOISE and name not in MADE_OF:
+        assert not is_noise(instance(name, layer_classes()[name], 0.0))
+
+
+def test_a_layer_of_the_users_that_holds_a_generator_is_noise():
+    assert is_noise(Block("dropout")) and not is_augmentation(Block("dropout"))
+    assert not is_noise(layers.Dense(2))
+
+    class Bootstrapped(layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.generator = keras.random.SeedGenerator(1)
+
+        def call(self, x, training=False):
+            return ops.multiply(x, keras.random.uniform(ops.shape(x), seed=self.generator)) if training else x
+
+    assert is_noise(Bootstrapped())

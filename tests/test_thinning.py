@@ -1,0 +1,206 @@
+"""The term on a part of each batch: which rows are drawn, that the estimate is unbiased, what it costs."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+
+import keras_ssd
+from keras_ssd import thinning
+from keras_ssd.cost import multiplications, teacher_cost
+from keras_ssd.graph import Graph
+from keras_ssd.noise import choose_noise
+from keras_ssd.passes import StochasticPasses
+from keras_ssd.thinning import Rows, draw_rows, take_rows
+from same_weights import arrays, assert_same
+from structures import Doubling
+
+
+def start_at(start):
+    return ops.convert_to_tensor(start, "int32")
+
+
+@pytest.mark.parametrize(
+    "batch, count, start, expected",
+    [
+        (8, 2, 1, [1, 5]),
+        (8, 2, 6, [2, 6]),  # the same rows as from 2: every fourth one
+        (7, 3, 5, [5, 0, 2]),  # steps of floor(7 j / 3): 0, 2, 4
+        (5, 5, 3, [0, 1, 2, 3, 4]),
+        (3, 1, 2, [2]),
+    ],
+)
+def test_rows_are_evenly_spaced_from_the_start(batch, count, start, expected):
+    x = np.arange(batch, dtype="float32").reshape(batch, 1) * np.ones((1, 2), "float32")
+    taken = ops.convert_to_numpy(take_rows(ops.convert_to_tensor(x), Rows(start_at(start), count, batch)))
+    assert taken[:, 0].tolist() == expected
+    assert taken.shape == (count, 2)
+
+
+@pytest.mark.parametrize("batch, count", [(8, 2), (7, 3), (6, 4), (5, 1), (16, 3)])
+def test_every_row_is_drawn_with_the_same_probability(batch, count):
+    x = ops.arange(batch, dtype="float32")
+    drawn = [ops.convert_to_numpy(take_rows(x, Rows(start_at(start), count, batch))) for start in range(batch)]
+    assert np.bincount(np.concatenate(drawn).astype(int)).tolist() == [count] * batch
+
+
+def test_starts_are_drawn_anew_over_the_whole_batch():
+    generator = keras.random.SeedGenerator(3)
+    starts = [int(ops.convert_to_numpy(draw_rows(5, 0.4, generator).start)) for _ in range(60)]
+    assert set(starts) == set(range(5))
+    assert draw_rows(5, 0.4, generator).count == 2
+    assert draw_rows(5, 0.01, generator).count == 1
+
+
+def classifier():
+    inputs = keras.Input((4,))
+    x = Doubling()(layers.BatchNormalization()(layers.Dense(6, activation="relu")(inputs)))
+    return keras.Model(inputs, layers.Dense(3, activation="softmax")(x))
+
+
+def several():
+    inputs = keras.Input((4,))
+    x = Doubling()(layers.BatchNormalization()(layers.Dense(6)(inputs)))
+    return keras.Model(inputs, {"a": layers.Dense(3, activation="softmax")(x), "b": layers.Dense(2)(x)})
+
+
+def masked():
+    inputs = keras.Input((5,), dtype="int32")
+    x = Doubling()(layers.Embedding(7, 4, mask_zero=True)(inputs))
+    return keras.Model(inputs, layers.Dense(3, activation="softmax")(layers.BatchNormalization()(x)))
+
+
+X = np.random.default_rng(0).normal(size=(6, 4)).astype("float32")
+Y = np.arange(6) % 3
+WEIGHT = np.float32([1, 2, 0, 4, 1, 3])
+TOKENS = np.sort(np.random.default_rng(1).integers(0, 7, (6, 5)))[:, ::-1].astype("int32").copy()
+CASES = {
+    "outputs": (classifier, X, Y, None, "sparse_categorical_crossentropy", {}),
+    "sample weights": (classifier, X, Y, WEIGHT, "sparse_categorical_crossentropy", {"kd_sample_weight": True}),
+    "representation": (classifier, X, Y, WEIGHT, "sparse_categorical_crossentropy", {"distill": "both"}),
+    "several outputs": (
+        several,
+        X,
+        {"a": Y, "b": X[:, :2]},
+        None,
+        {"a": "sparse_categorical_crossentropy", "b": "mse"},
+        {},
+    ),
+    "masks": (masked, TOKENS, np.tile(Y[:, None], (1, 5)), None, "sparse_categorical_crossentropy", {}),
+}
+
+
+def term(case, fraction, teacher, start=None, monkeypatch=None):
+    """The distillation term of one step on a batch of six, the rows drawn from `start`."""
+    make, x, y, weight, loss, options = case
+    keras.utils.set_random_seed(1)
+    model = make()
+    if teacher == "model":
+        teacher = make()
+    ssd = keras_ssd.wrap(model, teacher, num_teachers=2, kd_fraction=fraction, **options)
+    ssd.compile(keras.optimizers.SGD(0.0), loss)
+    if start is not None:
+        count = max(1, int(fraction * 6))
+        monkeypatch.setattr(thinning, "draw_rows", lambda batch, *_: Rows(start_at(start), count, batch))
+    return float(ssd.train_on_batch(x, y, sample_weight=weight, return_dict=True)["kd_loss"])
+
+
+@pytest.mark.parametrize("teacher", ["model", "self"])
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_the_mean_over_all_choices_is_the_whole_term(case, teacher, monkeypatch):
+    whole = term(case, 1.0, teacher)
+    for fraction in (0.5, 0.7):
+        parts = [term(case, fraction, teacher, start, monkeypatch) for start in range(6)]
+        assert np.mean(parts) == pytest.approx(whole, rel=1e-4, abs=1e-6)
+        assert np.ptp(parts) > 0 or whole == pytest.approx(0, abs=1e-6)
+        monkeypatch.undo()
+
+
+def test_the_students_own_pass_is_untouched():
+    states = []
+    for fraction in (1.0, 0.25):
+        keras.utils.set_random_seed(2)
+        model = keras.Sequential(
+            [
+                keras.Input((4,)),
+                layers.Dense(6),
+                layers.Dropout(0.5, seed=1),
+                layers.BatchNormalization(),
+                layers.Dense(3),
+            ]
+        )
+        ssd = keras_ssd.wrap(model, kd_fraction=fraction, seed=1)
+        ssd.compile(keras.optimizers.SGD(0.0), "mse")
+        for _ in range(3):
+            ssd.train_on_batch(X, np.zeros((6, 3)))
+        states.append(arrays(model.variables))
+    assert_same(*states)
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize("teacher", ["self", "ema", "snapshot"])
+def test_short_last_batches_train(teacher):
+    ssd = keras_ssd.wrap(classifier(), teacher, num_teachers=2, kd_fraction=0.25)
+    ssd.compile("sgd", "sparse_categorical_crossentropy")
+    data = np.tile(X, (3, 1)), np.tile(Y, 3)
+    history = ssd.fit(*data, batch_size=8, epochs=2, verbose=0).history
+    assert np.isfinite(history["kd_loss"]).all() and min(history["kd_loss"]) >= 0
+
+
+def graph_and_passes(model):
+    graph = Graph(model)
+    return graph, StochasticPasses(graph, choose_noise(graph), graph.outputs, shares_prefix=True)
+
+
+def test_multiplications_are_counted_by_hand():
+    inputs = keras.Input((10, 3))
+    x = layers.Conv1D(8, 5, padding="same")(inputs)
+    x = layers.LSTM(4, return_sequences=True)(x)
+    model = keras.Model(inputs, layers.Dense(2)(x))
+    counts = {step.layer.name.rstrip("_0123456789"): multiplications(step) for step in Graph(model).steps}
+    assert counts["conv1d"] == 10 * 5 * 3 * 8 + 80
+    assert counts["lstm"] == 10 * (8 * 16 + 4 * 16) + 40
+    assert counts["dense"] == 10 * 4 * 2 + 20
+
+
+def test_teachers_of_a_head_see_whole_batches():
+    model = keras.Sequential(
+        [
+            keras.Input((32, 3)),
+            layers.Conv1D(64, 5),
+            layers.GlobalAveragePooling1D(),
+            layers.Dropout(0.5),
+            layers.Dense(3),
+        ]
+    )
+    cost = keras_ssd.wrap(model).teacher_cost
+    assert cost.fraction == 1.0
+    # 28 positions x 5 x 3 x 64 and what is put out (28 x 64, 64), then dropout 64, Dense 64 x 3 + 3, eight times.
+    forward = 28 * 960 + 28 * 64 + 64 + 64 + 195
+    assert cost.relative == pytest.approx(8 * (64 + 195) / (3 * forward))
+
+
+def test_dropout_in_every_block_is_thinned_until_teachers_cost_a_quarter():
+    stack = [layer for _ in range(3) for layer in (layers.Dense(32), layers.Dropout(0.3))]
+    model = keras.Sequential([keras.Input((32,)), *stack, layers.Dense(32)])
+    cost = keras_ssd.wrap(model).teacher_cost
+    assert cost.fraction == 1 / 16  # 8 teachers x 3 of 4 layers / 3 passes = 2 steps; an eighth is not below a quarter
+    assert cost.relative < 0.25
+    graph, passes = graph_and_passes(model)
+    assert teacher_cost(graph, passes, 8, fraction=1.0).relative == pytest.approx(16 * cost.relative)
+
+
+@pytest.mark.parametrize("teacher, fraction", [("snapshot", 1.0), ("self", 1 / 16), ("ema", 1 / 16)])
+def test_the_papers_setting_keeps_all_samples(teacher, fraction):
+    stack = [layers.Dropout(0.3), layers.Dense(32), layers.Dropout(0.3), layers.Dense(32)]
+    model = keras.Sequential([keras.Input((32,)), *stack])
+    ssd = keras_ssd.wrap(model, teacher)
+    assert ssd.settings.kd_fraction == ssd.teacher_cost.fraction == fraction
+    assert keras_ssd.wrap(model, teacher, kd_fraction=0.5).teacher_cost.fraction == 0.5
+    assert keras_ssd.wrap(model, teacher, kd_weight=0).teacher_cost == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("value", [0, -0.5, 1.5, True, "all", float("nan")])
+def test_fractions_out_of_range_are_refused(value):
+    with pytest.raises(ValueError, match=r"`kd_fraction` should lie in \(0, 1\]"):
+        keras_ssd.wrap(classifier(), kd_fraction=value)

@@ -1,0 +1,448 @@
+"""Joined sets of labelled and unlabelled samples: what is in a batch, and that the task learns from labels alone."""
+
+import copy
+import fractions
+import pickle
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import keras_ssd
+from models import compiled
+from same_weights import assert_close
+
+# Every sample knows its number, so that it is known again: labelled ones are positive, unlabelled ones negative.
+X = np.arange(1, 11, dtype="float32").reshape(10, 1)
+Y = np.arange(10)
+U = -np.arange(1, 25, dtype="float32").reshape(24, 1)
+
+
+def joined(labelled=(X, Y), unlabelled=U, **options):
+    return keras_ssd.join_unlabelled(labelled, unlabelled, **{"batch_size": 4, "ratio": 2, "seed": 0, **options})
+
+
+def epoch(data):
+    batches = [data[index] for index in range(data.num_batches)]
+    data.on_epoch_end()
+    return batches
+
+
+def numbers(batches):
+    return np.concatenate([x[:, 0] for x, _, _ in batches])
+
+
+# What is in a batch.
+
+
+def test_a_batch_holds_both_in_the_ratio_evenly_mixed_and_weighs_the_labelled():
+    """The weights of 3 = 12 / 4 make the mean over twelve samples one over the four that have a label."""
+    data = joined(shuffle=False)
+    assert data.num_batches == 3  # 10 rows in batches of 4, 24 in batches of 8
+    x, y, weight = data[0]
+    np.testing.assert_array_equal(x[:, 0], [-1, 1, -2, -3, 2, -4, -5, 3, -6, -7, 4, -8])
+    np.testing.assert_array_equal(weight, [0, 3, 0, 0, 3, 0, 0, 3, 0, 0, 3, 0])
+    np.testing.assert_array_equal(y[weight > 0], [0, 1, 2, 3])
+    np.testing.assert_array_equal(y[weight == 0], 0)  # some valid label, which nobody looks at
+    assert weight.dtype == "float32" and y.dtype == Y.dtype
+
+
+def test_the_shorter_set_is_repeated_and_the_longer_one_met_once():
+    rows = numbers(epoch(joined()))
+    unlabelled, counts = np.unique(rows[rows < 0], return_counts=True)
+    np.testing.assert_array_equal(unlabelled, np.sort(U[:, 0]))
+    np.testing.assert_array_equal(counts, 1)
+    labelled, counts = np.unique(rows[rows > 0], return_counts=True)
+    np.testing.assert_array_equal(labelled, X[:, 0])
+    assert sorted(counts) == [1] * 8 + [2] * 2
+
+
+def test_more_labelled_than_unlabelled():
+    data = joined(unlabelled=U[:3], ratio=1)
+    assert data.num_batches == 3
+    rows = numbers(epoch(data))
+    assert np.unique(rows[rows < 0], return_counts=True)[1].tolist() == [4, 4, 4]
+
+
+def test_labels_stay_with_their_samples():
+    data = joined()
+    for _ in range(3):
+        for x, y, weight in epoch(data):
+            np.testing.assert_array_equal(weight > 0, x[:, 0] > 0)
+            np.testing.assert_array_equal(y[weight > 0], x[weight > 0, 0] - 1)
+
+
+def test_labels_of_the_unlabelled_set_are_not_used():
+    for _, y, weight in epoch(joined(unlabelled=(U, np.full(24, 77)))):
+        assert 77 not in y and (weight == 0).sum() == 8
+
+
+def test_epochs_differ_and_the_seed_fixes_them():
+    data, again, other = joined(), joined(), joined(seed=1)
+    first, second = (numbers(epoch(data)).tolist() for _ in range(2))
+    assert first != second
+    assert first == numbers(epoch(again)).tolist()
+    assert first != numbers(epoch(other)).tolist()
+    # An epoch can be read in any order, and twice.
+    assert data[1][0].tolist() == data[1][0].tolist()
+
+
+def test_without_a_seed_the_order_follows_that_of_keras():
+    keras.utils.set_random_seed(4)
+    first = joined(seed=None)[0][0]
+    keras.utils.set_random_seed(4)
+    np.testing.assert_array_equal(first, joined(seed=None)[0][0])
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda data: pickle.loads(pickle.dumps(data))], ids=["copy", "pickle"]
+)
+def test_a_copy_of_joined_arrays_has_their_order(copied):
+    data = joined()
+    epoch(data)
+    again = copied(data)
+    assert again.epoch == 1
+    assert numbers(epoch(again)).tolist() == numbers(epoch(data)).tolist()
+
+
+@pytest.mark.parametrize("ratio", [np.int64(2), np.float32(2), np.int8(2), fractions.Fraction(2)], ids=repr)
+def test_any_kind_of_number_is_a_ratio(ratio):
+    assert joined(ratio=ratio, batch_size=np.int8(100))[1][0].shape == (300, 1)
+
+
+@pytest.mark.parametrize("ratio, expected", [(0.01, 1), (0.6, 2), (1.1, 4), (1.2, 5)])
+def test_the_samples_without_labels_are_a_rounded_number_and_at_least_one(ratio, expected):
+    assert (joined(ratio=ratio)[0][2] == 0).sum() == expected
+
+
+def test_given_sample_weights_are_scaled_and_those_of_unlabelled_samples_are_not_used():
+    data = joined((X, Y, np.arange(10.0)), (U, None, np.full(24, 5.0)), shuffle=False)
+    x, _, weight = data[0]
+    np.testing.assert_array_equal(weight, np.where(x[:, 0] > 0, 3 * (x[:, 0] - 1), 0))
+
+
+def test_weights_have_the_structure_and_shape_of_those_given():
+    targets = {"one": Y, "two": Y}
+    given = {"one": np.full(10, 2.0, "float32"), "two": np.full((10, 3), 3.0, "float32")}
+    x, _, weight = joined((X, targets, given), shuffle=False)[0]
+    known = x[:, 0] > 0
+    np.testing.assert_array_equal(weight["one"], np.where(known, 6.0, 0.0))
+    np.testing.assert_array_equal(weight["two"], np.where(known[:, None], [9.0, 9.0, 9.0], 0.0))
+
+
+def test_structures_of_inputs_and_targets():
+    data = keras_ssd.join_unlabelled(
+        ({"a": X, "b": [X, 2 * X]}, {"one": Y, "two": X}), {"a": U, "b": [U, 2 * U]}, batch_size=2, ratio=1
+    )
+    x, y, weight = data[0]
+    np.testing.assert_array_equal(2 * x["a"], x["b"][1])
+    for name, target in (("one", x["a"][:, 0] - 1), ("two", x["a"])):
+        known = weight[name].reshape(4) > 0
+        np.testing.assert_array_equal(known, x["a"][:, 0] > 0)
+        np.testing.assert_array_equal(y[name][known], target[known])
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (dict(ratio=0), "`ratio` should be a number above 0. Received: ratio=0"),
+        (dict(ratio=True), "`ratio` should be a number above 0"),
+        (dict(ratio=np.float32("nan")), "`ratio` should be a number above 0"),
+        (dict(batch_size=0), "`batch_size` should be an integer of at least 1"),
+        (dict(steps_per_epoch=0), "`steps_per_epoch` should be an integer of at least 1"),
+        (dict(seed=-1), "`seed` should be an integer of at least 0. Received: seed=-1"),
+        (dict(seed=0.5), "`seed` should be an integer of at least 0"),
+        (dict(labelled=(X, Y[:5])), "arrays of `labelled` should have the same, positive length"),
+        (dict(unlabelled=U[:0]), "arrays of `unlabelled` should have the same, positive length"),
+        (dict(unlabelled=[]), "arrays of `unlabelled`"),
+        (dict(unlabelled=iter([(U,)])), "`unlabelled` does not tell how many batches"),
+    ],
+)
+def test_refused_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        joined(**arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (dict(labelled=X), "`labelled` should hold targets"),
+        (dict(unlabelled=np.zeros((24, 2), "float32")), "inputs of one structure and shape"),
+        (dict(unlabelled=iter([]), steps_per_epoch=2), "`unlabelled` yields no batch"),
+    ],
+)
+def test_sets_that_do_not_go_together_are_refused_at_the_first_batch(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        joined(**arguments)[0]
+
+
+# What is learnt.
+
+ROWS = np.random.default_rng(0).normal(size=(8, 5, 3)).astype("float32")
+OTHERS = np.random.default_rng(1).normal(size=(16, 5, 3)).astype("float32")
+LABELS = np.random.default_rng(2).integers(0, 4, 8)
+VALUES = np.random.default_rng(3).normal(size=(8, 2)).astype("float32")
+POSITIONS = np.random.default_rng(4).integers(0, 4, (8, 5))
+SAMPLE_WEIGHTS = np.linspace(0.5, 2.0, 8).astype("float32")
+
+
+def network(*heads):
+    """Without noise of its own, so that a sample's gradient does not depend on what else is in its batch.
+
+    Args:
+        *heads: functions of the features of each position, `(batch, 5, 6)`.
+    """
+    inputs = keras.Input((5, 3))
+    features = layers.Dense(6, activation="tanh")(inputs)
+    outputs = [head(features) for head in heads]
+    return inputs, outputs
+
+
+def classes(x):
+    return layers.Dense(4, activation="softmax", name="classes")(layers.GlobalAveragePooling1D()(x))
+
+
+def values(x):
+    return layers.Dense(2, name="values")(layers.Flatten()(x))
+
+
+def in_time(x):
+    return layers.Dense(4, activation="softmax", name="in_time")(x)
+
+
+def single(head):
+    inputs, (output,) = network(head)
+    return keras.Model(inputs, output)
+
+
+def listed():
+    inputs, outputs = network(classes, values)
+    return keras.Model(inputs, outputs)
+
+
+def named():
+    inputs, outputs = network(classes, values)
+    return keras.Model(inputs, dict(zip(("classes", "values"), outputs, strict=True)))
+
+
+SPARSE, ONE_HOT = "sparse_categorical_crossentropy", "categorical_crossentropy"
+TASKS = {
+    "classes": (lambda: single(classes), LABELS, SPARSE),
+    "one-hot": (lambda: single(classes), np.eye(4, dtype="float32")[LABELS], ONE_HOT),
+    "regression": (lambda: single(values), VALUES, "mse"),
+    "positions": (lambda: single(in_time), POSITIONS, SPARSE),
+    "one-hot positions": (lambda: single(in_time), np.eye(4, dtype="float32")[POSITIONS], ONE_HOT),
+    "list": (listed, (LABELS, VALUES), [SPARSE, "mse"]),
+    "dict": (named, {"classes": LABELS, "values": VALUES}, {"classes": SPARSE, "values": "mse"}),
+}
+
+
+def taught(model, **options):
+    """Wrapped, with a term that is computed and too small to be seen."""
+    return keras_ssd.wrap(model, **{**keras_ssd.SEMI_SUPERVISED, "dropout_rate": 0.3, "kd_weight": 1e-12, **options})
+
+
+def trained(make, loss, wrap, *data, **options):
+    keras.utils.set_random_seed(3)
+    model = compiled(make(), keras.optimizers.SGD(0.5), loss, metrics=())
+    wrap(model).fit(*data, epochs=2, shuffle=False, verbose=0, **options)
+    return model.get_weights()
+
+
+@pytest.mark.parametrize("make, y, loss", TASKS.values(), ids=TASKS)
+def test_the_task_is_that_of_plain_training_on_the_labelled_rows(make, y, loss):
+    data = keras_ssd.join_unlabelled((ROWS, y), OTHERS, ratio=2, batch_size=4, shuffle=False)
+    own = trained(make, loss, lambda model: model, ROWS, y, batch_size=4)
+    assert_close(trained(make, loss, taught, data), own, tolerance=1e-6)
+
+
+@pytest.mark.parametrize("task", ["classes", "one-hot positions", "dict"])
+def test_given_weights_weigh_as_in_plain_training(task):
+    make, y, loss = TASKS[task]
+    weights = {name: SAMPLE_WEIGHTS for name in y} if isinstance(y, dict) else SAMPLE_WEIGHTS
+    if task == "one-hot positions":
+        weights = np.tile(SAMPLE_WEIGHTS[:, None], (1, 5))
+    data = keras_ssd.join_unlabelled((ROWS, y, weights), OTHERS, ratio=2, batch_size=4, shuffle=False)
+    own = trained(make, loss, lambda model: model, ROWS, y, batch_size=4, sample_weight=weights)
+    assert_close(trained(make, loss, taught, data), own, tolerance=1e-6)
+
+
+def batches(*arrays):
+    """Batches of 4 labelled or 8 unlabelled rows, as tuples."""
+    size = len(arrays[0]) // 2
+    return [tuple(part[start : start + size] for part in arrays) for start in (0, size)]
+
+
+def as_tf_data(*arrays):
+    import tensorflow as tf
+
+    return tf.data.Dataset.from_tensor_slices(arrays).batch(len(arrays[0]) // 2)
+
+
+def as_data_loader(*arrays):
+    import torch
+
+    tensors = [torch.tensor(part) for part in arrays]
+    return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*tensors), batch_size=len(arrays[0]) // 2)
+
+
+class Batches(keras.utils.PyDataset):
+    """Batches in a list."""
+
+    def __init__(self, content):
+        super().__init__()
+        self.content = content
+
+    def __getitem__(self, index):
+        return self.content[index]
+
+    @property
+    def num_batches(self):
+        return len(self.content)
+
+
+def for_ever(*arrays):
+    while True:
+        yield from batches(*arrays)
+
+
+SOURCES = {
+    "arrays": lambda *arrays: arrays,
+    "tf.data": as_tf_data,
+    "PyDataset": lambda *arrays: Batches(batches(*arrays)),
+    "DataLoader": as_data_loader,
+    "generator": for_ever,
+}
+
+
+@pytest.mark.parametrize("unlabelled", SOURCES)
+@pytest.mark.parametrize("labelled", SOURCES)
+def test_sets_of_every_kind_are_joined(labelled, unlabelled):
+    if "DataLoader" in (labelled, unlabelled):
+        pytest.importorskip("torch")
+    if "tf.data" in (labelled, unlabelled):
+        pytest.importorskip("tensorflow")
+    data = keras_ssd.join_unlabelled(
+        SOURCES[labelled](ROWS, LABELS),
+        SOURCES[unlabelled](OTHERS),
+        ratio=2,
+        batch_size=4,
+        shuffle=False,
+        steps_per_epoch=2 if "generator" in (labelled, unlabelled) else None,
+    )
+    assert data.num_batches == 2
+    for _ in range(2):  # the second epoch is the first one again
+        for index, (x, y, weight) in enumerate(epoch(data)):
+            assert all(isinstance(part, np.ndarray) for part in (x, y, weight))
+            np.testing.assert_array_equal(x[weight > 0], ROWS[4 * index : 4 * index + 4])
+            np.testing.assert_array_equal(x[weight == 0], OTHERS[8 * index : 8 * index + 8])
+            np.testing.assert_array_equal(y[weight > 0], LABELS[4 * index : 4 * index + 4])
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_every_kind_of_set_is_trained_on(source):
+    """Both batches of each set are equal: Keras looks at one before it trains, which moves a set that comes so."""
+    make, y, loss = TASKS["classes"]
+    data = keras_ssd.join_unlabelled(
+        SOURCES[source](np.tile(ROWS, (2, 1, 1)), np.tile(y, 2)),
+        SOURCES[source](np.tile(OTHERS, (2, 1, 1))),
+        ratio=2,
+        batch_size=8,
+        shuffle=False,
+        steps_per_epoch=2 if source == "generator" else None,
+    )
+    own = trained(make, loss, lambda model: model, np.tile(ROWS, (2, 1, 1)), np.tile(y, 2), batch_size=8)
+    assert_close(trained(make, loss, taught, data), own, tolerance=1e-6)
+
+
+def test_samples_without_a_label_are_distilled():
+    """What they put out moves, and the task does not move it."""
+    drops = []
+    for kd_weight in (1e-12, 10.0):
+        keras.utils.set_random_seed(3)
+        model = compiled(single(values), keras.optimizers.SGD(0.5), "mse", metrics=())
+        ssd = taught(model, kd_weight=kd_weight)
+        data = keras_ssd.join_unlabelled((np.zeros_like(ROWS), np.zeros_like(VALUES)), OTHERS, ratio=2, batch_size=4)
+        model.layers[-1].bias.assign([0.0, 0.0])  # so the rows with labels have no loss and no gradient
+        before = model.get_weights()
+        ssd.fit(data, verbose=0)
+        drops.append(max(np.abs(a - b).max() for a, b in zip(before, model.get_weights(), strict=True)))
+    assert drops[0] < 1e-6 < 1e-3 < drops[1]
+
+
+def test_metrics_of_compile_are_weighted_by_the_labels():
+    """The accuracy over what has a label, by hand: a head that always says class 0, half of the labels are 0."""
+    model = single(classes)
+    model.layers[-1].set_weights([np.zeros((6, 4)), np.float32([1, 0, 0, 0])])
+    labels = np.int32([0, 0, 0, 0, 1, 2, 3, 1])
+    ssd = taught(compiled(model, keras.optimizers.SGD(0.0), metrics=["accuracy"]))
+    data = keras_ssd.join_unlabelled((ROWS, labels), OTHERS, ratio=2, batch_size=4)
+    history = ssd.fit(data, validation_data=(ROWS[4:], labels[4:]), verbose=0).history
+    assert history["accuracy"] == [pytest.approx(0.5)] and history["val_accuracy"] == [0.0]
+
+
+@pytest.mark.parametrize(
+    "options, what",
+    [
+        ({"kd_sample_weight": True}, "kd_sample_weight=True"),
+        ({"kd_weight": 0}, "kd_weight=0"),
+        ({"kd_weight": 0, "kd_sample_weight": True}, "kd_weight=0"),
+    ],
+    ids=["weighed", "no teachers", "both"],
+)
+def test_a_model_for_which_unlabelled_samples_would_count_for_nothing_refuses_them(options, what):
+    ssd = taught(compiled(single(classes)), **options)
+    data = keras_ssd.join_unlabelled((ROWS, LABELS), OTHERS)
+    with pytest.raises(ValueError, match=f"{what}.*kd_sample_weight=False.*SEMI_SUPERVISED"):
+        ssd.fit(data, verbose=0)
+
+
+@pytest.mark.parametrize("missing", [-1, np.nan], ids=["-1", "NaN"])
+def test_one_set_with_marked_labels_is_trained_on_in_two_lines(missing):
+    """As documented for labels that are -1 or NaN where they are missing."""
+    x = np.concatenate([ROWS, OTHERS[:4]])
+    known = np.arange(12) % 3 != 2
+    keras.utils.set_random_seed(3)
+    if missing == -1:
+        y, make, loss = np.where(known, np.arange(12) % 4, -1), lambda: single(classes), SPARSE
+        y, sample_weight = np.maximum(y, 0), (y >= 0).astype("float32")
+    else:
+        y, make, loss = np.where(known, np.linspace(-1, 1, 12), np.nan)[:, None], lambda: single(values), "mse"
+        y, sample_weight = np.nan_to_num(y), np.isfinite(y[:, 0]).astype("float32")
+    own = trained(
+        make, loss, lambda model: model, x[known], y[known], batch_size=8, sample_weight=np.full(8, 8 / 12, "float32")
+    )
+    marked = trained(make, loss, taught, x, y, batch_size=12, sample_weight=sample_weight)
+    assert_close(marked, own, tolerance=1e-6)
+
+
+@pytest.mark.skipif(
+    keras.__version__.startswith("3.6.") and keras.backend.backend() == "tensorflow",
+    reason="Keras 3.6 on TensorFlow cannot weigh the classes of a PyDataset, for a plain model, either",
+)
+def test_class_weights_are_not_taken_with_the_weights_of_a_joined_set():
+    """Keras takes one or the other; so does it here."""
+    ssd = taught(compiled(single(classes)))
+    data = keras_ssd.join_unlabelled((ROWS, LABELS), OTHERS)
+    with pytest.raises(ValueError, match="class_weight.*sample_weight"):
+        ssd.fit(data, class_weight={0: 2.0, 1: 0.5}, verbose=0)
+
+
+def test_a_resumed_run_meets_the_batches_of_its_epochs():
+    """With `SeedEachEpoch`. A new process makes a new set, which knows nothing of the epochs before."""
+
+    def weights(*spans):
+        keras.utils.set_random_seed(1)
+        ssd = taught(compiled(single(classes)), kd_weight=0.1)
+        for first, last in spans:
+            data = keras_ssd.join_unlabelled((ROWS, LABELS), OTHERS, batch_size=4, seed=0)
+            seeds = [keras_ssd.callbacks.SeedEachEpoch(7)]
+            validation = (ROWS, LABELS)
+            ssd.fit(data, initial_epoch=first, epochs=last, validation_data=validation, verbose=0, callbacks=seeds)
+        return ssd.student.get_weights()
+
+    whole, resumed, other = weights((0, 3)), weights((0, 2), (2, 3)), weights((0, 2), (1, 2))
+    for a, b in zip(whole, resumed, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert any(not np.array_equal(a, b) for a, b in zip(whole, other, strict=True))
