@@ -233,17 +233,19 @@ def ramp(epoch):
     return 0.5 * epoch
 
 
-def all_callbacks():
+def all_callbacks(folder):
     stopping = keras.callbacks.EarlyStopping("loss", patience=20)
     snapshot = TeacherSnapshot(at_epoch=1, restore_best_weights=False, restart=[stopping])
-    return [snapshot, stopping, KDWeightSchedule(ramp), TeacherMonitor(), SeedEachEpoch(1)]
+    return [snapshot, stopping, KDWeightSchedule(ramp), TeacherMonitor(), SeedEachEpoch(1), AtomicBackup(folder)]
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["deepcopy", "pickle"])
-def test_copies_of_callbacks_do_the_same(copied):
-    callbacks = copied(all_callbacks())
+def test_copies_of_callbacks_do_the_same(copied, tmp_path):
+    callbacks = copied(all_callbacks(tmp_path / "copies"))
+    every = {getattr(keras_ssd.callbacks, name) for name in keras_ssd.callbacks.__all__}
+    assert every < {type(callback) for callback in callbacks}
     assert callbacks[0].restart[0] is callbacks[1]
-    expected = fit(make_snapshot_model(seed=3), all_callbacks())
+    expected = fit(make_snapshot_model(seed=3), all_callbacks(tmp_path / "originals"))
     ssd = make_snapshot_model(seed=3)
     history = fit(ssd, callbacks)
     assert set(history) == set(expected)
