@@ -131,7 +131,8 @@ def test_no_gradient_flows_back_through_the_values_that_teachers_share():
     teachers = ops.convert_to_numpy(head(normalization(2 * hidden(x), training=False)))
     compiled(plain, loss=task_and_term, metrics=())
     plain.train_on_batch(x, np.hstack([np.eye(3)[Y], teachers]).astype("float32"))
-    ssd = compiled(keras_ssd.wrap(model, num_teachers=2, kd_weight=0.7, temperature=1.0, similarity="uniform"))
+    options = dict(num_teachers=2, kd_weight=0.7, kd_fraction=1, temperature=1.0, similarity="uniform")
+    ssd = compiled(keras_ssd.wrap(model, **options))
     logs = ssd.train_on_batch(x, Y, return_dict=True)
     assert float(logs["kd_loss"]) > 1e-3
     assert_close(plain.trainable_variables, model.trainable_variables, tolerance=1e-6)
