@@ -57,6 +57,16 @@ def test_frozen_teachers_have_noise_on_and_normalize_as_in_inference(name):
             np.testing.assert_allclose(one[:, i], reference, atol=1e-6)
 
 
+@pytest.mark.parametrize("chunk", [1, 2, 3], ids=lambda chunk: f"chunk={chunk}")
+def test_teachers_that_are_run_in_chunks_stay_with_their_sample(chunk):
+    model = EXCHANGEABLE["sequential"](Doubling)
+    x = batch(model)
+    expected = arrays(frozen_copy(model)(x, training=True))[0]
+    ssd = wrapped(model, x, teacher="snapshot", num_teachers=4, teacher_chunk=chunk)
+    (teachers,) = passes(ssd, x).teacher_outputs
+    np.testing.assert_allclose(teachers, np.repeat(expected[:, None], 4, axis=1), atol=1e-6)
+
+
 @pytest.mark.parametrize("name", EXCHANGEABLE)
 def test_student_pass_is_the_plain_training_call(name):
     model = EXCHANGEABLE[name](Doubling)
