@@ -234,7 +234,9 @@ def test_augmentation_behind_the_noise_is_off_in_the_teachers():
 def test_one_step_follows_the_gradient_of_the_student_alone(teacher):
     """Plain SGD, one step, the task left out: the gradient of KL(fixed targets, student on the augmented sample)."""
     model = network(noise=lambda: Doubling(name="noise"))
-    options = dict(teacher=teacher, augmented_teachers=False, kd_weight=1.0, kd_sample_weight=False, kd_fraction=1, temperature=1.0)
+    options = dict(
+        teacher=teacher, augmented_teachers=False, kd_weight=1.0, kd_sample_weight=False, kd_fraction=1, temperature=1.0
+    )
     targets = frozen_with_noise(model, X)
     copy = keras.models.clone_model(model)
     copy.set_weights(model.get_weights())
