@@ -240,7 +240,7 @@ def add_options(parser, out, epochs, n_seeds=3):
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--teacher", choices=["self", "snapshot", "ema"], default="self", help="default self")
     kind.add_argument("--paper", action="store_true", help="the paper's setting: snapshot, 30 teachers, features")
-    parser.add_argument("--n-teachers", type=int, help="stochastic passes per step; default: that of the teacher")
+    parser.add_argument("--num-teachers", type=int, help="stochastic passes per step; default: that of the teacher")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(out), help=f"default {out}")
 
 
@@ -248,7 +248,7 @@ def parse(parser, argv):
     """Parses and adds `setting`, what the distilled model is trained by, and `setting_name`, with its teachers."""
     arguments = parser.parse_args(argv)
     if arguments.paper and arguments.num_teachers is not None:
-        parser.error("--paper fixes the number of teachers: leave --n-teachers out or use --teacher snapshot")
+        parser.error("--paper fixes the number of teachers: leave --num-teachers out or use --teacher snapshot")
     arguments.setting = "paper" if arguments.paper else arguments.teacher
     num_teachers = arguments.num_teachers
     arguments.setting_name = arguments.setting if num_teachers is None else f"{arguments.setting}-{num_teachers}"

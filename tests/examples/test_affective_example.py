@@ -143,7 +143,7 @@ class TestNetwork:
 @pytest.mark.slow
 @pytest.mark.once
 def test_script_trains_the_network(biovid, tmp_path, capsys):
-    call = ["--data-dir", str(biovid), "--folds", "1", "--epochs", "1", "--n-teachers", "2", "--out", str(tmp_path)]
+    call = ["--data-dir", str(biovid), "--folds", "1", "--epochs", "1", "--num-teachers", "2", "--out", str(tmp_path)]
     assert affective.main(call) == 0
     assert "BL1 against PA4, self, 1 subjects left out" in capsys.readouterr().out
     rows = pd.read_csv(tmp_path / "results.csv")
@@ -164,7 +164,7 @@ def test_script_is_resumed_by_fold(biovid, tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(affective, "pain_attn_net", small_net)
     path = tmp_path / "out" / "results.csv"
-    call = ["--data-dir", str(biovid), "--epochs", "1", "--n-teachers", "2", "--out", str(path.parent)]
+    call = ["--data-dir", str(biovid), "--epochs", "1", "--num-teachers", "2", "--out", str(path.parent)]
     assert affective.main([*call, "--folds", "1"]) == 0
     first = pd.read_csv(path)
     assert first.subject.tolist() == [SUBJECTS[0]] * 3

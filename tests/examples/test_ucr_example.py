@@ -256,7 +256,7 @@ def test_plain_and_distilled_start_from_the_same_weights(archive):
 
 @pytest.mark.parametrize(
     ("options", "complaint"),
-    [(["--paper", "--n-teachers", "4"], "--paper fixes the number"), (["--dataset", "all"], "needs --data-dir")],
+    [(["--paper", "--num-teachers", "4"], "--paper fixes the number"), (["--dataset", "all"], "needs --data-dir")],
     ids=["paper with num_teachers", "all without data_dir"],
 )
 def test_options_that_exclude_each_other(options, complaint, capsys):
