@@ -79,8 +79,11 @@ def _classifier(inputs, x, n_classes):
 
 
 def blocks(model):
-    """The names of the layers that end a block."""
-    return tuple(layer.name for layer in model.layers if layer.name.startswith("block_"))
+    """The names of the layers that end a block, of a published network."""
+    names = tuple(layer.name for layer in model.layers if layer.name.startswith("block_"))
+    if not names:  # an empty tuple would ask for teachers without noise
+        raise ValueError(f"`model` should be a network of published.py, whose blocks are named. Received: {model.name}")
+    return names
 
 
 NETWORKS = {

@@ -167,7 +167,8 @@ def points(difference):
 
 
 def forest(found, path):
-    """Draws the differences of every regime, one below the other, with their intervals."""
+    """Draws the differences of every regime that has any, one below the other, with their intervals."""
+    found = {name: of_regime for name, of_regime in found.items() if any(of_regime)}
     figure = Figure(figsize=(9, 1.2 + 0.62 * len(found)), layout="constrained", facecolor="white")
     axes = figure.subplots()
     axes.axvspan(-0.5, 0.5, color="0.92", zorder=0, label="within half a point")

@@ -327,6 +327,11 @@ def test_blocks_of_a_published_network(name, n_blocks):
     assert len(published.blocks(networks.NETWORKS[name]((24, 1), 2))) == n_blocks
 
 
+def test_only_a_published_network_has_named_blocks():
+    with pytest.raises(ValueError, match="should be a network of published.py"):
+        published.blocks(networks.NETWORKS["conv"]((24, 1), 2))
+
+
 def test_images_are_read_by_class(tmp_path):
     for split, levels in (("train", (0, 255)), ("test", (255, 51))):
         for name, level in zip(("cat", "dog"), levels, strict=True):
@@ -441,8 +446,18 @@ def test_keras_own_average_is_of_the_weights_of_model_fit(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["plain, no dropout", "continued"])
-def test_trainings_without_teachers_take_a_network_without_dropout(name, monkeypatch):
+@pytest.mark.parametrize(
+    "name",
+    [
+        "plain, no dropout",
+        "continued",
+        "self, dropout before the head",
+        "self, dropout behind the blocks",
+        "paper, dropout before the head",
+        "paper, dropout behind the blocks",
+    ],
+)
+def test_a_network_without_dropout_is_trained(name, monkeypatch):
     monkeypatch.setattr(experiments, "STEPS_PER_EPOCH", 2)
     function, names = methods.training(name)
     assert tuple(outcome.method for outcome in function(experiment(network="fcn_half"))) == names
