@@ -6,7 +6,7 @@ made sure that the wrapped one is refused with the same words).
 
 The last kind, `"weight 0"`, is a wrapped model without distillation: everything has to be equal bit for bit.
 
-`tools/contract.py` runs this file and writes its outcome to docs/contract.md and, in short, to README.md.
+`tools/contract.py` runs this file and writes its outcome to docs/contract.md.
 """
 
 import contextlib
@@ -782,7 +782,5 @@ def test_the_table_in_the_documents_is_that_of_this_test():
     rows = contract.read()
     assert contract.TABLE.read_text() == contract.render(rows)
     assert "not run" not in contract.render(rows)
-    readme = contract.README.read_text()
-    assert contract.with_table(readme, rows) == readme
     assert list(dict.fromkeys(row["feature"] for row in rows)) == list(FEATURES)
     assert not [row for row in rows if not row["outcome"].startswith(("yes", "as Keras: refused ("))]

@@ -2,8 +2,8 @@
 
     KERAS_BACKEND=jax python tools/contract.py
 
-replaces the rows of that backend in docs/results/contract.csv and writes the table docs/contract.md, and in short into
-README.md. Further arguments are pytest's: `-k clip` replaces a few.
+replaces the rows of that backend in docs/results/contract.csv and writes the table docs/contract.md. Further
+arguments are pytest's: `-k clip` replaces a few.
 """
 
 import csv
@@ -14,8 +14,6 @@ ROOT = pathlib.Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 RESULTS = DOCS / "results" / "contract.csv"
 TABLE = DOCS / "contract.md"
-README = ROOT / "README.md"
-MARKS = ("<!-- tools/contract.py writes from here -->\n", "<!-- to here -->\n")
 KEY = ("feature", "backend", "teacher")
 BACKENDS = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}
 HEAD = """# What works as with a plain Keras model
@@ -92,21 +90,6 @@ def render(rows):
     return HEAD.format(versions=versions) + _table("feature", backends, [(f, *cells) for f, cells in texts.items()])
 
 
-def render_short(rows):
-    """The same in few lines: features of equal outcome share one."""
-    backends, texts = cells_of(rows)
-    alike = {}
-    for feature, cells in texts.items():
-        alike.setdefault(tuple(cells), []).append(feature)
-    return _table("features", backends, [("; ".join(features), *cells) for cells, features in alike.items()])
-
-
-def with_table(text, rows):
-    """README.md with the short table between its marks."""
-    before, rest = text.split(MARKS[0])
-    return before + MARKS[0] + "\n" + render_short(rows) + "\n" + MARKS[1] + rest.split(MARKS[1])[1]
-
-
 def _versions(backend):
     import importlib.metadata
 
@@ -138,7 +121,6 @@ def main():
         writer.writeheader()
         writer.writerows(rows)
     TABLE.write_text(render(rows))
-    README.write_text(with_table(README.read_text(), rows))
     return int(status)
 
 
