@@ -349,14 +349,6 @@ def test_training_loss_is_the_loss_of_a_training_step(options):
         own.set_weights(other.get_weights())
 
 
-def test_training_loss_leaves_out_what_has_no_target():
-    own, other = pair()
-    x, y, _ = batch()
-    y[::2] = -1
-    loss = own.training_loss(x, y)
-    np.testing.assert_allclose(ops.convert_to_numpy(loss), loss_of_a_step(other, x, y), rtol=1e-6)
-
-
 def gradients_with_tensorflow(ssd, x, y):
     import tensorflow as tf
 
@@ -417,5 +409,5 @@ def test_training_loss_needs_a_compiled_model():
 
 def test_update_average_needs_an_average():
     own = keras_ssd.wrap(structures.sequential(lambda: layers.Dropout(0.5)), ema_momentum=0)
-    with pytest.raises(ValueError, match=r"update_average\(\) is for models wrapped with ema_momentum=0.99"):
+    with pytest.raises(ValueError, match=r"update_average\(\) is for models that hold a moving average"):
         own.update_average()
