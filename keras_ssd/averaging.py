@@ -10,6 +10,7 @@ from keras import ops
 
 from keras_ssd._typing import Tensor
 from keras_ssd.noise import parts_of
+from keras_ssd.settings import Settings
 
 
 class HeldWeights(keras.layers.Layer):
@@ -193,3 +194,48 @@ def _aggregation(variable: Any) -> dict[str, str]:
     if variable.trainable:
         return {}
     return {"aggregation": "mean" if keras.backend.is_float_dtype(variable.dtype) else "only_first_replica"}
+
+
+class HeldWeightsMethods:
+    """The methods of `SSDModel` by which a user moves held weights."""
+
+    settings: Settings
+    student: Any
+    _averaging: Any
+    _evaluate_average: Any
+    _held_weights: Any
+
+    def update_average(self) -> None:
+        """Let the moving average take one step towards the student's weights.
+
+        `fit` and `train_on_batch` do so by themselves. In a loop of your own, call it after every optimizer step.
+        """
+        self._check_averages("update_average").update()
+
+    def write_average(self) -> None:
+        """Give the student the averaged weights. `fit` does so when it ends.
+
+        Call it after training with `train_on_batch` or a loop of your own, and on a wrapper that was saved in
+        mid-training (by `ModelCheckpoint`, say) before you deploy its student. Later training goes on from the raw
+        weights.
+        """
+        self._check_averages("write_average").lend()
+        self._evaluate_average(False)
+
+    def _check_averages(self, method: str) -> Any:
+        if self._averaging is None:
+            raise ValueError(
+                f"{method}() is for models that hold a moving average: wrap with an `ema_momentum` above 0. Received: "
+                f"teacher={self.settings.kind!r}, ema_momentum={self.settings.ema_momentum}"
+            )
+        return self._averaging
+
+    def take_snapshot(self) -> None:
+        """Make the student's present weights the teacher's (`teacher="snapshot"`); wrapping does so once."""
+        if self.settings.kind != "snapshot" or self._held_weights is None:
+            raise ValueError(
+                'take_snapshot() is for models wrapped with teacher="snapshot" and a kd_weight above 0. Received: '
+                f"teacher={self.settings.kind!r}, kd_weight={self.settings.kd_weight}"
+            )
+        self._held_weights.copy(averaged_variables(self.student))
+        self._held_weights.steps.assign(np.array(ops.convert_to_numpy(self._held_weights.steps.value) + 1, "int32"))

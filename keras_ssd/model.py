@@ -1,25 +1,23 @@
 """`SSDModel`: a Keras model whose training step distils the model's own stochastic passes into itself."""
 
-import contextlib
 import functools
 import inspect
-import os
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops, tree
 
-from keras_ssd import _backend, saving
+from keras_ssd import _backend
 from keras_ssd._typing import Tensor
-from keras_ssd.averaging import Averaging, HeldWeights, averaged_variables, recurrent_states
+from keras_ssd.averaging import Averaging, HeldWeights, HeldWeightsMethods, averaged_variables, recurrent_states
 from keras_ssd.cost import TeacherCost
 from keras_ssd.distillation import StepOutputs, distillation_loss, weigh_teachers
 from keras_ssd.graph import Graph, call_student, is_functional
 from keras_ssd.inspection import Inspection
 from keras_ssd.outputs import Output, describe_outputs, output_form, teacher_logits
-from keras_ssd.settings import OPTIONS, Settings, check_weight
+from keras_ssd.settings import Settings, check_weight
 from keras_ssd.step import Evaluation, FitState, TrainingStep, Untracked, values_set
+from keras_ssd.storage import Storage
 from keras_ssd.student import StudentInterface, StudentWatch, check_model, check_overrides
 from keras_ssd.teachers import StudentTeacherGraph, check_replaceable, output_structure, resolve_kind
 from keras_ssd.thinning import Thinning
@@ -29,7 +27,7 @@ _step, _evaluation = TrainingStep(), Evaluation()
 
 
 @keras.saving.register_keras_serializable(package="keras_ssd")
-class SSDModel(Inspection, StudentInterface, keras.Model):
+class SSDModel(Inspection, HeldWeightsMethods, Storage, StudentInterface, keras.Model):
     """A model that is trained by stochastic self-distillation (arXiv 2504.14307).
 
     One training step evaluates the student once and a teacher, the same network by default, `num_teachers` times with
@@ -482,147 +480,6 @@ class SSDModel(Inspection, StudentInterface, keras.Model):
         with values_set(_step, model=self, student_pass=None):
             y_pred = self(x, training=True)
             return self.compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True)
-
-    def update_average(self) -> None:
-        """Let the moving average take one step towards the student's weights.
-
-        `fit` and `train_on_batch` do so by themselves. In a loop of your own, call it after every optimizer step.
-        """
-        self._check_averages("update_average").update()
-
-    def write_average(self) -> None:
-        """Give the student the averaged weights. `fit` does so when it ends.
-
-        Call it after training with `train_on_batch` or a loop of your own, and on a wrapper that was saved in
-        mid-training (by `ModelCheckpoint`, say) before you deploy its student. Later training goes on from the raw
-        weights.
-        """
-        self._check_averages("write_average").lend()
-        self._evaluate_average(False)
-
-    def _check_averages(self, method: str) -> Any:
-        if self._averaging is None:
-            raise ValueError(
-                f"{method}() is for models that hold a moving average: wrap with an `ema_momentum` above 0. Received: "
-                f"teacher={self.settings.kind!r}, ema_momentum={self.settings.ema_momentum}"
-            )
-        return self._averaging
-
-    def take_snapshot(self) -> None:
-        """Make the student's present weights the teacher's (`teacher="snapshot"`); wrapping does so once."""
-        if self.settings.kind != "snapshot" or self._held_weights is None:
-            raise ValueError(
-                'take_snapshot() is for models wrapped with teacher="snapshot" and a kd_weight above 0. Received: '
-                f"teacher={self.settings.kind!r}, kd_weight={self.settings.kd_weight}"
-            )
-        self._held_weights.copy(averaged_variables(self.student))
-        self._held_weights.steps.assign(np.array(ops.convert_to_numpy(self._held_weights.steps.value) + 1, "int32"))
-
-    # Files.
-
-    def save(self, filepath: Any, overwrite: bool = True, zipped: bool | None = None, **kwargs: Any) -> None:
-        # `ModelCheckpoint` comes here, too: a process that is killed must not leave half a file where a whole one was.
-        if zipped is False or not overwrite or not saving.can_be_written_beside(filepath, ".keras"):
-            return super().save(filepath, overwrite=overwrite, zipped=zipped, **kwargs)
-        with saving.written_beside(filepath) as written:
-            return super().save(written, zipped=zipped, **kwargs)
-
-    def save_weights(self, filepath: Any, overwrite: bool = True, **kwargs: Any) -> None:
-        """Save all weights in a file from which the plain model loads what is deployed, too.
-
-        Beside the student's weights the file holds all that the wrapper needs to go on training: the raw weights, the
-        held ones, the optimizer. Files in several parts (`max_shard_size`) and those behind a URL are Keras' own of the
-        wrapper, which the plain model cannot read.
-
-        Args:
-            filepath: ends in `.weights.h5`.
-            overwrite: whether an existing file is replaced without asking.
-            **kwargs: as for `keras.Model.save_weights`.
-        """
-        if kwargs.get("max_shard_size") is not None or not saving.is_weights_file(filepath):
-            return super().save_weights(filepath, overwrite=overwrite, **kwargs)
-        if not overwrite and os.path.exists(filepath):
-            before = os.stat(filepath).st_mtime_ns
-            self.student.save_weights(filepath, overwrite=False)  # Keras asks
-            if os.stat(filepath).st_mtime_ns == before:
-                return None
-        if not saving.can_be_written_beside(filepath, ".weights.h5"):
-            return self._write_weights(filepath)
-        with saving.written_beside(filepath) as written:
-            return self._write_weights(written)
-
-    def _write_weights(self, path: Any) -> None:
-        self._build_optimizer_of_student()
-        with self._averaging.carried() if self._averaging is not None else contextlib.nullcontext():
-            self.student.save_weights(path)
-        with saving.state_beside_weights(path) as whole:
-            super().save_weights(whole)
-
-    def load_weights(self, filepath: Any, skip_mismatch: bool = False, **kwargs: Any) -> None:
-        """Load weights: all, from a file of a wrapper, or the student's, from a file of the plain model.
-
-        In the second case the moving average begins anew with what was loaded.
-
-        Args:
-            filepath: of the file.
-            skip_mismatch: whether layers that do not fit are left out.
-            **kwargs: as for `keras.Model.load_weights`.
-        """
-        is_legacy = str(filepath).endswith((".h5", ".hdf5")) and not str(filepath).endswith("weights.h5")
-        if not is_legacy and not (saving.is_weights_file(filepath) and os.path.isfile(filepath)):
-            return super().load_weights(filepath, skip_mismatch=skip_mismatch, **kwargs)
-        self._build_optimizer_of_student()
-        if not is_legacy:
-            with saving.state_in_weights(filepath) as whole:
-                if whole is not None:
-                    return super().load_weights(whole, skip_mismatch=skip_mismatch, **kwargs)
-        self.student.load_weights(filepath, skip_mismatch=skip_mismatch, **kwargs)
-        if self._averaging is not None:
-            self._averaging.restart()
-        return None
-
-    def export(self, *args: Any, **kwargs: Any) -> Any:
-        """Export the student as `predict` uses it: with the averaged weights also in the midst of training.
-
-        Args:
-            *args: as for `keras.Model.export`.
-            **kwargs: likewise.
-        """
-        with self._averaging.carried() if self._averaging is not None else contextlib.nullcontext():
-            return self.student.export(*args, **kwargs)
-
-    def get_config(self) -> dict[str, Any]:
-        student = keras.saving.serialize_keras_object(self.student)
-        teacher = self.settings.kind
-        if teacher == "model":
-            teacher = keras.saving.serialize_keras_object(self._teacher_network.content)
-            teacher.pop("compile_config", None)
-        # The wrapper is compiled, its student was at most compiled before: nobody needs that optimizer again.
-        student.pop("compile_config", None)
-        options = self.settings.options()
-        if callable(options["stochastic_layers"]):
-            options["stochastic_layers"] = None  # a predicate that chose nothing, with kd_weight=0
-        return {
-            "name": self.name,
-            "model": student,
-            "teacher": teacher,
-            **options,
-            "similarity": keras.saving.serialize_keras_object(self.settings.similarity),
-        }
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> "SSDModel":
-        config = dict(config)
-        # Of subclasses, too, which pass on what they do not name.
-        classes = [c for c in cls.__mro__ if issubclass(c, SSDModel)]
-        known = {"name", "trainable", *OPTIONS}.union(*(inspect.signature(c.__init__).parameters for c in classes))
-        saving.check_config(config, cls.__name__, known, needed={"model", "teacher", "similarity"})
-        for name in ("model", "teacher", "similarity"):
-            config[name] = saving.restored(name, config[name], custom_objects)
-        ssd = cls(**config)
-        # Until it is known whether the file was written in mid-training; after `fit`, average and student are equal.
-        ssd._evaluates_average = ssd._averages
-        return ssd
 
 
 def _name_of(model: keras.Model) -> str:

@@ -17,6 +17,7 @@ from models import compiled
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks" / "accuracy"))
 
+SLOW_AND_ONCE = [pytest.mark.slow, pytest.mark.once]
 # The smallest model of each family, and the smallest image that it takes.
 APPLICATIONS = {
     "ConvNeXtTiny": 32,
@@ -119,7 +120,9 @@ MODELS = {**SMALL, **LARGE}
 
 
 @pytest.mark.filterwarnings("ignore")  # of aeon, and of Keras about inputs in lists
-@pytest.mark.parametrize("title", [*SMALL, *(pytest.param(title, marks=[pytest.mark.slow, pytest.mark.once]) for title in LARGE)])
+@pytest.mark.parametrize(
+    "title", [*SMALL, *(pytest.param(title, marks=[pytest.mark.slow, pytest.mark.once]) for title in LARGE)]
+)
 def test_a_published_network_is_wrapped_trained_saved_and_loaded(tmp_path, title, record_property):
     record_property("row", title)
     model = MODELS[title]()
