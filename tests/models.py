@@ -42,5 +42,5 @@ def compiled(model, optimizer=None, loss="sparse_categorical_crossentropy", metr
     """The model, compiled as a classifier unless told otherwise."""
     # The plainest optimizer: what a step does can be computed by hand.
     optimizer = keras.optimizers.SGD(0.1) if optimizer is None else optimizer
-    model.compile(optimizer, loss, metrics=list(metrics), **options)
+    model.compile(optimizer, loss, metrics=list(metrics) or None, **options)
     return model

@@ -144,7 +144,7 @@ def test_short_last_batches_train(teacher):
     ssd.compile("sgd", "sparse_categorical_crossentropy")
     data = np.tile(X, (3, 1)), np.tile(Y, 3)
     history = ssd.fit(*data, batch_size=8, epochs=2, verbose=0).history
-    assert np.isfinite(history["kd_loss"]).all() and min(history["kd_loss"]) >= 0
+    assert np.isfinite(history["kd_loss"]).all() and min(history["kd_loss"]) > -1e-6  # equal teachers but for rounding
 
 
 def graph_and_passes(model):

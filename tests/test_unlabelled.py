@@ -281,8 +281,7 @@ def as_tf_data(*arrays):
 
 
 def as_data_loader(*arrays):
-    import torch
-
+    torch = pytest.importorskip("torch")
     tensors = [torch.tensor(part) for part in arrays]
     return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*tensors), batch_size=len(arrays[0]) // 2)
 
