@@ -265,7 +265,7 @@ def test_given_weights_weigh_as_in_plain_training(task):
         weights = np.tile(SAMPLE_WEIGHTS[:, None], (1, 5))
     data = keras_ssd.join_unlabelled((ROWS, y, weights), OTHERS, ratio=2, batch_size=4, shuffle=False)
     own = trained(make, loss, lambda model: model, ROWS, y, batch_size=4, sample_weight=weights)
-    assert_close(trained(make, loss, taught, data), own, tolerance=1e-6)
+    assert_close(trained(make, loss, taught, data), own, tolerance=1e-5)  # of weights after several steps
 
 
 def batches(*arrays):
