@@ -96,7 +96,7 @@ class Averaging:
 
     def __init__(self, student: keras.Model, average: HeldWeights, momentum: float) -> None:
         self._student, self._average, self._momentum = student, average, momentum
-        self.variables = averaged_variables(student)
+        self.variables, self.states = averaged_variables(student), recurrent_states(student)
         self._lent: tuple[list[np.ndarray], list[np.ndarray]] | None = None  # raw weights, and what was lent
 
     @property
@@ -148,8 +148,7 @@ class Averaging:
         self._average.is_deployed.assign(np.zeros((), "int32"))
         carried, held = arrays(self.variables), arrays(self._average.held)
         if _number(self._average.steps) == 0 or not _equal(carried, held):
-            self._average.copy(self.variables)
-            self._average.steps.assign(np.zeros((), "int32"))
+            self.restart()
         elif lent is not None and _equal(carried, lent[1]):
             # Not after both were loaded from a file: what was lent is gone then.
             frozen = {id(v) for layer in parts_of(self._student) if not layer.trainable for v in layer.weights}

@@ -9,7 +9,7 @@ from keras import ops, tree
 
 from keras_ssd import _backend
 from keras_ssd._typing import Tensor
-from keras_ssd.averaging import Averaging, HeldWeights, HeldWeightsMethods, averaged_variables, recurrent_states
+from keras_ssd.averaging import Averaging, HeldWeights, HeldWeightsMethods, averaged_variables
 from keras_ssd.cost import TeacherCost
 from keras_ssd.distillation import StepOutputs, distillation_loss, weigh_teachers
 from keras_ssd.graph import Graph, call_student, is_functional
@@ -217,8 +217,8 @@ class SSDModel(Inspection, HeldWeightsMethods, Storage, StudentInterface, keras.
         """Run the student by its averaged weights, which changes nothing but the states of stateful layers."""
         weights = self._averaged_weights.values(self._averaging.variables)
         replaced = {id(variable) for variable, _ in weights}
-        states = recurrent_states(self.student)
-        others = {id(v): (v, v.value) for v in [*self.student.variables, *states] if id(v) not in replaced}.values()
+        unaveraged = [*self.student.variables, *self._averaging.states]
+        others = {id(v): (v, v.value) for v in unaveraged if id(v) not in replaced}.values()
         with keras.StatelessScope([*weights, *others], collect_losses=True) as scope:
             outputs = call_student(self.student, inputs, training=False)
         for variable, value in others:
