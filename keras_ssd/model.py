@@ -111,7 +111,8 @@ class SSDModel(Inspection, HeldWeightsMethods, Storage, StudentInterface, keras.
         self._teacher_seed_generator = keras.random.SeedGenerator(seed)
         self._held_weights: Any = None
         if settings.distills and settings.kind != "self":
-            self._held_weights = HeldWeights(averaged_variables(self._wiring.teacher_network), name="held_weights")
+            self._wiring.teacher_variables = averaged_variables(self._wiring.teacher_network)
+            self._held_weights = HeldWeights(self._wiring.teacher_variables, name="held_weights")
         # The average that teaches is the one that is deployed; other teachers leave it to be held beside them.
         self._averaged_weights: Any = self._held_weights if settings.kind == "ema" else None
         if settings.averages and self._averaged_weights is None:
@@ -189,7 +190,7 @@ class SSDModel(Inspection, HeldWeightsMethods, Storage, StudentInterface, keras.
     def _teach(self, y_pred: Any, representation: Tensor | None, cut_values: Any) -> StepOutputs:
         weights: list[Any] = []
         if self._held_weights is not None:
-            weights = self._held_weights.values(averaged_variables(self._wiring.teacher_network))
+            weights = self._held_weights.values(self._wiring.teacher_variables)
         passes = self._wiring.teacher_pass(cut_values, self.settings, self._teacher_seed_generator, weights)
         return StepOutputs(tree.flatten(y_pred), representation, *passes)
 
