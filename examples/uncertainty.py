@@ -101,7 +101,7 @@ def parse(argv):
     )
     parser.add_argument("--data-dir", type=pathlib.Path, help="where the data set lies; default: where aeon has it")
     parser.add_argument("--models", type=pathlib.Path, help="folder with plain.keras and student.keras")
-    parser.add_argument("--n-passes", type=int, default=30, help="default 30")
+    parser.add_argument("--num-passes", type=int, default=30, help="default 30")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=100, help="of each training; default 100")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("results/uncertainty"), help="for the picture")

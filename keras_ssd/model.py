@@ -376,6 +376,10 @@ class SSDModel(Inspection, HeldWeightsMethods, Storage, StudentInterface, keras.
         self._evaluates_average = value
         self.test_function, self.predict_function = functions.get(value, (None, None))
 
+    def _forget_evaluation_functions(self) -> None:
+        self.test_function = self.predict_function = None
+        self._evaluation_functions.content.clear()
+
     # What our callbacks and tools use.
 
     @property

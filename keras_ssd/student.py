@@ -87,7 +87,7 @@ class StudentWatch:
 
     def __init__(self, student: keras.Model) -> None:
         self.note_compile(student)
-        self._variables = [id(v) for v in student.weights]
+        self._variables = self._evaluated = [id(v) for v in student.weights]
 
     def note_compile(self, student: keras.Model) -> None:
         """Note that the wrapper was compiled, which counts more than what the student was compiled with before."""
@@ -103,9 +103,13 @@ class StudentWatch:
         self._rate = rate
 
     def before_evaluation(self, ssd: Any) -> None:
-        """Take over what the student was compiled with, if the wrapper was not compiled at all."""
+        """Take over what the student was compiled with, if the wrapper was not compiled at all, and new variables."""
         if not ssd.compiled and _backend.compile_record(ssd.student) is not None:
             ssd._compile_as(ssd.student)
+        variables = [id(v) for v in ssd.student.weights]
+        if variables != self._evaluated:  # quantised, for example: what was traced computes with the former ones
+            self._evaluated = variables
+            ssd._forget_evaluation_functions()
 
     def before_training(self, ssd: Any) -> None:
         """Take over what the student was compiled with since the wrapper was, and check what will be trained.

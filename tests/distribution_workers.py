@@ -102,10 +102,11 @@ def fitted(ssd, rows=ROWS, callbacks=(), scored=False):
     }
 
 
-# Each kind of teacher once: guided on outputs, on both, as in the paper, and one teacher without noise.
+# Each kind of teacher once: guided on outputs, on both, as in the paper, and one teacher without noise. All samples: of
+# half a batch other ones are drawn than of the whole.
 DETERMINISTIC = {
-    "self": dict(num_teachers=4, distill="both", similarity="cosine"),
-    "ema": dict(teacher="ema", num_teachers=4, distill="outputs", similarity="kl"),
+    "self": dict(num_teachers=4, distill="both", similarity="cosine", kd_fraction=1.0),
+    "ema": dict(teacher="ema", num_teachers=4, distill="outputs", similarity="kl", kd_fraction=1.0),
     "model": dict(teacher="model", stochastic_layers=(), num_teachers=1, similarity="uniform", distill="outputs"),
     "paper": dict(
         teacher="snapshot",
@@ -213,14 +214,14 @@ def noise(strategy):
         return ops.zeros_like(teachers[..., 0])
 
     with strategy.scope():
-        ssd = wrapped(dropout, num_teachers=4, distill="representation", similarity=record)
+        ssd = wrapped(dropout, num_teachers=4, distill="representation", similarity=record, kd_fraction=1.0)
         ssd.compile("sgd", "sparse_categorical_crossentropy", run_eagerly=True)
     ssd.train_on_batch(np.ones((4, 5), "float32"), np.zeros(4))
     results = {"seen": seen}
     x, y, _ = data(64)
     for name, scope in (("one", contextlib.nullcontext()), ("several", strategy.scope())):
         with scope:
-            ssd = wrapped(dropout, num_teachers=4, distill="outputs")
+            ssd = wrapped(dropout, num_teachers=4, distill="outputs", kd_fraction=1.0)
             ssd.compile(keras.optimizers.SGD(0.0), "sparse_categorical_crossentropy")
         history = ssd.fit(x, y, batch_size=64, epochs=40, verbose=0)
         results[name] = history.history["kd_loss"]

@@ -51,7 +51,7 @@ def test_trains_exports_and_draws(archive, tmp_path, monkeypatch, capfd):
     assert deploy.main([*options, *again]) == 0
     taken = keras.models.load_model(tmp_path / "again" / "student.keras").get_weights()
     assert all(np.array_equal(a, b) for a, b in zip(own, taken, strict=True))
-    uncertainty.main([*options, "--models", str(folder), "--n-passes", "5", "--out", str(tmp_path / "drawn")])
+    uncertainty.main([*options, "--models", str(folder), "--num-passes", "5", "--out", str(tmp_path / "drawn")])
     printed = capfd.readouterr().out
     for method in ("plain ", "distilled ", "plain, 5 passes", "distilled, 5 passes"):
         assert f"\n{method}" in printed
