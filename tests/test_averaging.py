@@ -116,7 +116,9 @@ def test_after_fit_the_student_is_what_was_validated(teacher, ema_momentum):
 
 
 @averaging
-@pytest.mark.parametrize("change", ["set_weights", "load_weights", "fit"])
+@pytest.mark.parametrize(
+    "change", ["fit", *(pytest.param(name, marks=pytest.mark.slow) for name in ("set_weights", "load_weights"))]
+)
 def test_an_average_of_other_weights_is_not_used(tmp_path, options, change):
     """As in the usual loop over folds: nothing of what one fold learnt is left in the next."""
     model = compiled(network(), optimizer=keras.optimizers.SGD(0.5))

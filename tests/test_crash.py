@@ -148,6 +148,7 @@ class States(keras.callbacks.Callback):
         self.states[epoch + 1] = state(self.model)
 
 
+@pytest.mark.slow
 def test_at_every_moment_there_is_a_whole_backup_and_a_whole_checkpoint(tmp_path):
     def built():
         model = make_model("ema")

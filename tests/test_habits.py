@@ -76,8 +76,14 @@ HEADS = {
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"teacher": "ema"}, {"teacher": "snapshot", "distill": "outputs", "similarity": "kl"}, {"kd_weight": 0}],
-    ids=["self", "ema", "snapshot", "plain"],
+    [
+        pytest.param({}, id="self"),
+        pytest.param({"teacher": "ema"}, id="ema", marks=pytest.mark.slow),
+        pytest.param(
+            {"teacher": "snapshot", "distill": "outputs", "similarity": "kl"}, id="snapshot", marks=pytest.mark.slow
+        ),
+        pytest.param({"kd_weight": 0}, id="plain", marks=pytest.mark.slow),
+    ],
 )
 @pytest.mark.parametrize("make, head", HEADS.values(), ids=HEADS)
 def test_a_model_without_a_dense_head_is_trained(make, head, options):

@@ -17,7 +17,6 @@ from models import compiled
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks" / "accuracy"))
 
-SLOW_AND_ONCE = [pytest.mark.slow, pytest.mark.once]
 # The smallest model of each family, and the smallest image that it takes.
 APPLICATIONS = {
     "ConvNeXtTiny": 32,
@@ -112,6 +111,7 @@ SMALL = {
     "bidirectional GRU": bidirectional,
     "TimeDistributed over frames": depthwise_in_time,
 }
+QUICK = {"FCN (Wang et al.)", "ConvLSTM", "transformer with masks"}
 LARGE = {
     **{f"keras.applications.{n}": lambda n=n, s=s: application(n, s) for n, s in APPLICATIONS.items()},
     **{f"aeon {name}": lambda name=name, o=o: of_aeon(name, o) for name, o in AEON.items()},
@@ -121,7 +121,11 @@ MODELS = {**SMALL, **LARGE}
 
 @pytest.mark.filterwarnings("ignore")  # of aeon, and of Keras about inputs in lists
 @pytest.mark.parametrize(
-    "title", [*SMALL, *(pytest.param(title, marks=[pytest.mark.slow, pytest.mark.once]) for title in LARGE)]
+    "title",
+    [
+        *(pytest.param(title, marks=[] if title in QUICK else [pytest.mark.slow]) for title in SMALL),
+        *(pytest.param(title, marks=[pytest.mark.slow, pytest.mark.once]) for title in LARGE),
+    ],
 )
 def test_a_published_network_is_wrapped_trained_saved_and_loaded(tmp_path, title, record_property):
     record_property("row", title)

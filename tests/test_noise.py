@@ -163,7 +163,13 @@ def identity(name=None):
 
 # Before the noise, "self" shares the student's own pass, which normalizes by the batch.
 NORMALIZED = {name for name in OPEN if name.startswith(("skips", "several", "nested", "noise_at"))}
-STRUCTURES = [(name, teacher) for name in OPEN for teacher in TEACHERS if teacher != "self" or name not in NORMALIZED]
+# The quick run takes a frozen copy for each.
+STRUCTURES = [
+    pytest.param(name, teacher, marks=[] if teacher == "model" else [pytest.mark.slow])
+    for name in OPEN
+    for teacher in TEACHERS
+    if teacher != "self" or name not in NORMALIZED
+]
 
 
 @pytest.mark.parametrize("name, teacher", STRUCTURES)
@@ -179,7 +185,7 @@ def test_teachers_of_every_structure_are_the_model_but_for_the_dropout(name, tea
             np.testing.assert_allclose(output, np.repeat(own[:, None], 3, axis=1), atol=1e-5)
 
 
-@pytest.mark.parametrize("chunk", [None, 2], ids=["tiled", "chunked"])
+@pytest.mark.parametrize("chunk", [None, pytest.param(2, marks=pytest.mark.slow)], ids=["tiled", "chunked"])
 @pytest.mark.parametrize("name", OPEN)
 def test_teachers_of_every_structure_differ_by_the_dropout(name, chunk):
     model = OPEN[name](identity)
