@@ -9,6 +9,7 @@ import numpy as np
 from keras import ops
 
 from keras_ssd._typing import Tensor
+from keras_ssd.graph import call_student
 from keras_ssd.noise import parts_of
 from keras_ssd.settings import Settings
 
@@ -116,6 +117,27 @@ class Averaging:
         self._average.write(self.variables)
         self._average.is_deployed.assign(np.ones((), "int32"))
         self._lent = raw, arrays(self.variables)
+
+    def call(self, inputs: Any) -> tuple[Any, list[Tensor]]:
+        """Run the student by the average, which changes nothing but the states of stateful layers.
+
+        Args:
+            inputs: one batch.
+
+        Returns:
+            `(outputs, losses)`, the latter those that its layers add.
+        """
+        weights = self._average.values(self.variables)
+        replaced = {id(variable) for variable, _ in weights}
+        unaveraged = [*self._student.variables, *self.states]
+        others = {id(v): (v, v.value) for v in unaveraged if id(v) not in replaced}.values()
+        with keras.StatelessScope([*weights, *others], collect_losses=True) as scope:
+            outputs = call_student(self._student, inputs, training=False)
+        for variable, value in others:
+            updated = scope.get_current_value(variable)
+            if updated is not value:
+                variable.assign(updated)
+        return outputs, scope.losses
 
     @contextlib.contextmanager
     def carried(self) -> Iterator[None]:

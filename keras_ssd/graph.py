@@ -269,6 +269,12 @@ def _takes_unchanged(model: keras.Model, inputs: Any) -> bool:
     return [(len(x.shape), x.dtype) for x in tree.flatten(inputs)] == [(len(x.shape), x.dtype) for x in model.inputs]
 
 
+def output_structure(model: keras.Model) -> Any:
+    """Return the symbolic outputs of a model, structured as it returns them."""
+    structure = model.outputs if isinstance(model, keras.Sequential) else model.output
+    return structure[0] if isinstance(structure, (list, tuple)) and len(structure) == 1 else structure
+
+
 def takes_training(model: keras.Model) -> bool:
     """Return whether the `call` of a model has an argument `training`, without which Keras trains it with noise off."""
     if is_functional(model):

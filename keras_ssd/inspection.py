@@ -20,7 +20,7 @@ class Inspection:
     name: Any
     settings: Settings
     variables: Any
-    _describe_outputs: Any
+    _outputs: Any
     _distills: Any
     _teach: Any
     _wiring: Any
@@ -77,5 +77,5 @@ class Inspection:
         with scope, _backend.teacher_scope(ops.convert_to_tensor(self.settings.seed or 0)):
             y_pred, representation, cut_values = self._wiring.student_pass(x)
             step = self._teach(y_pred, representation, cut_values)
-            outputs = self._describe_outputs(y_pred) if self.settings.similarity == "kl" else []
+            outputs = self._outputs.describe(y_pred) if self.settings.similarity == "kl" else []
             return weigh_teachers(step, outputs, self.settings, percentile), *step.compared

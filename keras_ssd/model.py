@@ -14,14 +14,14 @@ from keras_ssd.cost import TeacherCost
 from keras_ssd.distillation import StepOutputs, distillation_loss, weigh_teachers
 from keras_ssd.graph import Graph, call_student, is_functional
 from keras_ssd.inspection import Inspection
-from keras_ssd.outputs import Output, describe_outputs, output_form, teacher_logits
+from keras_ssd.outputs import OutputRecords, teacher_logits
 from keras_ssd.settings import Settings, check_weight
 from keras_ssd.step import Evaluation, FitState, TrainingStep, Untracked, values_set
 from keras_ssd.storage import Storage
 from keras_ssd.student import StudentInterface, StudentWatch, check_model, check_overrides
-from keras_ssd.teachers import StudentTeacherGraph, check_replaceable, output_structure, resolve_kind
+from keras_ssd.teachers import StudentTeacherGraph, check_replaceable, resolve_kind
 from keras_ssd.thinning import Thinning
-from keras_ssd.unlabelled import JoinedDataset
+from keras_ssd.unlabelled import as_joined_dataset
 
 _step, _evaluation = TrainingStep(), Evaluation()
 
@@ -87,9 +87,9 @@ class SSDModel(Inspection, HeldWeightsMethods, Storage, StudentInterface, keras.
             self._thinning = Untracked(Thinning(settings.kd_fraction)) if settings.kd_fraction < 1 else None
         if isinstance(teacher_model, SSDModel) and teacher_model._averages and wiring is not None:
             self._held_weights.copy(teacher_model._deployed()[1])
-        self._forms = [] if graph is None or graph.is_opaque else [output_form(graph, x) for x in graph.outputs]
-        self._teacher_forms = _teacher_forms(model, network, teacher_model, settings)
-        self._outputs: list[Output] | None = None
+        needs_logits = network is not None and settings.distills and settings.needs_outputs
+        of_teacher = teacher_logits(model, network, teacher_model) if needs_logits else None
+        self._outputs = OutputRecords(model, graph, settings.temperature, of_teacher)
         self._evaluates_average = False
         self.test_function: Any = None
         self.predict_function: Any = None
@@ -98,7 +98,6 @@ class SSDModel(Inspection, HeldWeightsMethods, Storage, StudentInterface, keras.
         if hasattr(model, "output_names"):
             # Lets losses and metrics be given by output name, as for the model itself.
             self.output_names = list(model.output_names)
-        self._loss_arguments = Untracked({})
         # Keras notes the shape, which TensorFlow's converter to LiteRT asks for.
         shape = getattr(model, "input_shape", None)
         if isinstance(shape, tuple):
@@ -171,7 +170,7 @@ class SSDModel(Inspection, HeldWeightsMethods, Storage, StudentInterface, keras.
 
     def _distillation_loss(self, y_pred: Any, sample_weight: Any) -> Tensor:
         (representation, cut_values), _step.student_pass = _step.student_pass, None
-        outputs = self._describe_outputs(y_pred)
+        outputs = self._outputs.describe(y_pred)
         scales = None
         if self._thinning is not None:
             thin = self._thinning.content
@@ -194,39 +193,9 @@ class SSDModel(Inspection, HeldWeightsMethods, Storage, StudentInterface, keras.
         passes = self._wiring.teacher_pass(cut_values, self.settings, self._teacher_seed_generator, weights)
         return StepOutputs(tree.flatten(y_pred), representation, *passes)
 
-    def _describe_outputs(self, y_pred: Any = None) -> list[Output]:
-        """Return what each output is; a subclassed model's are known when it has put out something."""
-        if self._outputs is None:
-            is_known = y_pred is None and self._forms
-            structure = output_structure(self.student) if is_known else y_pred
-            num_outputs = len(tree.flatten(structure))
-            forms = self._forms if len(self._forms) == num_outputs else [None] * num_outputs
-            of_teacher = self._teacher_forms
-            if of_teacher is not None and len(of_teacher) != num_outputs:
-                of_teacher = [of_teacher[0]] * num_outputs
-            self._outputs = describe_outputs(
-                forms,
-                tree.map_structure(lambda _: 0, structure),
-                getattr(self, "output_names", None),
-                self.settings.temperature,
-                teacher_from_logits=of_teacher,
-                **self._loss_arguments.content,
-            )
-        return self._outputs
-
     def _call_averaged(self, inputs: Any) -> Any:
-        """Run the student by its averaged weights, which changes nothing but the states of stateful layers."""
-        weights = self._averaged_weights.values(self._averaging.variables)
-        replaced = {id(variable) for variable, _ in weights}
-        unaveraged = [*self.student.variables, *self._averaging.states]
-        others = {id(v): (v, v.value) for v in unaveraged if id(v) not in replaced}.values()
-        with keras.StatelessScope([*weights, *others], collect_losses=True) as scope:
-            outputs = call_student(self.student, inputs, training=False)
-        for variable, value in others:
-            updated = scope.get_current_value(variable)
-            if updated is not value:
-                variable.assign(updated)
-        for loss in scope.losses:
+        outputs, losses = self._averaging.call(inputs)
+        for loss in losses:
             # A new tensor: Keras tells losses apart by identity, and these belong to the layers of the student.
             self.add_loss(loss + 0)
         return outputs
@@ -247,10 +216,7 @@ class SSDModel(Inspection, HeldWeightsMethods, Storage, StudentInterface, keras.
         _backend.restore_compiled(self.student)
         self._watch.content.note_compile(self.student)
         self._evaluation_functions.content.clear()
-        self._loss_arguments.content = {name: arguments.get(name) for name in ("loss", "loss_weights")}
-        self._outputs = None
-        if self._distills and self._forms:
-            self._describe_outputs()
+        self._outputs.note_compile(arguments.get("loss"), arguments.get("loss_weights"))
 
     def _compile_as(self, model: keras.Model) -> None:
         """Compile with another model's optimizer settings (its state starts afresh), loss, metrics and options."""
@@ -267,8 +233,8 @@ class SSDModel(Inspection, HeldWeightsMethods, Storage, StudentInterface, keras.
     def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
         arguments = inspect.signature(keras.Model.fit).bind(self, *args, **kwargs).arguments
         self._watch.content.before_training(self)
-        self._check_data(arguments.get("x"))
         state = self._fit_state
+        state.joined_dataset = as_joined_dataset(arguments.get("x"), self.settings)
         teaches = state.teaches
         self._begin_training()
         state.is_running = True
@@ -327,18 +293,6 @@ class SSDModel(Inspection, HeldWeightsMethods, Storage, StudentInterface, keras.
         return super().metrics + ([] if statistics is None else [statistics])
 
     # Before and after training.
-
-    def _check_data(self, x: Any) -> None:
-        if not isinstance(x, JoinedDataset):
-            return
-        if not self._distills or self.settings.kd_sample_weight:
-            what = "kd_sample_weight=True" if self._distills else "kd_weight=0"
-            raise ValueError(
-                "Samples without a label take part in the distillation term only, by a task weight of 0, but this "
-                f"model was wrapped with {what}, so that they would have no part in training. Wrap it with a kd_weight "
-                "above 0 and kd_sample_weight=False, as keras_ssd.wrap(model, **keras_ssd.SEMI_SUPERVISED) does."
-            )
-        self._fit_state.joined_dataset = x
 
     def _begin_training(self) -> None:
         if self._averaging is not None:
@@ -428,14 +382,14 @@ class SSDModel(Inspection, HeldWeightsMethods, Storage, StudentInterface, keras.
     @property
     def _teachers_classify(self) -> bool:
         """Whether the teachers are run as far as an output that is a classification."""
-        known = self._describe_outputs() if self._forms or self._outputs else []
+        known = self._outputs.describe() if self._outputs.are_known else []
         return self.settings.needs_outputs and any(output.kind != "regression" for output in known)
 
     def _deployed(self) -> tuple[keras.Model, list[Any], Any]:
         """Return the student, the variables that hold its deployed weights, and the compiled loss."""
         is_in_training = self._averaging is not None and self._averaging.is_in_training
         weights = self._averaged_weights.held if is_in_training else averaged_variables(self.student)
-        return self.student, weights, self._loss_arguments.content.get("loss")
+        return self.student, weights, self._outputs.loss
 
     # For users.
 
@@ -490,16 +444,3 @@ class SSDModel(Inspection, HeldWeightsMethods, Storage, StudentInterface, keras.
 def _name_of(model: keras.Model) -> str:
     """Return the name of a wrapper. PyTorch's parameters may not be called by a point, as in MobileNet's 1.00."""
     return f"ssd_{model.name}".replace(".", "_")
-
-
-def _teacher_forms(
-    model: keras.Model, network: keras.Model | None, teacher: Any, settings: Settings
-) -> list[bool | None] | None:
-    """Return for each output of another network whether it holds logits; `None` where teachers are the student's."""
-    if network is None or not settings.distills or not settings.needs_outputs:
-        return None
-    if type(network) is type(model) and not is_functional(network):
-        return None  # of one class, they put out the same
-    compiled = teacher if teacher.compiled else network
-    loss = _backend.compile_arguments(compiled).get("loss") if compiled.compiled else None
-    return teacher_logits(Graph(network), loss, getattr(network, "output_names", None))

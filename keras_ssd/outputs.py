@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
-from keras import ops
+from keras import ops, tree
 
 from keras_ssd import _backend, guidance
 from keras_ssd._typing import Tensor
-from keras_ssd.graph import Graph
+from keras_ssd.graph import Graph, is_functional, output_structure
 
 _REGRESSION_LOSSES = frozenset(
     "meansquarederror mse meanabsoluteerror mae meanabsolutepercentageerror mape meansquaredlogarithmicerror msle "
@@ -159,6 +159,69 @@ class _OutputLoss(keras.losses.Loss):
         return self.output.values(y_true, y_pred)
 
 
+class OutputRecords:
+    """The record of each output of a model, made once for every `compile`.
+
+    A subclassed model's are known when it has put out something.
+
+    Args:
+        student: the model.
+        graph: its `Graph`; `None` where nothing is distilled.
+        temperature: T.
+        teacher_from_logits: of each output of another network, from `teacher_logits`; `None`: as the student's.
+
+    Attributes:
+        loss: as `compile` was given it.
+    """
+
+    def __init__(
+        self,
+        student: keras.Model,
+        graph: Graph | None,
+        temperature: float,
+        teacher_from_logits: list[bool | None] | None,
+    ) -> None:
+        self._student, self._temperature, self._of_teacher = student, temperature, teacher_from_logits
+        self._forms = [] if graph is None or graph.is_opaque else [output_form(graph, x) for x in graph.outputs]
+        self._records: list[Output] | None = None
+        self.loss: Any = None
+        self._loss_weights: Any = None
+
+    @property
+    def are_known(self) -> bool:
+        """Whether the outputs can be described without having been seen."""
+        return bool(self._forms or self._records)
+
+    def note_compile(self, loss: Any, loss_weights: Any) -> None:
+        """Describe the outputs anew, by what the model was compiled with."""
+        self.loss, self._loss_weights, self._records = loss, loss_weights, None
+        if self._forms:
+            self.describe()
+
+    def describe(self, y_pred: Any = None) -> list[Output]:
+        """Return the records, in the order of the flat outputs.
+
+        Args:
+            y_pred: what the model has put out. Defaults to `None`: as its graph says.
+        """
+        if self._records is None:
+            structure = output_structure(self._student) if y_pred is None and self._forms else y_pred
+            num_outputs = len(tree.flatten(structure))
+            of_teacher = self._of_teacher
+            if of_teacher is not None and len(of_teacher) != num_outputs:
+                of_teacher = [of_teacher[0]] * num_outputs
+            self._records = describe_outputs(
+                self._forms if len(self._forms) == num_outputs else [None] * num_outputs,
+                tree.map_structure(lambda _: 0, structure),
+                getattr(self._student, "output_names", None),
+                self._temperature,
+                self.loss,
+                self._loss_weights,
+                of_teacher,
+            )
+        return self._records
+
+
 def describe_outputs(
     forms: Sequence[str | None],
     structure: Any,
@@ -256,26 +319,29 @@ _TRANSPARENT = (
 )
 
 
-def teacher_logits(graph: Graph, loss: Any, names: Sequence[str] | None) -> list[bool | None]:
+def teacher_logits(model: keras.Model, network: keras.Model, teacher: keras.Model) -> list[bool | None] | None:
     """Tell for each output of another network whether it holds logits: what it ends in says so, or its compiled loss.
 
     Args:
-        graph: the teacher's `Graph`.
-        loss: as its `compile` was given it, or `None`.
-        names: names of its outputs.
+        model: the student.
+        network: the teacher's network.
+        teacher: what the user gave: the network, or a wrapper of it, which may be what was compiled.
 
     Returns:
-        For each output `True`, `False`, or `None` where that cannot be told.
+        For each output `True`, `False`, or `None` where that cannot be told. Instead of all, `None` for a subclassed
+        network of the student's own class: the two put out the same.
     """
+    if type(network) is type(model) and not is_functional(network):
+        return None
+    compiled = teacher if teacher.compiled else network
+    loss = _backend.compile_arguments(compiled).get("loss") if compiled.compiled else None
+    graph = Graph(network)
     forms = [output_form(graph, x) for x in graph.outputs]
-    structure = list(graph.outputs)
-    told: list[bool | None] = []
-    for form, output_loss in zip(forms, per_output(loss, structure, names), strict=True):
-        if form is not None:
-            told.append(form == "linear")
-        else:
-            told.append(declared_logits(output_loss))
-    return told
+    losses = per_output(loss, list(graph.outputs), getattr(network, "output_names", None))
+    return [
+        declared_logits(output_loss) if form is None else form == "linear"
+        for form, output_loss in zip(forms, losses, strict=True)
+    ]
 
 
 def declared_logits(loss: Any) -> bool | None:

@@ -11,7 +11,7 @@ from keras import ops
 
 from keras_ssd._typing import Tensor
 from keras_ssd.cost import teacher_cost
-from keras_ssd.graph import Graph
+from keras_ssd.graph import Graph, output_structure
 from keras_ssd.noise import choose_noise, parts_of
 from keras_ssd.passes import StochasticPasses
 from keras_ssd.representation import check_representations, check_single_head, find_representation, layer_names
@@ -201,12 +201,6 @@ def check_replaceable(model: keras.Model, teacher: keras.Model | None, settings:
                 "for a pass, so neither a frozen or averaged teacher nor a moving average of the weights is possible. "
                 'Pass teacher="self" with ema_momentum=0, or build these parts of Keras layers.'
             )
-
-
-def output_structure(model: keras.Model) -> Any:
-    """Return the symbolic outputs of a model, structured as it returns them."""
-    structure = model.outputs if isinstance(model, keras.Sequential) else model.output
-    return structure[0] if isinstance(structure, (list, tuple)) and len(structure) == 1 else structure
 
 
 def flatten_features(x: Tensor, start: int) -> Tensor:

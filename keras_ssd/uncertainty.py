@@ -9,12 +9,11 @@ from keras import ops, tree
 from keras_ssd import _backend
 from keras_ssd._typing import Tensor
 from keras_ssd.averaging import HeldWeights, averaged_variables
-from keras_ssd.graph import Graph
+from keras_ssd.graph import Graph, output_structure
 from keras_ssd.noise import choose_noise
 from keras_ssd.outputs import describe_outputs, output_form
 from keras_ssd.passes import StochasticPasses
 from keras_ssd.settings import is_integer
-from keras_ssd.teachers import output_structure
 
 
 class StochasticPrediction(NamedTuple):

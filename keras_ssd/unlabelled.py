@@ -11,7 +11,7 @@ import numpy as np
 from keras import ops, tree
 
 from keras_ssd import _backend
-from keras_ssd.settings import check_integer
+from keras_ssd.settings import Settings, check_integer
 
 
 def join_unlabelled(
@@ -127,6 +127,24 @@ class JoinedDataset(keras.utils.PyDataset):
         weight = tree.map_structure(lambda part: _weights(part, sizes), weight)
         # On TensorFlow a PyDataset may not yield lists.
         return tree.lists_to_tuples((x, y, weight))
+
+
+def as_joined_dataset(data: Any, settings: Settings) -> JoinedDataset | None:
+    """Return what `fit` was given if `join_unlabelled` made it, else `None`.
+
+    Raises:
+        ValueError: if samples without a label would have no part in the training.
+    """
+    if not isinstance(data, JoinedDataset):
+        return None
+    if not settings.distills or settings.kd_sample_weight:
+        what = "kd_sample_weight=True" if settings.distills else "kd_weight=0"
+        raise ValueError(
+            "Samples without a label take part in the distillation term only, by a task weight of 0, but this "
+            f"model was wrapped with {what}, so that they would have no part in training. Wrap it with a kd_weight "
+            "above 0 and kd_sample_weight=False, as keras_ssd.wrap(model, **keras_ssd.SEMI_SUPERVISED) does."
+        )
+    return data
 
 
 class _ArrayBatches:

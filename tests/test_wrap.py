@@ -241,7 +241,7 @@ def test_losses_and_weights_by_output_name():
     net = keras.Model(inputs, [layers.Dense(3, activation="softmax", name="a")(x), layers.Dense(1, name="b")(x)])
     ssd = keras_ssd.wrap(net)
     ssd.compile("sgd", {"a": "sparse_categorical_crossentropy", "b": "mse"}, loss_weights={"a": 1.0, "b": 0.5})
-    assert [(d.kind, d.weight) for d in ssd._describe_outputs()] == [("categorical", 1.0), ("regression", 0.5)]
+    assert [(d.kind, d.weight) for d in ssd._outputs.describe()] == [("categorical", 1.0), ("regression", 0.5)]
     logs = ssd.train_on_batch(np.ones((4, 4), "float32"), [np.zeros(4), np.zeros((4, 1))], return_dict=True)
     assert {"a_loss", "b_loss", "kd_loss"} <= set(logs)
 
@@ -253,7 +253,7 @@ def test_dictionary_of_outputs_whose_keys_are_not_layer_names():
     ssd = keras_ssd.wrap(net)
     cross_entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     ssd.compile("sgd", {"zz": cross_entropy, "bb": "mse"}, loss_weights={"zz": 1.0, "bb": 0.25})
-    found = [(d.kind, d.from_logits, d.weight) for d in ssd._describe_outputs()]
+    found = [(d.kind, d.from_logits, d.weight) for d in ssd._outputs.describe()]
     assert found == [("regression", False, 0.25), ("categorical", True, 1.0)]
 
 
