@@ -404,7 +404,7 @@ def in_process(name, n_processes, process):
         losses.append(loss.item())
     seen = []
     if name == "noisy":
-        ssd.observe(Recorder(seen.append))
+        ssd._observe(Recorder(seen.append))
         ssd.training_loss(np.ones((4, 5), "float32"), np.zeros(4))
     return {"losses": losses, "gradients": gradients, "weights": numbers(ssd.weights), "seen": seen}
 
