@@ -385,7 +385,8 @@ def in_process(name, n_processes, process):
         def forward(self, x, y, sample_weight):
             return self.ssd.training_loss(x, y, sample_weight)
 
-    ssd = noisy("self") if name == "noisy" else wrapped(**DETERMINISTIC[name])
+    # All samples, as in DETERMINISTIC.
+    ssd = wrapped(dropout, kd_fraction=1.0, **NOISY["self"]) if name == "noisy" else wrapped(**DETERMINISTIC[name])
     module = Loss(ssd)
     if n_processes > 1:
         module = torch.nn.parallel.DistributedDataParallel(module)
