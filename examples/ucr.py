@@ -50,12 +50,11 @@ MEANINGS = {
     "plain, continued": "model.fit from the same weights as the distilled one, for as many more epochs",
     "distilled": "wrap(model{}).fit",
 }
-# Distinct for colour-blind readers, too (Okabe and Ito), and by their markers.
 STYLES = {
-    "plain": ("#0072b2", "o"),
-    "plain, averaged": ("#e69f00", "s"),
-    "plain, continued": ("#e69f00", "s"),
-    "distilled": ("#009e73", "^"),
+    "plain": (comparison.COLORS[0], "o"),
+    "plain, averaged": (comparison.COLORS[1], "s"),
+    "plain, continued": (comparison.COLORS[1], "s"),
+    "distilled": (comparison.COLORS[2], "^"),
 }
 
 

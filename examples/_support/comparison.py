@@ -33,6 +33,8 @@ CONTROLS = {
     "snapshot": "plain, continued",
     "paper": "plain, continued",
 }
+# Of Okabe and Ito, distinct for colour-blind readers, too.
+COLORS = ["#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#595959"]
 REPEATS = ("dataset", "seed", "subject")  # columns that tell the repetitions of one comparison apart
 
 
@@ -161,10 +163,10 @@ def scores(run, x, y, n_classes):
 def plot_curves(runs, title, accuracy, loss):
     """Draws accuracy and validation loss by epoch into two axes."""
     for number, (method, run) in enumerate(runs.items()):
-        epochs = run.first_epoch + 1 + np.arange(len(run.history["loss"]))
-        accuracy.plot(epochs, run.history["accuracy"], f"C{number}", label=f"{method}: training")
-        accuracy.plot(epochs, run.history["val_accuracy"], f"C{number}--", label=f"{method}: validation")
-        loss.plot(epochs, run.history["val_loss"], f"C{number}", label=method)
+        epochs, color = run.first_epoch + 1 + np.arange(len(run.history["loss"])), COLORS[number]
+        accuracy.plot(epochs, run.history["accuracy"], color=color, label=f"{method}: training")
+        accuracy.plot(epochs, run.history["val_accuracy"], "--", color=color, label=f"{method}: validation")
+        loss.plot(epochs, run.history["val_loss"], color=color, label=method)
     accuracy.set(title=f"{title}: accuracy", xlabel="epoch", ylabel="accuracy")
     loss.set(title="validation loss, without distillation", xlabel="epoch", ylabel="cross-entropy", yscale="log")
     accuracy.legend()
