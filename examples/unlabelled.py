@@ -114,18 +114,20 @@ def table(rows):
 
 def plot(rows, title, path):
     """Accuracy against the share of labels, with the deviation over the seeds."""
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
-    for number, method in enumerate(METHODS):
+    for number, (method, marker) in enumerate(zip(METHODS, "os^vD", strict=True)):
         scores = rows[rows.method == method].groupby("label_fraction").accuracy
         mean, deviation = scores.mean(), scores.std(ddof=1).fillna(0)
-        axes.errorbar(mean.index, mean, deviation, fmt="o-", color=f"C{number}", capsize=3, label=method)
+        beside = mean.index * 1.04 ** (number - 2)  # so that no error bar hides another
+        color = comparison.COLORS[number]
+        axes.errorbar(beside, mean, deviation, fmt=f"{marker}-", color=color, capsize=3, label=method)
     fractions = sorted(rows.label_fraction.unique())
     axes.set(xscale="log", xlabel="share of the training windows with a label", ylabel="test accuracy", title=title)
     axes.set_xticks(fractions, [f"{one:.0%}" for one in fractions], minor=False)
     axes.minorticks_off()
-    axes.legend()
-    figure.savefig(path, dpi=100)
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.savefig(path, dpi=100, facecolor="white")
     print(f"plot: {path}")
 
 

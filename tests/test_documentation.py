@@ -1,56 +1,94 @@
 """The documents say what is: their Python blocks run, their links lead somewhere, no option is left out."""
 
+import contextlib
 import dataclasses
 import pathlib
+import pkgutil
 import re
+import sys
 
 import keras
 import numpy as np
 import pytest
 
 import keras_ssd
+import test_datasets_uci_har
+import test_datasets_ucr
 from keras_ssd.settings import Settings
 
 ROOT = pathlib.Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-# Pages whose blocks need nothing but Keras and a small model. The others need Keras Tuner, a download or processes.
-RUN = ["README.md", "docs/teachers.md", "docs/few-labels.md", "docs/uncertainty.md"]
+sys.path.insert(0, str(ROOT / "tools"))
 
-SHORTER = {"epochs=50": "epochs=2", "epochs=200": "epochs=3", "patience=10": "at_epoch=1"}
+import options_table  # noqa: E402
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+# What makes the blocks of a page cheap to run. Blocks of another language than Python are not run.
+SHORTER = {
+    "epochs=50": "epochs=2",
+    "epochs=200": "epochs=3",
+    "patience=10": "at_epoch=1",
+    "max_trials=20": "max_trials=2",
+}
 
 
 def python_blocks(page):
     return re.findall(r"^```python\n(.*?)^```", page.read_text(), flags=re.M | re.S)
 
 
-def prepared():
-    """What the pages take for granted: a compiled model of windows, and data for it."""
-    inputs = keras.Input((12, 3))
-    x = keras.layers.Conv1D(4, 3, activation="relu")(inputs)
-    x = keras.layers.GlobalAveragePooling1D()(x)
-    x = keras.layers.Dropout(0.3)(x)
-    model = keras.Model(inputs, keras.layers.Dense(2, activation="softmax")(x))
-    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
-    generator = np.random.default_rng(0)
-    x = generator.normal(size=(20, 12, 3)).astype("float32")
-    y = np.arange(20) % 2
-    return {"keras": keras, "keras_ssd": keras_ssd, "np": np, "model": model, "x": x, "y": y, "x_unlabelled": x[:9]}
+def prepared(name, folder):
+    """What a page takes for granted: a compiled model of windows, data for it, and what its own text speaks of."""
+
+    def build(hp=None):
+        inputs = keras.Input((12, 3))
+        x = keras.layers.Conv1D(4, 3, activation="relu")(inputs)
+        x = keras.layers.GlobalAveragePooling1D()(x)
+        x = keras.layers.Dropout(0.3)(x)
+        model = keras.Model(inputs, keras.layers.Dense(2, activation="softmax")(x))
+        model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+        return model
+
+    model = build()
+    x, y = np.random.default_rng(0).normal(size=(20, 12, 3)).astype("float32"), np.arange(20) % 2
+    model.fit(x, y, verbose=0)  # a file of an optimizer that never stepped warns
+    model.save(folder / "student.keras")
+    namespace = {"keras": keras, "keras_ssd": keras_ssd, "np": np, "model": model, "x": x, "y": y, "build": build}
+    namespace |= {"x_unlabelled": x[:9], "x_val": x, "y_val": y}
+    if name == "docs/data.md":
+        downloads = folder / "downloads"
+        test_datasets_uci_har.write(downloads)
+        test_datasets_ucr.write(downloads / "UCRArchive_2018" / "Coffee")
+    return namespace
+
+
+@contextlib.contextmanager
+def process_group(namespace, folder):
+    """One process of PyTorch's distributed training, a wrapped model, and batches for it."""
+    import torch
+
+    ssd = keras_ssd.wrap(namespace["model"])
+    namespace |= {"torch": torch, "ssd": ssd, "optimizer": torch.optim.Adam(ssd.parameters())}
+    namespace["loader"] = [(torch.tensor(namespace["x"]), torch.tensor(namespace["y"]))]
+    torch.distributed.init_process_group("gloo", f"file://{folder}/group", world_size=1, rank=0)
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow
 @pytest.mark.once
-@pytest.mark.parametrize("name", RUN)
+@pytest.mark.parametrize("name", [page.relative_to(ROOT).as_posix() for page in PAGES if python_blocks(page)])
+@pytest.mark.filterwarnings("ignore:(currentThread|getName):DeprecationWarning")  # Keras Tuner calls them
 def test_python_blocks_of_a_page_run_in_order(name, tmp_path, monkeypatch):
+    if name == "docs/devices.md" and keras.backend.backend() != "torch":
+        pytest.skip("its block is a loop of PyTorch")
     monkeypatch.chdir(tmp_path)
-    namespace = prepared()
-    namespace["model"].fit(namespace["x"], namespace["y"], verbose=0)  # a file of an optimizer that never stepped warns
-    namespace["model"].save("student.keras")
-    blocks = python_blocks(ROOT / name)
-    assert blocks
-    for block in blocks:
-        for long, short in SHORTER.items():
-            block = block.replace(long, short)
-        exec(compile(block, name, "exec"), namespace)
+    namespace = prepared(name, tmp_path)
+    with process_group(namespace, tmp_path) if name == "docs/devices.md" else contextlib.nullcontext():
+        for block in python_blocks(ROOT / name):
+            for long, short in SHORTER.items():
+                block = block.replace(long, short)
+            exec(compile(block, name, "exec"), namespace)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -66,10 +104,23 @@ def test_relative_links_lead_to_a_file(page):
     assert [path for path in paths if not (page.parent / path).exists()] == []
 
 
-def test_the_page_of_options_names_exactly_the_options():
-    table = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "options.md").read_text(), flags=re.M)
+def test_the_page_of_options_is_as_written_from_the_docstring():
+    assert options_table.PAGE.read_text() == options_table.whole(), "run python tools/options_table.py"
+    table = re.findall(r"^\| `(\w+)` \|", options_table.table(), flags=re.M)
     options = [field.name for field in dataclasses.fields(Settings)][2:]  # the first two are the kind of teacher
     assert sorted(table) == sorted(options)
+
+
+def test_what_computes_the_equations_exists():
+    names = set(re.findall(r"`(keras_ssd\.[\w.]+)`", (ROOT / "docs" / "paper.md").read_text()))
+    assert "keras_ssd.guidance.guided_target" in names and len(names) > 10
+    for name in names:
+        assert pkgutil.resolve_name(name) is not None
+
+
+def test_every_page_is_in_the_navigation():
+    navigation = (ROOT / "mkdocs.yml").read_text()
+    assert [page.name for page in (ROOT / "docs").glob("*.md") if f": {page.name}\n" not in navigation] == []
 
 
 def test_the_readme_is_short():

@@ -1,6 +1,6 @@
-"""Draws the pictures of a real run, the paper's setting on GunPoint.
+"""Draws the pictures of a real run, the paper's setting on GunPoint, and those of recorded rows.
 
-`python tools/pictures.py` writes docs/pictures.png.
+`python tools/pictures.py` writes docs/pictures.png, docs/unlabelled.png and docs/unlabelled_augmented.png.
 """
 
 import pathlib
@@ -9,17 +9,28 @@ import sys
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "examples"))
 
 import keras
+import matplotlib
+import pandas as pd
 from matplotlib.figure import Figure
 
 import keras_ssd
 import ucr
-from _support import ucr_data
+import unlabelled
+from _support import comparison, ucr_data
 
-PICTURE = pathlib.Path(__file__).parents[1] / "docs" / "pictures.png"
+ROOT = pathlib.Path(__file__).parents[1]
 EPOCHS = 80
+STATISTICS = ["effective_teachers", "teachers_kept", "target_similarity", "teacher_spread", "representation_norm"]
 
 
 def main():
+    draw_run()
+    for name, title in {"unlabelled": "uci_har", "unlabelled_augmented": "uci_har, augmented"}.items():
+        rows = pd.read_csv(ROOT / "benchmarks" / "results" / "examples" / f"{name}.csv")
+        unlabelled.plot(rows, title, ROOT / "docs" / f"{name}.png")
+
+
+def draw_run():
     dataset = ucr_data.load("GunPoint")
     training, validation = ucr_data.hold_out(dataset.y_train, seed=0)
     ssd = keras_ssd.wrap(ucr.new_model(dataset, seed=0), teacher="snapshot", seed=0)
@@ -36,12 +47,26 @@ def main():
             keras_ssd.callbacks.TeacherMonitor(),
         ],
     )
-    figure = Figure(figsize=(15, 4.2), layout="constrained")
-    left, middle, right = figure.subplots(1, 3)
-    keras_ssd.plotting.plot_teacher_weights(ssd, dataset.x_train[:24], ax=left)
-    keras_ssd.plotting.plot_representations(ssd, dataset.x_train[:24], ax=middle)
-    keras_ssd.plotting.plot_history(history, ax=right)
-    figure.savefig(PICTURE, dpi=90)
+    with matplotlib.rc_context({"axes.prop_cycle": matplotlib.cycler(color=comparison.COLORS)}):
+        figure = Figure(figsize=(10, 7.6), layout="constrained")
+        (left, right), (low, beside) = figure.subplots(2, 2, width_ratios=(1, 1.1))
+        keras_ssd.plotting.plot_teacher_weights(ssd, dataset.x_train[:24], ax=left)
+        keras_ssd.plotting.plot_representations(ssd, dataset.x_train[:24], ax=right)
+        losses = [name for name in history.history if name.endswith("loss")]
+        keras_ssd.plotting.plot_history(history, losses, ax=low)
+        keras_ssd.plotting.plot_history(history, [name for name in STATISTICS if name in history.history], ax=beside)
+        for axes in (right, low, *beside.figure.axes[-1:]):
+            beside_the_axes(axes)
+        beside.yaxis.set_visible(False)  # all of it is on the second axis
+        figure.savefig(ROOT / "docs" / "pictures.png", dpi=90, facecolor="white")
+
+
+def beside_the_axes(axes):
+    """Moves the legend to where no curve is."""
+    legend = axes.get_legend()
+    names = [text.get_text() for text in legend.get_texts()]
+    place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1), "ncols": 2 if len(names) < 6 else 3}
+    axes.legend(handles=legend.legend_handles, labels=names, fontsize="small", **place)
 
 
 if __name__ == "__main__":

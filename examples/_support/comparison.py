@@ -33,6 +33,8 @@ CONTROLS = {
     "snapshot": "plain, continued",
     "paper": "plain, continued",
 }
+# Of Okabe and Ito, distinct for colour-blind readers, too.
+COLORS = ["#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#595959"]
 REPEATS = ("dataset", "seed", "subject")  # columns that tell the repetitions of one comparison apart
 
 
@@ -98,20 +100,21 @@ def new_model(build, seed, weights=None):
     return model
 
 
-def fit(method, model, task, seed, epochs, first_epoch=0, callbacks=()):
+def fit(method, model, task, seed, epochs, first_epoch=0, callbacks=(), falling=True):
     """Trains with a learning rate that falls to 0; with a constant one the last epoch of a small set is a lottery."""
     print(f"{task.name}, seed {seed}: {method}", flush=True)
     keras.utils.set_random_seed(seed)  # plain and distilled see the same batches
     progress = EpochProgress(epochs)
-    falling = keras.optimizers.schedules.CosineDecay(LEARNING_RATE, epochs)
-    schedule = keras.callbacks.LearningRateScheduler(lambda epoch: float(falling(epoch)))
+    if falling:
+        decay = keras.optimizers.schedules.CosineDecay(LEARNING_RATE, epochs)
+        callbacks = [keras.callbacks.LearningRateScheduler(lambda epoch: float(decay(epoch))), *callbacks]
     history = model.fit(
         *task.training,
         validation_data=task.validation,
         batch_size=task.batch_size,
         epochs=epochs,
         verbose=0,
-        callbacks=[progress, schedule, keras.callbacks.TerminateOnNaN(), *callbacks],
+        callbacks=[progress, keras.callbacks.TerminateOnNaN(), *callbacks],
     )
     return Run(model, history.history, first_epoch, progress.steady())
 
@@ -122,21 +125,25 @@ def distiller(model, setting, num_teachers, seed):
     return keras_ssd.wrap(model, teacher=setting, num_teachers=num_teachers, seed=seed)
 
 
-def compare(task, setting, num_teachers, seed, epochs):
-    """Trains plain, distilled and, where plain is no fair comparison, the control. Returns their runs by name."""
+def compare(task, setting, num_teachers, seed, epochs, falling=True):
+    """Trains plain, distilled and, where plain is no fair comparison, the control. Returns their runs by name.
+
+    `falling` says whether the learning rate falls to 0.
+    """
     warm_start = setting in ("snapshot", "paper")
     stop_early = keras.callbacks.EarlyStopping(patience=PATIENCE, restore_best_weights=True)
     model = new_model(task.build, seed)
-    runs = {"plain": fit("plain", model, task, seed, epochs, callbacks=[stop_early] if warm_start else [])}
+    callbacks = [stop_early] if warm_start else []
+    runs = {"plain": fit("plain", model, task, seed, epochs, callbacks=callbacks, falling=falling)}
     weights = model.get_weights() if warm_start else None
     first_epoch = len(runs["plain"].history["loss"]) if warm_start else 0
     if control := CONTROLS.get(setting):
         model = new_model(task.build, seed, weights)
         if control == "plain, averaged":
             model = keras_ssd.wrap(model, kd_weight=0, ema_momentum=0.99)  # evaluates no teachers
-        runs[control] = fit(control, model, task, seed, epochs, first_epoch)
+        runs[control] = fit(control, model, task, seed, epochs, first_epoch, falling=falling)
     ssd = distiller(new_model(task.build, seed, weights), setting, num_teachers, seed)
-    runs["distilled"] = fit(f"distilled ({setting})", ssd, task, seed, epochs, first_epoch)
+    runs["distilled"] = fit(f"distilled ({setting})", ssd, task, seed, epochs, first_epoch, falling=falling)
     return runs
 
 
@@ -156,10 +163,10 @@ def scores(run, x, y, n_classes):
 def plot_curves(runs, title, accuracy, loss):
     """Draws accuracy and validation loss by epoch into two axes."""
     for number, (method, run) in enumerate(runs.items()):
-        epochs = run.first_epoch + 1 + np.arange(len(run.history["loss"]))
-        accuracy.plot(epochs, run.history["accuracy"], f"C{number}", label=f"{method}: training")
-        accuracy.plot(epochs, run.history["val_accuracy"], f"C{number}--", label=f"{method}: validation")
-        loss.plot(epochs, run.history["val_loss"], f"C{number}", label=method)
+        epochs, color = run.first_epoch + 1 + np.arange(len(run.history["loss"])), COLORS[number]
+        accuracy.plot(epochs, run.history["accuracy"], color=color, label=f"{method}: training")
+        accuracy.plot(epochs, run.history["val_accuracy"], "--", color=color, label=f"{method}: validation")
+        loss.plot(epochs, run.history["val_loss"], color=color, label=method)
     accuracy.set(title=f"{title}: accuracy", xlabel="epoch", ylabel="accuracy")
     loss.set(title="validation loss, without distillation", xlabel="epoch", ylabel="cross-entropy", yscale="log")
     accuracy.legend()
@@ -171,14 +178,20 @@ def summary(rows, title, counted="dataset"):
 
     Gains and losses are counted over the data sets, or over another of the columns `REPEATS`.
     """
-    repeats = [column for column in REPEATS if column in rows]
     groups = rows.groupby("method", sort=False)
     table = groups[["accuracy", "nll", "seconds_per_epoch", "parameters"]].mean()
     if rows.dataset.nunique() == 1 and groups.size().max() > 1:
         table.insert(1, "+-", groups.accuracy.std())
-    lines = ["", title, table.to_string(float_format="{:.4f}".format, formatters={"parameters": "{:.0f}".format})]
+    text = table.to_string(float_format="{:.4f}".format, formatters={"parameters": "{:.0f}".format})
+    return "\n".join(["", title, text, *differences(rows, counted)])
+
+
+def differences(rows, counted="dataset"):
+    """Lines that say what distillation changes against each other method, and which runs diverged."""
+    repeats = [column for column in REPEATS if column in rows]
     paired = rows.pivot(index=repeats, columns="method", values=["accuracy", "nll"])
-    for method in table.index.drop("distilled"):
+    lines = []
+    for method in rows.method[rows.method != "distilled"].unique():
         gain = {score: paired[score]["distilled"] - paired[score][method] for score in ("accuracy", "nll")}
         by_one = gain["accuracy"].groupby(counted).mean().round(9)  # equal means may differ in their last digits
         means = {score: round(values.mean(), 9) + 0.0 for score, values in gain.items()}
@@ -190,7 +203,7 @@ def summary(rows, title, counted="dataset"):
         lines.append(
             "DIVERGED: " + ", ".join([row.dataset, *(f"{c} {getattr(row, c)}" for c in repeats[1:]), row.method])
         )
-    return "\n".join(lines)
+    return lines
 
 
 def resume(path, key, train):

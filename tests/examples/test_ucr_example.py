@@ -1,5 +1,7 @@
 """The UCR example: its reader on hand-written files, and the whole script on a tiny archive."""
 
+import re
+
 import keras
 import numpy as np
 import pandas as pd
@@ -135,6 +137,19 @@ def test_aeon_carries_gunpoint():
     assert np.bincount(dataset.y_train).tolist() == [24, 26]
 
 
+def test_the_default_sets_are_carried_by_aeon():
+    assert [len(ucr_data.load(name).x_train) for name in ucr.BUNDLED] == [36, 200, 50]
+
+
+def test_small_sets_are_passed_over_several_times_in_an_epoch(archive, monkeypatch):
+    rows = []
+    monkeypatch.setattr(comparison, "compare", lambda task, *_, falling: rows.append((len(task.training[0]), falling)))
+    dataset = ucr_data.load("Tiny", archive)  # four rows, two of them validate
+    ucr.compare(dataset, ucr.parse([]), seed=0)
+    ucr.compare(dataset, ucr.parse(["--long"]), seed=0)
+    assert rows == [(800, False), (2, True)]
+
+
 def test_bad_input_is_named(archive, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no data set 'Absent'.*Found here: \['Tiny'\]"):
         ucr_data.load("Absent", archive)
@@ -171,10 +186,10 @@ def test_hold_out_of_single_rows_validates_on_training_rows():
     [
         pytest.param([], "self", ["plain", "plain, averaged", "distilled"], id="self"),
         pytest.param(
-            ["--teacher", "ema"],
+            ["--teacher", "ema", "--long"],
             "ema",
             ["plain", "plain, averaged", "distilled"],
-            id="ema",
+            id="ema, long",
             marks=(pytest.mark.slow, pytest.mark.once),
         ),
         pytest.param(
@@ -191,21 +206,25 @@ def test_script(learnable, tmp_path, capsys, options, setting, methods):
     call = ["--dataset", "Slope", "--data-dir", str(learnable), "--seeds", "0,", "--epochs", "2", "--out", str(out)]
     assert ucr.main(call + options) == 0
     printed = capsys.readouterr().out
-    assert f"Slope, {setting}, 1 seed" in printed
+    assert f"Test accuracy: {setting}, " in printed and "2 epochs, 1 seed, " in printed
+    for method in methods:
+        assert f"\n{method}: " in printed, "what the column means"
     for method in methods[:-1]:
         assert f"distilled minus {method}: accuracy" in printed
     rows = pd.read_csv(out / "results.csv")
     assert rows.method.tolist() == methods
     assert rows.parameters.nunique() == 1
     assert rows.accuracy.between(0, 1).all() and np.isfinite(rows.nll).all() and (rows.seconds_per_epoch > 0).all()
-    assert (out / f"Slope-{setting}.png").read_bytes().startswith(b"\x89PNG")
+    name = setting if "--long" in options else f"{setting}-quick"
+    assert rows.setting.unique().tolist() == [name]
+    assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_script_repeats_no_recorded_run_and_averages_over_sets(learnable, tmp_path, capsys, monkeypatch):
     columns = ["dataset", "setting", "epochs", "backend", "seed", "method", "accuracy", "nll", "seconds_per_epoch"]
     backend = keras.backend.backend()
     rows = [
-        [name, "self", 7, backend, 0, method, accuracy, 0.5, 0.1]
+        [name, "self-quick", 7, backend, 0, method, accuracy, 0.5, 0.1]
         for name, plain, distilled in [("Slope", 0.6, 0.7), ("Tilt", 0.8, 0.6)]
         for method, accuracy in [("plain", plain), ("distilled", distilled)]
     ]
@@ -218,7 +237,7 @@ def test_script_repeats_no_recorded_run_and_averages_over_sets(learnable, tmp_pa
     assert ucr.main(call) == 1, "a diverged run shows in the exit status"
 
     printed = capsys.readouterr().out
-    assert "distilled minus plain: accuracy +0.1000, nll +0.0000; more accurate on 1, less on 0 of 1" in printed
+    assert re.search(r"Slope +0.6000 +0.7000\nTilt +0.8000 +0.6000\nmean +0.7000 +0.6500\nmean nll +0.5000", printed)
     assert "distilled minus plain: accuracy -0.0500, nll +0.0000; more accurate on 1, less on 1 of 2" in printed
     assert "DIVERGED: Tilt, seed 0, distilled" in printed
     assert pd.read_csv(tmp_path / "results.csv").equals(frame)

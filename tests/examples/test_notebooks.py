@@ -1,0 +1,52 @@
+"""The notebooks: whole, small, with stored outputs; all of their cells run on TensorFlow, which exports to LiteRT."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+NOTEBOOKS = sorted((ROOT / "examples" / "notebooks").glob("*.ipynb"))
+TOOL = ROOT / "tools" / "notebooks.py"
+sys.path.insert(0, str(TOOL.parent))
+
+import notebooks  # noqa: E402
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_is_stored_with_outputs(path):
+    assert path.stat().st_size < 300 * 1024
+    notebook = json.loads(path.read_text())
+    assert (notebook["nbformat"], notebook["nbformat_minor"]) == (4, 5)
+    cells = notebooks.code_cells(notebook)
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    for cell in cells:
+        source, kinds = "".join(cell["source"]), {output["output_type"] for output in cell["outputs"]}
+        assert ("plt.show()" in source) == ("display_data" in kinds)
+        assert ("print(" in source) == ("stream" in kinds)
+
+
+def test_runs_cells_in_order_and_stores_what_they_print_and_draw():
+    sources = ["a = 2", "print(a + 1)\nprint(a)", "import matplotlib.pyplot as plt\nplt.plot([a])"]
+    cells = [{"cell_type": "code", "source": [source], "outputs": ["old"]} for source in sources]
+    cells.insert(1, {"cell_type": "markdown", "source": ["text"]})
+    notebooks.run({"cells": cells}, "made up")
+    assert cells[0]["outputs"] == [] and cells[1] == {"cell_type": "markdown", "source": ["text"]}
+    assert cells[2]["outputs"] == [{"name": "stdout", "output_type": "stream", "text": ["3\n", "2\n"]}]
+    assert cells[3]["outputs"][0]["data"]["image/png"].startswith("iVBOR")
+    assert [cell.get("execution_count") for cell in cells] == [1, None, 2, 3]
+
+
+@pytest.mark.slow
+@pytest.mark.once
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_runs(path):
+    environment = {**os.environ, "KERAS_BACKEND": "tensorflow", "PYTHONPATH": str(ROOT)}
+    environment.pop("HAR_DATA", None)
+    command = [sys.executable, str(TOOL), "--check", path.stem]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.startswith(f"{path.stem}: ")

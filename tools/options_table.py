@@ -1,0 +1,56 @@
+"""Writes the table of docs/options.md from `wrap`'s docstring and the defaults: `python tools/options_table.py`."""
+
+import inspect
+import pathlib
+import re
+
+import keras_ssd
+from keras_ssd.settings import OPTIONS, Settings
+
+PAGE = pathlib.Path(__file__).parents[1] / "docs" / "options.md"
+BEGIN, END = "<!-- written by tools/options_table.py -->\n", "<!-- end -->\n"
+KINDS = {'`"self"`, `"ema"`': ["self", "ema"], "a model": ["model"], '`"snapshot"` (the paper)': ["snapshot"]}
+
+
+def described():
+    """Group, name and text of each option, as in the `Args` of `wrap`'s docstring and in their order."""
+    arguments = inspect.getdoc(keras_ssd.wrap).split("\nArgs:\n")[1].split("\n\n| ")[0]
+    group = ""
+    for name, text in re.findall(r"^ {4}(\w+): (.*(?:\n(?! {4}\w+: ).*)*)", arguments, flags=re.M):
+        text = " ".join(text.split())
+        if found := re.match(r"\((\w+)\) ", text):
+            group, text = found[1], text[found.end() :]
+        if name in OPTIONS:
+            yield group, name, text
+
+
+def default(kinds, name, text):
+    """The default that all of these kinds of teacher have, as the settings hold it; of `None`, what it stands for."""
+    (value,) = {getattr(Settings(kind), name) for kind in kinds}
+    if value is None:
+        return "by cost" if name == "kd_fraction" else re.search(r"Defaults to `None`: (.+?)\.(?: |$)", text)[1]
+    return f'`"{value}"`' if isinstance(value, str) else f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
+
+
+def table():
+    head = ["option", "of the", *KINDS, "meaning"]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for group, name, text in described():
+        defaults = [default(kinds, name, text) for kinds in KINDS.values()]
+        meaning = re.split(r"(?<=\.) (?=[A-Z])", text)[0].rstrip(".")
+        lines.append("| " + " | ".join([f"`{name}`", group, *defaults, meaning]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def whole():
+    """The page with the table as it should be."""
+    before, rest = PAGE.read_text().split(BEGIN)
+    return before + BEGIN + "\n" + table() + "\n" + END + rest.split(END)[1]
+
+
+def main():
+    PAGE.write_text(whole())
+
+
+if __name__ == "__main__":
+    main()
