@@ -387,7 +387,8 @@ def in_process(name, n_processes, process):
         def forward(self, x, y, sample_weight):
             return self.ssd.training_loss(x, y, sample_weight)
 
-    ssd = noisy("self") if name == "noisy" else wrapped(**DETERMINISTIC[name])
+    # All samples, as in DETERMINISTIC.
+    ssd = wrapped(dropout, kd_fraction=1.0, **NOISY["self"]) if name == "noisy" else wrapped(**DETERMINISTIC[name])
     module = Loss(ssd)
     if n_processes > 1:
         module = torch.nn.parallel.DistributedDataParallel(module)
@@ -406,7 +407,7 @@ def in_process(name, n_processes, process):
         losses.append(loss.item())
     seen = []
     if name == "noisy":
-        ssd.observe(Recorder(seen.append))
+        ssd._observe(Recorder(seen.append))
         ssd.training_loss(np.ones((4, 5), "float32"), np.zeros(4))
     return {"losses": losses, "gradients": gradients, "weights": numbers(ssd.weights), "seen": seen}
 

@@ -107,7 +107,8 @@ def checked_space(kind: str, space: dict[str, Any] | None) -> dict[str, Any]:
             raise ValueError(f"`similarity` should list some of {SIMILARITIES}. Received: similarity={domain!r}")
         similarity = "uniform" if only_uniform else None
         for value in values:
-            Settings(kind, "model", **{"similarity": similarity, name: value})
+            # By the defaults of a frozen network, which suit every value; "ema" has to have an average.
+            Settings(kind, None if kind == "ema" else "model", **{"similarity": similarity, name: value})
         if name == "kd_weight" and 0 in values:
             raise ValueError(f"A plain trial is part of every search: leave 0 out. Received: kd_weight={domain!r}")
     return space
