@@ -242,7 +242,7 @@ def wrapped_outside(strategy):
 
 # Half of a batch: that of one device, every second row, is that of several. Cheaper ones are drawn on each device.
 NOISY = {
-    "self": dict(num_teachers=6, distill="outputs", kd_fraction=0.5),
+    "self": dict(num_teachers=6, distill="outputs", kd_fraction=1.0),
     "ema": dict(teacher="ema", num_teachers=6, distill="outputs", kd_fraction=0.5),
     "model": dict(teacher="model", num_teachers=6, distill="both", similarity="kl", kd_fraction=1.0),
     "paper": dict(teacher="snapshot", num_teachers=6, distill="representation", similarity="dot", percentile=50),
@@ -387,8 +387,7 @@ def in_process(name, n_processes, process):
         def forward(self, x, y, sample_weight):
             return self.ssd.training_loss(x, y, sample_weight)
 
-    # All samples, as in DETERMINISTIC.
-    ssd = wrapped(dropout, kd_fraction=1.0, **NOISY["self"]) if name == "noisy" else wrapped(**DETERMINISTIC[name])
+    ssd = noisy("self") if name == "noisy" else wrapped(**DETERMINISTIC[name])
     module = Loss(ssd)
     if n_processes > 1:
         module = torch.nn.parallel.DistributedDataParallel(module)

@@ -208,7 +208,8 @@ def test_data_parallel_exchanges_no_activations(four_devices, name):
     # Five inputs, layers of 8, 8 and 3. Rows that are drawn from all devices would be summed: (rows, 8).
     assert summed_shapes(program) <= {(), (3,), (8,), (3, 8), (5, 8), (8, 8)}
     n_loops = {one: text.count(" while(") for one, text in programs.items()}
-    assert (n_loops[name] > n_loops["self"]) == ("chunks" in name)
+    n_draws = int(name == "bounded price")  # JAX draws in a loop: here once more, the rows
+    assert (n_loops[name] - n_draws > n_loops["self"]) == ("chunks" in name)
 
 
 @only_jax
