@@ -85,6 +85,19 @@ def replicas_in_sync() -> int:
     return tf.distribute.get_strategy().num_replicas_in_sync
 
 
+def devices_of_a_batch() -> int:
+    """Number of devices among which `keras.distribution` shares the rows of the batch that a step sees; else 1.
+
+    Replicas of `tf.distribute` and processes of `torch.distributed` see a batch of their own.
+    """
+    distribution = keras.distribution.distribution()
+    if distribution is None:
+        return 1
+    mesh = distribution.device_mesh
+    axis = distribution.get_data_layout((1,)).axes[0]
+    return dict(zip(mesh.axis_names, mesh.shape, strict=True))[axis]
+
+
 def seeds_of_this_replica(seeds: Tensor) -> Tensor:
     """Seeds that differ between the replicas of a batch; those of the first replica are `seeds` itself.
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops, tree
 
+from keras_ssd import _backend
 from keras_ssd._typing import Tensor
 
 
@@ -13,22 +14,20 @@ class Rows(NamedTuple):
     """Rows of a batch, evenly spaced from a random start: `(start + floor(j * batch / count)) mod batch`.
 
     Each row is drawn with the same probability `count / batch`, so that a mean over the rows drawn is, in expectation,
-    the mean over the batch (circular systematic sampling).
+    the mean over the batch (circular systematic sampling). Where several devices share the batch, each draws so many
+    of its own, by the same start, and none has to be sent.
 
     Attributes:
         start: integer tensor `()`, uniform over the batch.
         count: how many rows; a tensor where the size of the batch is known only when the step runs.
         batch: the size of the batch, likewise.
+        devices: how many devices share the batch; `count` and `batch` are multiples of it.
     """
 
     start: Tensor
     count: Any
     batch: Any
-
-    @property
-    def is_strided(self) -> bool:
-        """Whether the rows are every k-th one, which each of several devices can take from its own."""
-        return isinstance(self.batch, int) and self.batch % self.count == 0
+    devices: int = 1
 
 
 def draw_rows(batch: Any, fraction: float, seed_generator: keras.random.SeedGenerator) -> Rows:
@@ -36,12 +35,15 @@ def draw_rows(batch: Any, fraction: float, seed_generator: keras.random.SeedGene
 
     Args:
         batch: its size, a number or a tensor.
-        fraction: the part of them, in (0, 1]; at least one row is drawn.
+        fraction: the part of them, in (0, 1]; at least one row is drawn, on each of several devices.
         seed_generator: what the start is drawn from.
     """
     share = keras.random.uniform((), seed=seed_generator)
     if isinstance(batch, int):
-        return Rows(ops.cast(ops.floor(share * batch), "int32"), max(1, int(fraction * batch)), batch)
+        devices = _backend.devices_of_a_batch()
+        devices = devices if batch % devices == 0 else 1
+        count = devices * max(1, int(fraction * (batch // devices)))
+        return Rows(ops.cast(ops.floor(share * batch), "int32"), count, batch, devices)
     size = ops.cast(batch, "float32")
     count = ops.maximum(ops.cast(ops.floor(fraction * size), "int32"), 1)
     return Rows(ops.cast(ops.floor(share * size), "int32"), count, batch)
@@ -49,16 +51,19 @@ def draw_rows(batch: Any, fraction: float, seed_generator: keras.random.SeedGene
 
 def take_rows(x: Tensor, rows: Rows) -> Tensor:
     """Return the drawn rows of a tensor `(batch, ...)`."""
-    if rows.is_strided:
-        # Along an axis that no device shares: under data parallelism nothing is gathered.
-        stride = rows.batch // rows.count
-        grouped = ops.reshape(x, (rows.count, stride, *ops.shape(x)[1:]))
-        return ops.take(grouped, rows.start % stride, axis=1)
-    if isinstance(rows.batch, int):
-        steps = ops.convert_to_tensor([j * rows.batch // rows.count for j in range(rows.count)], "int32")
-    else:
-        steps = ops.arange(rows.count, dtype="int32") * ops.cast(rows.batch, "int32") // rows.count
-    return ops.take(x, (rows.start + steps) % rows.batch, axis=0)
+    start, count, batch, devices = rows
+    if not isinstance(batch, int):
+        steps = ops.arange(count, dtype="int32") * ops.cast(batch, "int32") // count
+        return ops.take(x, (start + steps) % batch, axis=0)
+    # Rows are taken along an axis that no device shares: XLA would sum what each device has of them otherwise. If they
+    # are every k-th one, from each k one.
+    parts = count if batch % count == 0 else devices
+    size, count = batch // parts, count // parts
+    grouped = ops.reshape(x, (parts, size, *ops.shape(x)[1:]))
+    if count == 1:
+        return ops.take(grouped, start % size, axis=1)
+    steps = ops.convert_to_tensor([j * size // count for j in range(count)], "int32")
+    return ops.reshape(ops.take(grouped, (start + steps) % size, axis=1), (parts * count, *ops.shape(x)[1:]))
 
 
 class Thinning:

@@ -240,20 +240,22 @@ def wrapped_outside(strategy):
 
 # JAX.
 
+# Half of a batch: that of one device, every second row, is that of several. Cheaper ones are drawn on each device.
 NOISY = {
-    "self": dict(num_teachers=6, distill="outputs"),
-    "ema": dict(teacher="ema", num_teachers=6, distill="outputs"),
-    "model": dict(teacher="model", num_teachers=6, distill="both", similarity="kl"),
+    "self": dict(num_teachers=6, distill="outputs", kd_fraction=1.0),
+    "ema": dict(teacher="ema", num_teachers=6, distill="outputs", kd_fraction=0.5),
+    "model": dict(teacher="model", num_teachers=6, distill="both", similarity="kl", kd_fraction=1.0),
     "paper": dict(teacher="snapshot", num_teachers=6, distill="representation", similarity="dot", percentile=50),
-    "uneven chunks": dict(num_teachers=5, distill="outputs", teacher_chunk=2),
-    "chunks for the cache": dict(num_teachers=6, distill="outputs"),
+    "uneven chunks": dict(num_teachers=5, distill="outputs", teacher_chunk=2, kd_fraction=1.0),
+    "chunks for the cache": dict(num_teachers=6, distill="outputs", kd_fraction=1.0),
+    "bounded price": dict(num_teachers=6, distill="outputs"),
 }
 
 
 ON_TWO_DEVICES = ("ema",)
 ON_FOUR_DEVICES = ("self", "ema", "model", "paper", "uneven chunks")
 ON_MESHES = [("self", "1x4"), ("ema", "2x2"), ("paper", "2x2")]
-COMPILED = ("self", "paper", "uneven chunks", "chunks for the cache")
+COMPILED = ("self", "paper", "uneven chunks", "chunks for the cache", "bounded price")
 CACHE = passes._CACHED_BYTES
 
 
@@ -385,8 +387,7 @@ def in_process(name, n_processes, process):
         def forward(self, x, y, sample_weight):
             return self.ssd.training_loss(x, y, sample_weight)
 
-    # All samples, as in DETERMINISTIC.
-    ssd = wrapped(dropout, kd_fraction=1.0, **NOISY["self"]) if name == "noisy" else wrapped(**DETERMINISTIC[name])
+    ssd = noisy("self") if name == "noisy" else wrapped(**DETERMINISTIC[name])
     module = Loss(ssd)
     if n_processes > 1:
         module = torch.nn.parallel.DistributedDataParallel(module)

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import subprocess
 import sys
 
@@ -185,17 +186,20 @@ def test_normalisation_behind_the_dropout_moves_once_per_step():
 
 @pytest.mark.skipif(keras.backend.backend() != "jax", reason="looks at what JAX compiles")
 def test_two_devices_exchange_no_activations():
-    """Batch-major tiling keeps a sample's teachers on its own device: only gradients and sums are exchanged."""
+    """Teachers of a sample, and the rows that are drawn, stay on its device: only gradients and sums are exchanged."""
     environment = dict(os.environ, XLA_FLAGS="--xla_force_host_platform_device_count=2", KERAS_BACKEND="jax")
     run = subprocess.run([sys.executable, "-c", ON_TWO_DEVICES], env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-2000:]
     programs = run.stdout.split("=== ")[1:]
-    assert len(programs) == 3
+    assert len(programs) == 6
     for compiled in programs:
         assert "num_partitions=2" in compiled
         assert "all-reduce" in compiled
         for operation in ("all-gather", "all-to-all", "collective-permute"):
             assert operation not in compiled, f"{operation} in {compiled.splitlines()[0]}"
+        # Rows that are drawn from both devices would be summed, as (rows, 14, 8).
+        summed = re.findall(r"\[([\d,]*)\]", "".join(re.findall(r"= (.*) all-reduce(?:-start)?\(", compiled)))
+        assert set(summed) <= {"", "3,3,8", "3,8,8", "8", "5", "5,8", "8,5"}, compiled.splitlines()[0]
 
 
 ON_TWO_DEVICES = """
@@ -207,16 +211,18 @@ keras.distribution.set_distribution(keras.distribution.DataParallel())
 layout = keras.distribution.distribution().get_data_layout
 x, y = np.zeros((8, 16, 3), "float32"), np.zeros((8,), "int32")
 batch = tuple(keras.distribution.distribute_tensor(jax.numpy.asarray(a), layout(a.shape)) for a in (x, y))
-for teacher, chunk in (("self", None), ("snapshot", None), ("self", 2)):
+whole = [("self", None, 1), ("snapshot", None, 1), ("self", 2, 1)]
+# The automatic one is an eighth, less than a row of each device; of three quarters no device has every k-th row.
+for teacher, chunk, fraction in [*whole, ("self", None, None), ("self", None, 0.25), ("self", None, 0.75)]:
     model = keras.Sequential([
         keras.Input((16, 3)), layers.Conv1D(8, 3), layers.Dropout(0.3), layers.Conv1D(8, 3),
         layers.GlobalAveragePooling1D(), layers.Dropout(0.3), layers.Dense(5, activation="softmax"),
     ])
-    ssd = keras_ssd.wrap(model, teacher, num_teachers=6, kd_fraction=1, teacher_chunk=chunk)
+    ssd = keras_ssd.wrap(model, teacher, num_teachers=6, kd_fraction=fraction, teacher_chunk=chunk)
     ssd.compile("sgd", "sparse_categorical_crossentropy")
     ssd.optimizer.build(ssd.trainable_variables)
     owners = (ssd.trainable_variables, ssd.non_trainable_variables, ssd.optimizer.variables, ssd.metrics_variables)
     state = tuple([v.value for v in variables] for variables in owners)
-    print("===", teacher, chunk)
+    print("===", teacher, chunk, ssd.teacher_cost)
     print(jax.jit(ssd.train_step).lower(state, batch).compile().as_text())
 """

@@ -6,7 +6,7 @@ import pytest
 from keras import layers, ops
 
 import keras_ssd
-from keras_ssd import thinning
+from keras_ssd import _backend, thinning
 from keras_ssd.cost import multiplications, teacher_cost
 from keras_ssd.graph import Graph
 from keras_ssd.noise import choose_noise
@@ -37,11 +37,28 @@ def test_rows_are_evenly_spaced_from_the_start(batch, count, start, expected):
     assert taken.shape == (count, 2)
 
 
-@pytest.mark.parametrize("batch, count", [(8, 2), (7, 3), (6, 4), (5, 1), (16, 3)])
-def test_every_row_is_drawn_with_the_same_probability(batch, count):
+@pytest.mark.parametrize(
+    "batch, count, devices", [(8, 2, 1), (7, 3, 1), (6, 4, 1), (5, 1, 1), (16, 3, 1), (8, 4, 2), (10, 6, 2), (12, 8, 4)]
+)
+def test_every_row_is_drawn_with_the_same_probability(batch, count, devices):
     x = ops.arange(batch, dtype="float32")
-    drawn = [ops.convert_to_numpy(take_rows(x, Rows(start_at(start), count, batch))) for start in range(batch)]
-    assert np.bincount(np.concatenate(drawn).astype(int)).tolist() == [count] * batch
+    starts = map(start_at, range(batch))
+    drawn = np.array([ops.convert_to_numpy(take_rows(x, Rows(start, count, batch, devices))) for start in starts])
+    assert np.bincount(drawn.ravel().astype(int)).tolist() == [count] * batch
+    # Every device, which holds the rows that stand beside each other, puts out those of its own.
+    owner = np.floor_divide(drawn, batch / devices)
+    assert (owner == np.repeat(np.arange(devices), count // devices)).all()
+
+
+@pytest.mark.parametrize(
+    "batch, fraction, devices, count",
+    [(8, 0.5, 4, 4), (8, 0.125, 4, 4), (8, 0.75, 2, 6), (12, 0.4, 2, 4), (9, 0.5, 2, 4)],
+)
+def test_each_device_draws_at_least_one_row(batch, fraction, devices, count, monkeypatch):
+    monkeypatch.setattr(_backend, "devices_of_a_batch", lambda: devices)
+    rows = draw_rows(batch, fraction, keras.random.SeedGenerator(3))
+    assert rows.count == count
+    assert rows.devices == (1 if batch % devices else devices)
 
 
 def test_starts_are_drawn_anew_over_the_whole_batch():
