@@ -350,7 +350,8 @@ class SSDModel(Inspection, HeldWeightsMethods, Storage, StudentInterface, keras.
         if self._averaging is not None:
             try:
                 self._averaging.lend()
-            except RuntimeError:  # JAX has given the weights away in the midst of an epoch, as plain Keras does
+            except (RuntimeError, TypeError):
+                # On JAX, Keras has given the weights away in the midst of an epoch, and has deleted arrays or none.
                 return
             self._evaluate_average(False)
         self._build_optimizer_of_student()
