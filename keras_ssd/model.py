@@ -341,6 +341,10 @@ class SSDModel(Inspection, HeldWeightsMethods, Storage, StudentInterface, keras.
         self._fit_state.joined_dataset = x
 
     def _begin_training(self) -> None:
+        if self.compiled and self.optimizer is not None and not self.optimizer.built:
+            # Variables that are made while TensorFlow traces a step let it trace the step twice, and keep both traces.
+            with _backend.variable_scope(self):
+                self.optimizer.build(self.trainable_variables)
         if self._averaging is not None:
             self._averaging.take_back()
             self._evaluate_average(True)
