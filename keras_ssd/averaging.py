@@ -73,8 +73,8 @@ class HeldWeights(keras.layers.Layer):
         for held, variable in zip(self.held, weights, strict=True):
             value = ops.stop_gradient(variable.value)
             if keras.backend.is_float_dtype(held.dtype):
-                keep = ops.cast(m, held.dtype)
-                value = keep * held.value + (1 - keep) * value
+                # In this order nothing is rounded where both are equal, as in a frozen layer, or m is 0.
+                value = value - ops.cast(m, held.dtype) * (value - held.value)
             held.assign(value)
         self.steps.assign(self.steps.value + 1)
         self.is_deployed.assign(ops.zeros_like(self.is_deployed.value))

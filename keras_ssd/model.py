@@ -295,6 +295,10 @@ class SSDModel(Inspection, HeldWeightsMethods, Storage, StudentInterface, keras.
     # Before and after training.
 
     def _begin_training(self) -> None:
+        if self.compiled and self.optimizer is not None and not self.optimizer.built:
+            # Variables that are made while TensorFlow traces a step let it trace the step twice, and keep both traces.
+            with _backend.variable_scope(self):
+                self.optimizer.build(self.trainable_variables)
         if self._averaging is not None:
             self._averaging.take_back()
             self._evaluate_average(True)
@@ -304,7 +308,8 @@ class SSDModel(Inspection, HeldWeightsMethods, Storage, StudentInterface, keras.
         if self._averaging is not None:
             try:
                 self._averaging.lend()
-            except RuntimeError:  # JAX has given the weights away in the midst of an epoch, as plain Keras does
+            except (RuntimeError, TypeError):
+                # On JAX, Keras has given the weights away in the midst of an epoch, and has deleted arrays or none.
                 return
             self._evaluate_average(False)
         self._build_optimizer_of_student()

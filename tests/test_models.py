@@ -17,6 +17,8 @@ from models import compiled
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks" / "accuracy"))
 
+# PyTorch, which runs what is marked `once`, has no NASNet.
+NOT_ON_TORCH = "keras.applications.NASNetMobile"
 # The smallest model of each family, and the smallest image that it takes.
 APPLICATIONS = {
     "ConvNeXtTiny": 32,
@@ -40,7 +42,7 @@ AEON = {
     "EncoderClassifier": dict(n_filters=[4, 4, 4], fc_units=4),
     "FCNClassifier": dict(n_filters=4),
     "IndividualInceptionClassifier": dict(n_filters=2, depth=3),
-    "MLPClassifier": dict(n_units=4),
+    "MLPClassifier": dict(n_units=16),
     "ResNetClassifier": dict(n_filters=4),
     "IndividualLITEClassifier": dict(n_filters=2),
     "DisjointCNNClassifier": dict(n_filters=4),
@@ -50,7 +52,12 @@ AEON = {
 def application(name, size):
     if name == "NASNetMobile" and keras.backend.backend() == "torch":
         pytest.skip("Keras has it not on PyTorch")
-    return getattr(keras.applications, name)(weights=None, input_shape=(size, size, 3), classes=3)
+    model = getattr(keras.applications, name)(weights=None, input_shape=(size, size, 3), classes=3)
+    if name.startswith("VGG"):
+        # Without normalization its many layers leave so little of what comes in that all outputs are the same.
+        head = model.layers[-1]
+        head.set_weights([1000 * value for value in head.get_weights()])
+    return model
 
 
 def published(name):
@@ -90,7 +97,7 @@ def transformer():
 
 
 def bidirectional():
-    inputs = keras.Input((6, 2))
+    inputs = keras.Input((6, 8))
     return classifier(layers.Bidirectional(layers.GRU(4, dropout=0.3))(inputs), inputs)
 
 
@@ -124,7 +131,8 @@ MODELS = {**SMALL, **LARGE}
     "title",
     [
         *(pytest.param(title, marks=[] if title in QUICK else [pytest.mark.slow]) for title in SMALL),
-        *(pytest.param(title, marks=[pytest.mark.slow, pytest.mark.once]) for title in LARGE),
+        *(pytest.param(n, marks=[pytest.mark.slow, pytest.mark.once]) for n in LARGE if n != NOT_ON_TORCH),
+        pytest.param(NOT_ON_TORCH, marks=pytest.mark.slow),
     ],
 )
 def test_a_published_network_is_wrapped_trained_saved_and_loaded(tmp_path, title, record_property):
@@ -143,8 +151,8 @@ def test_a_published_network_is_wrapped_trained_saved_and_loaded(tmp_path, title
     weights = len(model.weights)
     ssd = keras_ssd.wrap(model, dropout_rate=None if has_noise else 0.3, num_teachers=2)
     kd_loss = ssd.fit(x, y, batch_size=4, verbose=0).history["kd_loss"][0]
-    # Networks that were never trained may say nearly the same of every sample, and their teachers, too.
-    assert np.isfinite(kd_loss) and kd_loss > -1e-6
+    # Above what rounding leaves of a divergence of equal outputs.
+    assert 1e-6 < kd_loss < np.inf
     assert len(model.weights) == weights
     ssd.save(tmp_path / "ssd.keras")
     said = ssd.predict(x, verbose=0)
