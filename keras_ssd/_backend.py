@@ -144,6 +144,11 @@ def derived_seed() -> int:
         random.setstate(state)
 
 
+def gives_weights_away() -> bool:
+    """Whether Keras moves the weights out of the model while `fit` runs: after an exception some may be gone."""
+    return keras.backend.backend() == "jax"
+
+
 def after_train_step(model: keras.Model, result: Any, update: Callable[[], None]) -> Any:
     """Run `update`, which assigns to non-trainable variables of a model, on the state that its training step leaves.
 

@@ -16,14 +16,12 @@ from keras_ssd.graph import Graph, call_student, is_functional
 from keras_ssd.inspection import Inspection
 from keras_ssd.outputs import OutputRecords, teacher_logits
 from keras_ssd.settings import Settings, check_weight
-from keras_ssd.step import Evaluation, FitState, TrainingStep, Untracked, values_set
+from keras_ssd.step import FitState, Untracked, as_training_step, current_evaluation, current_step, values_set
 from keras_ssd.storage import Storage
 from keras_ssd.student import StudentInterface, StudentWatch, check_model, check_overrides
 from keras_ssd.teachers import StudentTeacherGraph, check_replaceable, resolve_kind
 from keras_ssd.thinning import Thinning
-from keras_ssd.unlabelled import as_joined_dataset
-
-_step, _evaluation = TrainingStep(), Evaluation()
+from keras_ssd.unlabelled import as_joined_dataset, weigh_metrics
 
 
 @keras.saving.register_keras_serializable(package="keras_ssd")
@@ -87,12 +85,10 @@ class SSDModel(Inspection, HeldWeightsMethods, Storage, StudentInterface, keras.
             self._thinning = Untracked(Thinning(settings.kd_fraction)) if settings.kd_fraction < 1 else None
         if isinstance(teacher_model, SSDModel) and teacher_model._averages and wiring is not None:
             self._held_weights.copy(teacher_model._deployed()[1])
-        needs_logits = network is not None and settings.distills and settings.needs_outputs
-        of_teacher = teacher_logits(model, network, teacher_model) if needs_logits else None
+        is_compared = network is not None and graph is not None and settings.needs_outputs
+        of_teacher = teacher_logits(model, network, teacher_model) if is_compared else None
         self._outputs = OutputRecords(model, graph, settings.temperature, of_teacher)
         self._evaluates_average = False
-        self.test_function: Any = None
-        self.predict_function: Any = None
         self._evaluation_functions = Untracked({})
         self._watch = Untracked(StudentWatch(model))
         if hasattr(model, "output_names"):
@@ -136,21 +132,24 @@ class SSDModel(Inspection, HeldWeightsMethods, Storage, StudentInterface, keras.
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """Run the student; in a training step also as far as the teachers branch off, in evaluation by its average."""
         if training and self._is_taught():
-            outputs, *_step.student_pass = self._wiring.student_pass(inputs)
+            outputs, representation, cut_values = self._wiring.student_pass(inputs)
+            current_step.student_pass = representation, cut_values
             return outputs
         if self._evaluates_average and not training:
             return self._call_averaged(inputs)
         return call_student(self.student, inputs, training)
 
     def _is_taught(self) -> bool:
-        return self._distills and self._fit_state.teaches and _step.model is self
+        return self._distills and self._fit_state.teaches and current_step.model is self
 
+    @as_training_step
     def train_step(self, *args: Any, **kwargs: Any) -> Any:
-        with values_set(_step, model=self, student_pass=None):
-            result = super().train_step(*args, **kwargs)
-        if self._averaging is not None:
-            return _backend.after_train_step(self, result, self._averaging.update)
-        return result
+        return super().train_step(*args, **kwargs)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "train_step" in vars(cls):
+            setattr(cls, "train_step", as_training_step(cls.train_step))  # noqa: B010
 
     def compute_loss(
         self,
@@ -169,7 +168,7 @@ class SSDModel(Inspection, HeldWeightsMethods, Storage, StudentInterface, keras.
         return loss + ops.cast(self._kd_weight.value, loss.dtype) * kd_loss
 
     def _distillation_loss(self, y_pred: Any, sample_weight: Any) -> Tensor:
-        (representation, cut_values), _step.student_pass = _step.student_pass, None
+        representation, cut_values = current_step.take_student_pass()
         outputs = self._outputs.describe(y_pred)
         scales = None
         if self._thinning is not None:
@@ -196,8 +195,7 @@ class SSDModel(Inspection, HeldWeightsMethods, Storage, StudentInterface, keras.
     def _call_averaged(self, inputs: Any) -> Any:
         outputs, losses = self._averaging.call(inputs)
         for loss in losses:
-            # A new tensor: Keras tells losses apart by identity, and these belong to the layers of the student.
-            self.add_loss(loss + 0)
+            self.add_loss(loss)
         return outputs
 
     # Keras' methods, with something added.
@@ -209,9 +207,8 @@ class SSDModel(Inspection, HeldWeightsMethods, Storage, StudentInterface, keras.
         if self._distills and isinstance(arguments.get("metrics"), list):
             # Keras Tuner compiles anew with what `self.metrics` holds, which includes our own.
             arguments["metrics"] = [m for m in arguments["metrics"] if m is not self._kd_loss_tracker]
-        if not self.settings.kd_sample_weight and arguments.get("metrics") and not arguments.get("weighted_metrics"):
-            # The weights say which samples have a label.
-            arguments["weighted_metrics"] = arguments.pop("metrics")
+        if not self.settings.kd_sample_weight:
+            weigh_metrics(arguments)
         super().compile(**arguments)
         _backend.restore_compiled(self.student)
         self._watch.content.note_compile(self.student)
@@ -256,7 +253,7 @@ class SSDModel(Inspection, HeldWeightsMethods, Storage, StudentInterface, keras.
     @functools.wraps(keras.Model.evaluate)
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         self._begin_evaluation()
-        with values_set(_evaluation, is_running=True):
+        with values_set(current_evaluation, is_running=True):
             return super().evaluate(*args, **kwargs)
 
     @functools.wraps(keras.Model.test_on_batch)
@@ -265,7 +262,7 @@ class SSDModel(Inspection, HeldWeightsMethods, Storage, StudentInterface, keras.
         return super().test_on_batch(*args, **kwargs)
 
     def test_step(self, *args: Any, **kwargs: Any) -> Any:
-        with values_set(_step, model=None), values_set(_evaluation, is_running=True):
+        with values_set(current_step, model=None), values_set(current_evaluation, is_running=True):
             return super().test_step(*args, **kwargs)
 
     @functools.wraps(keras.Model.predict)
@@ -280,7 +277,7 @@ class SSDModel(Inspection, HeldWeightsMethods, Storage, StudentInterface, keras.
 
     def get_metrics_result(self) -> dict[str, Any]:
         logs = super().get_metrics_result()
-        if _evaluation.is_running:
+        if current_evaluation.is_running:
             # There is no teacher in evaluation.
             statistics = self._fit_state.statistics
             for name in ("kd_loss", *(() if statistics is None else statistics.names)):
@@ -309,7 +306,8 @@ class SSDModel(Inspection, HeldWeightsMethods, Storage, StudentInterface, keras.
             try:
                 self._averaging.lend()
             except (RuntimeError, TypeError):
-                # On JAX, Keras has given the weights away in the midst of an epoch, and has deleted arrays or none.
+                if not _backend.gives_weights_away():
+                    raise
                 return
             self._evaluate_average(False)
         self._build_optimizer_of_student()
@@ -441,7 +439,7 @@ class SSDModel(Inspection, HeldWeightsMethods, Storage, StudentInterface, keras.
             raise ValueError(
                 f"training_loss() needs a compiled model: {self.name!r} has no loss. Call ssd.compile(loss=...) first."
             )
-        with values_set(_step, model=self, student_pass=None):
+        with values_set(current_step, model=self, student_pass=None):
             y_pred = self(x, training=True)
             return self.compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True)
 

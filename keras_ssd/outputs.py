@@ -210,6 +210,7 @@ class OutputRecords:
             of_teacher = self._of_teacher
             if of_teacher is not None and len(of_teacher) != num_outputs:
                 of_teacher = [of_teacher[0]] * num_outputs
+            self._check_axes(structure)
             self._records = describe_outputs(
                 self._forms if len(self._forms) == num_outputs else [None] * num_outputs,
                 tree.map_structure(lambda _: 0, structure),
@@ -220,6 +221,17 @@ class OutputRecords:
                 of_teacher,
             )
         return self._records
+
+    def _check_axes(self, structure: Any) -> None:
+        losses = per_output(self.loss, structure, getattr(self._student, "output_names", None))
+        for place, (x, loss) in enumerate(zip(tree.flatten(structure), losses, strict=True)):
+            axis = getattr(loss, "axis", -1)
+            if isinstance(axis, int) and axis not in (-1, len(x.shape) - 1):
+                raise ValueError(
+                    f"The classes of output {place} should lie on its last axis, where they are distilled. Received: a "
+                    f"loss with axis={axis}, outputs of shape {tuple(x.shape)}. End the model in keras.layers.Permute "
+                    "and leave `axis` out, or wrap with kd_weight=0."
+                )
 
 
 def describe_outputs(
@@ -394,7 +406,10 @@ def _kind(loss: Any, form: str | None) -> tuple[str, bool]:
     """Return the kind of an output, and whether it holds logits."""
     name = _name(loss)
     if "crossentropy" in name or name in ("bce", "kldivergence", "kld"):
-        kind = "binary" if "binary" in name or name == "bce" else "categorical"
+        is_binary = "binary" in name or name == "bce"
+        # Of a loss of the user's own ("weighted_crossentropy") only the activation may tell.
+        is_open = not is_binary and "categorical" not in name and name not in ("kldivergence", "kld")
+        kind = "binary" if is_binary or (is_open and form == "sigmoid") else "categorical"
         declared = declared_logits(loss)
         if declared is None:
             # Divergences of distributions take probabilities; of the user's own loss only the activation tells.

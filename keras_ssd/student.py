@@ -148,6 +148,8 @@ class StudentInterface:
     """
 
     student: keras.Model
+    test_function: Any  # compiled, of `evaluate` and `predict`
+    predict_function: Any
 
     @property
     def inputs(self) -> Any:

@@ -147,6 +147,25 @@ def as_joined_dataset(data: Any, settings: Settings) -> JoinedDataset | None:
     return data
 
 
+def weigh_metrics(arguments: dict[str, Any]) -> None:
+    """Let metrics count samples with a label only, as the task's weights say: make them `weighted_metrics`.
+
+    Args:
+        arguments: of `compile`, changed in place.
+
+    Raises:
+        ValueError: if both kinds are given.
+    """
+    if not arguments.get("metrics"):
+        return
+    if arguments.get("weighted_metrics"):
+        raise ValueError(
+            "With kd_sample_weight=False all metrics are weighted, so that samples of weight 0, which have no label, "
+            "do not count. Pass them all as `weighted_metrics`, or all as `metrics`. Received both."
+        )
+    arguments["weighted_metrics"] = arguments.pop("metrics")
+
+
 class _ArrayBatches:
     """Batches of arrays in memory, in an order that depends on the epoch and on nothing else."""
 

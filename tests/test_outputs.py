@@ -212,6 +212,10 @@ def custom(y_true, y_pred):
     return ops.mean(y_pred, axis=-1)
 
 
+def weighted_crossentropy(y_true, y_pred):
+    return ops.mean(y_pred, axis=-1)
+
+
 KINDS = [
     ("sparse_categorical_crossentropy", None, "categorical", False),
     ("categorical_crossentropy", "softmax", "categorical", False),
@@ -229,6 +233,9 @@ KINDS = [
     (keras.losses.KLDivergence(), None, "categorical", False),
     (keras.losses.MeanSquaredError(), "softmax", "regression", False),
     (keras.losses.categorical_crossentropy, None, "categorical", False),
+    (weighted_crossentropy, "sigmoid", "binary", False),
+    (weighted_crossentropy, "softmax", "categorical", False),
+    (weighted_crossentropy, None, "categorical", True),
     (custom, "softmax", "categorical", False),
     (custom, "sigmoid", "binary", False),
     (custom, None, "regression", False),

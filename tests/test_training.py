@@ -321,3 +321,67 @@ def test_without_stochastic_layers_the_teacher_is_the_inference_call():
     ssd = keras_ssd.wrap(model, teacher="snapshot", stochastic_layers=(), num_teachers=1, similarity="uniform")
     hidden = keras.Model(model.input, model.layers[-1].input)(X, training=False)
     assert_close(passes(ssd, X).teacher_representation[:, 0], hidden, tolerance=1e-6)
+
+
+# A `train_step` of the user's own.
+
+
+class OwnStep(keras_ssd.SSDModel):
+    """Keras' recipe for each backend, without `super().train_step`."""
+
+    def train_step(self, *args):
+        return getattr(self, f"_on_{keras.backend.backend()}")(*args)
+
+    def _on_tensorflow(self, data):
+        import tensorflow as tf
+
+        x, y = data
+        with tf.GradientTape() as tape:
+            y_pred = self(x, training=True)
+            loss = self.compute_loss(x=x, y=y, y_pred=y_pred)
+        weights = self.trainable_variables
+        self.optimizer.apply_gradients(zip(tape.gradient(loss, weights), weights, strict=True))
+        return {"loss": loss}
+
+    def _on_torch(self, data):
+        x, y = data
+        self.zero_grad()
+        loss = self.compute_loss(x=x, y=y, y_pred=self(x, training=True))
+        loss.backward()
+        weights = self.trainable_weights
+        self.optimizer.apply([v.value.grad for v in weights], weights)
+        return {"loss": loss}
+
+    def _on_jax(self, state, data):
+        import jax
+
+        trained, others, optimizer, metrics = state
+        gradient = jax.value_and_grad(self.compute_loss_and_updates, has_aux=True)
+        (loss, (*_, others, metrics)), gradients = gradient(
+            trained, others, metrics, *data, None, training=True, optimizer_variables=optimizer
+        )
+        trained, optimizer = self.optimizer.stateless_apply(optimizer, gradients, trained)
+        return {"loss": loss}, (trained, others, optimizer, metrics)
+
+
+@pytest.mark.compiled
+def test_a_train_step_of_a_subclass_distils_and_feeds_the_average():
+    models = []
+    for make in (OwnStep, keras_ssd.SSDModel):
+        keras.utils.set_random_seed(11)
+        ssd = make(network(), kd_weight=1.0, seed=1)
+        ssd.compile(keras.optimizers.SGD(0.1), "sparse_categorical_crossentropy")
+        ssd.fit(X, Y, epochs=2, batch_size=10, shuffle=False, verbose=0)
+        models.append(ssd)
+    assert_close(models[0].weights, models[1].weights)
+
+
+def test_compute_loss_without_a_call_says_what_is_missing():
+    class Forgetful(keras_ssd.SSDModel):
+        def train_step(self, *args):
+            return self.compute_loss(y=Y[:2], y_pred=ops.ones((2, 3)) / 3)
+
+    ssd = Forgetful(network())
+    ssd.compile("sgd", "sparse_categorical_crossentropy")
+    with pytest.raises(RuntimeError, match="call the model once, with training=True"):
+        ssd.train_on_batch(X, Y)

@@ -445,3 +445,9 @@ def test_a_resumed_run_meets_the_batches_of_its_epochs():
     for a, b in zip(whole, resumed, strict=True):
         np.testing.assert_array_equal(a, b)
     assert any(not np.array_equal(a, b) for a, b in zip(whole, other, strict=True))
+
+
+def test_metrics_of_both_kinds_are_refused_where_weights_say_what_has_a_label():
+    ssd = keras_ssd.wrap(keras.Model(*network(classes)), dropout_rate=0.3, **keras_ssd.SEMI_SUPERVISED)
+    with pytest.raises(ValueError, match="Pass them all as `weighted_metrics`"):
+        ssd.compile("sgd", "sparse_categorical_crossentropy", metrics=["accuracy"], weighted_metrics=["accuracy"])

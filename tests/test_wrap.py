@@ -1,5 +1,6 @@
 """What `wrap` takes over from a compiled model, and what it refuses: by name, with what was received and the remedy."""
 
+import contextlib
 import subprocess
 import sys
 
@@ -357,3 +358,13 @@ def test_without_a_backend_the_import_names_the_extra(tmp_path):
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode != 0
     assert "keras-ssd[jax]" in result.stderr and "KERAS_BACKEND" in result.stderr
+
+
+@pytest.mark.parametrize("options", [{}, {"kd_weight": 0}], ids=["distilled", "plain"])
+def test_classes_on_another_axis_than_the_last_are_refused_where_they_are_distilled(options):
+    ssd = keras_ssd.wrap(
+        keras.Sequential([keras.Input((3, 6)), layers.Dropout(0.5), layers.Dense(2), layers.Softmax(axis=1)]), **options
+    )
+    with contextlib.nullcontext() if options else pytest.raises(ValueError, match="axis=1, outputs of shape.*Permute"):
+        ssd.compile("sgd", keras.losses.CategoricalCrossentropy(axis=1))
+    ssd.compile("sgd", keras.losses.CategoricalCrossentropy(axis=2))
