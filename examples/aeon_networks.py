@@ -12,7 +12,7 @@ import argparse
 import os
 import tempfile
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 from aeon.classification import deep_learning
@@ -62,8 +62,11 @@ def main(arguments=None):
     kind = getattr(deep_learning, options.network)
     scores = {}
     for name, classifier in (("plain", kind), ("distilled", distilled(kind))):
+        print(f"{name}: {options.folds} folds of {options.epochs} epochs", flush=True)
         scores[name] = scores_of(classifier, x, y, options.folds, options.epochs)
-        print(f"{name:10s} accuracy {100 * np.mean(scores[name]):5.1f} +- {100 * np.std(scores[name]):.1f} %")
+    # At the end, below the progress bars of aeon's predictions.
+    for name, values in scores.items():
+        print(f"{name:10s} accuracy {100 * np.mean(values):5.1f} +- {100 * np.std(values):.1f} %")
     return scores
 
 

@@ -235,6 +235,7 @@ def compare(people, arguments, score, balanced, beside=None):
     name = f"{people.name}, {arguments.network}, {arguments.epochs} epochs, {keras.backend.backend()}"
     print(f"\n{name}: {score} on the subject that was left out, {n_subjects} subjects")
     print(table(rows, score, beside(people) if beside else None).to_string(float_format="{:.4f}".format))
+    print("\nWith a budget" + __doc__.partition("With a budget")[2].rstrip())
     plot_confusion(rows, people.class_names, arguments.out / f"{people.name}-{arguments.network}.png")
     return int((rows.status == "diverged").any())
 

@@ -356,6 +356,9 @@ def test_scripts_are_resumed_by_fold(tmp_path, capsys, monkeypatch, script, data
     assert f"{score} on the subject that was left out, 3 subjects" in printed
     assert ("time only" in printed) == (script is affective)
     assert "0.3750" in printed and "3/3" in printed
+    assert "    best epoch              ... of the epoch with the lowest validation loss" in printed, (
+        "what the columns are"
+    )
     assert (tmp_path / "out" / f"{dataset}-conv.png").read_bytes().startswith(b"\x89PNG")
 
 
