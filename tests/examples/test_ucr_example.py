@@ -201,7 +201,8 @@ def test_hold_out_of_single_rows_validates_on_training_rows():
         ),
     ],
 )
-def test_script(learnable, tmp_path, capsys, options, setting, methods):
+def test_script(learnable, tmp_path, capsys, monkeypatch, options, setting, methods):
+    monkeypatch.setattr(ucr, "ROWS_PER_EPOCH", 32)
     out = tmp_path / "out"
     call = ["--dataset", "Slope", "--data-dir", str(learnable), "--seeds", "0,", "--epochs", "2", "--out", str(out)]
     assert ucr.main(call + options) == 0
