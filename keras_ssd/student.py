@@ -43,8 +43,8 @@ def check_model(argument: str, model: Any, wrapper: Any = None) -> None:
         raise ValueError(f"`{argument}` should be a keras.Model. Received: {model!r} of type {type(model).__name__}")
     if not model.built:
         raise ValueError(
-            f"`{argument}` is not built: {model.name!r} has no weights yet. Start it with keras.Input(shape), or call "
-            f"it on a batch or `{argument}.build(input_shape)` first."
+            f"`{argument}` is not built: {model.name!r} has no weights yet. Call it on a batch first: "
+            f"`{argument}(x[:1])`. A Sequential model may begin with keras.Input(shape) instead."
         )
 
 
