@@ -115,7 +115,8 @@ def term(case, fraction, teacher, start=None, monkeypatch=None):
     if teacher == "model":
         teacher = make()
     ssd = keras_ssd.wrap(model, teacher, num_teachers=2, kd_fraction=fraction, **options)
-    ssd.compile(keras.optimizers.SGD(0.0), loss)
+    # Eagerly: of each start a program would have to be compiled.
+    ssd.compile(keras.optimizers.SGD(0.0), loss, run_eagerly=True)
     if start is not None:
         count = max(1, int(fraction * 6))
         monkeypatch.setattr(thinning, "draw_rows", lambda batch, *_: Rows(start_at(start), count, batch))
