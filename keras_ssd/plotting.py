@@ -133,10 +133,9 @@ def plot_history(
     ax.set_ylabel("loss" if all(name.endswith("loss") for name in left) else "value")
     if second is not None:
         second.set_ylabel("teachers")
-        # A single legend for both axes, on top of both.
-        second.legend(handles=handles, fontsize="small")
-    else:
-        ax.legend(handles=handles, fontsize="small")
+    # A single legend for both axes, above them, where no curve is.
+    place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1), "ncols": 2 if len(names) < 6 else 3}
+    (ax if second is None else second).legend(handles=handles, fontsize="small", **place)
     return ax
 
 
