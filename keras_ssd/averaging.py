@@ -224,7 +224,7 @@ class HeldWeightsMethods:
     settings: Settings
     student: Any
     _averaging: Any
-    _evaluate_average: Any
+    _evaluate_with_average: Any
     _held_weights: Any
 
     def update_average(self) -> None:
@@ -242,7 +242,7 @@ class HeldWeightsMethods:
         weights.
         """
         self._check_averages("write_average").lend()
-        self._evaluate_average(False)
+        self._evaluate_with_average(False)
 
     def _check_averages(self, method: str) -> Any:
         if self._averaging is None:

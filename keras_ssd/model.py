@@ -177,7 +177,7 @@ class SSDModel(Inspection, HeldWeightsMethods, Storage, StudentInterface, keras.
             y_pred, representation, sample_weight = thin.take((y_pred, representation, sample_weight), rows)
             cut_values = self._wiring.take_rows(cut_values, thin, rows)
             scales = thin.mask_scales(whole, tree.flatten(y_pred))
-        step = self._teach(y_pred, representation, cut_values)._replace(scales=scales)
+        step = self._run_teachers(y_pred, representation, cut_values)._replace(scales=scales)
         guidance = weigh_teachers(step, outputs, self.settings)
         if self._fit_state.statistics is not None:
             predictions = list(zip(outputs, step.teacher_outputs, strict=False))
@@ -185,7 +185,7 @@ class SSDModel(Inspection, HeldWeightsMethods, Storage, StudentInterface, keras.
         weight = sample_weight if self.settings.kd_sample_weight else None
         return distillation_loss(step, guidance, outputs, self.settings, weight)
 
-    def _teach(self, y_pred: Any, representation: Tensor | None, cut_values: Any) -> StepOutputs:
+    def _run_teachers(self, y_pred: Any, representation: Tensor | None, cut_values: Any) -> StepOutputs:
         weights: list[Any] = []
         if self._held_weights is not None:
             weights = self._held_weights.values(self._wiring.teacher_variables)
@@ -298,7 +298,7 @@ class SSDModel(Inspection, HeldWeightsMethods, Storage, StudentInterface, keras.
                 self.optimizer.build(self.trainable_variables)
         if self._averaging is not None:
             self._averaging.take_back()
-            self._evaluate_average(True)
+            self._evaluate_with_average(True)
 
     def _end_training(self) -> None:
         """Give the student the average, also after an exception: it and the wrapper say the same then."""
@@ -309,7 +309,7 @@ class SSDModel(Inspection, HeldWeightsMethods, Storage, StudentInterface, keras.
                 if not _backend.gives_weights_away():
                     raise
                 return
-            self._evaluate_average(False)
+            self._evaluate_with_average(False)
         self._build_optimizer_of_student()
 
     def _build_optimizer_of_student(self) -> None:
@@ -322,9 +322,9 @@ class SSDModel(Inspection, HeldWeightsMethods, Storage, StudentInterface, keras.
     def _begin_evaluation(self) -> None:
         if not self._fit_state.is_running:
             self._watch.content.before_evaluation(self)
-            self._evaluate_average(self._averaging is not None and self._averaging.is_in_training)
+            self._evaluate_with_average(self._averaging is not None and self._averaging.is_in_training)
 
-    def _evaluate_average(self, value: bool) -> None:
+    def _evaluate_with_average(self, value: bool) -> None:
         """Let evaluation look at the average or at the student; each has compiled functions of its own."""
         if value == self._evaluates_average:
             return

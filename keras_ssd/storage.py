@@ -10,7 +10,7 @@ import keras
 from keras_ssd import saving
 from keras_ssd.settings import OPTIONS, Settings
 
-# Of the classes that this one is mixed into, whose methods do the writing.
+# `super()` is keras.Model here, as `Storage` is mixed into a model; type checkers do not know.
 _Model: Any = object
 
 
