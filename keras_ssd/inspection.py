@@ -22,7 +22,7 @@ class Inspection:
     variables: Any
     _outputs: Any
     _distills: Any
-    _teach: Any
+    _run_teachers: Any
     _wiring: Any
 
     def predict_stochastic(self, x: Any, **options: Any) -> Any:
@@ -76,6 +76,6 @@ class Inspection:
         scope = keras.StatelessScope([(v, v.value) for v in self.variables], collect_losses=True)
         with scope, _backend.teacher_scope(ops.convert_to_tensor(self.settings.seed or 0)):
             y_pred, representation, cut_values = self._wiring.student_pass(x)
-            step = self._teach(y_pred, representation, cut_values)
+            step = self._run_teachers(y_pred, representation, cut_values)
             outputs = self._outputs.describe(y_pred) if self.settings.similarity == "kl" else []
             return weigh_teachers(step, outputs, self.settings, percentile), *step.compared

@@ -96,14 +96,14 @@ class StochasticPasses:
             [x for step in self.suffix for x in step.inputs if id(x) not in random_tensors]
             + [x for x, is_random in zip(self.outputs, self.is_random, strict=True) if not is_random]
         )
-        shared = [x for step in graph.steps if is_augmentation(step.layer) for x in step.outputs]
-        shared = [x for x in shared if id(x) not in random_tensors]
+        augmentations = [x for step in graph.steps if is_augmentation(step.layer) for x in step.outputs]
+        shared = [x for x in augmentations if id(x) not in random_tensors]
         self.prefix: list[Step] = []
+        # A teacher without noise would be the student's own training pass, and one of clean samples its augmented one.
         if shares_prefix and noise_layers and (augmented or not shared):
             self.cut = self._suffix_inputs
         else:
-            shared = shared if augmented else []
-            self.prefix = graph.needed(self._suffix_inputs, shared)
+            self.prefix = graph.needed(self._suffix_inputs, shared if augmented else [])
             produced = {id(x) for step in self.prefix for x in step.outputs}
             read = _unique([x for step in self.prefix for x in step.inputs] + self._suffix_inputs)
             self.cut = [x for x in read if id(x) not in produced]

@@ -28,7 +28,7 @@ class StepPasses(typing.NamedTuple):
 def run_passes(ssd, x):
     """The passes of a step on `x`, which move generators and statistics as a step does."""
     outputs, representation, cut_values = ssd._wiring.student_pass(keras.tree.map_structure(ops.convert_to_tensor, x))
-    step = ssd._teach(outputs, representation, cut_values)
+    step = ssd._run_teachers(outputs, representation, cut_values)
     teacher_outputs, teacher_representation = step.teacher_outputs, step.teacher_representations
 
     def array(tensor):

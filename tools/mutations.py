@@ -226,10 +226,10 @@ MUTATIONS = [
     Mutation("momentum from the first step on", "ops.minimum(momentum, t / (t + 9.0))", "momentum", "averaging"),
     Mutation(
         "the average fed before the step",
-        "            result = super().train_step(*args, **kwargs)\n        if self._averaging is not None:\n"
+        "            result = train_step(self, *args, **kwargs)\n        if self._averaging is not None:\n"
         "            return _backend.after_train_step(self, result, self._averaging.update)",
         "            if self._averaging is not None:\n                self._averaging.update()\n"
-        "            result = super().train_step(*args, **kwargs)",
+        "            result = train_step(self, *args, **kwargs)",
         "averaging",
     ),
     Mutation(
