@@ -134,8 +134,13 @@ def plot_history(
     if second is not None:
         second.set_ylabel("teachers")
     # A single legend for both axes, above them, where no curve is.
-    place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1), "ncols": 2 if len(names) < 6 else 3}
-    (ax if second is None else second).legend(handles=handles, fontsize="small", **place)
+    (ax if second is None else second).legend(
+        handles=handles,
+        fontsize="small",
+        loc="lower center",
+        bbox_to_anchor=(0.5, 1),
+        ncols=2 if len(handles) < 6 else 3,
+    )
     return ax
 
 
