@@ -2,7 +2,7 @@
 
 import contextlib
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -164,6 +164,28 @@ def after_train_step(model: keras.Model, result: Any, update: Callable[[], None]
     with keras.StatelessScope(mapping) as scope:
         update()
     return logs, (trainable, [scope.get_current_value(v) for v in variables], *others)
+
+
+def move_towards(pairs: Sequence[tuple[Any, Any]], keep: Tensor) -> None:
+    """Assign `keep * average + (1 - keep) * variable` to averages.
+
+    PyTorch runs operation by operation: there each is for all variables at once, as in Keras' own optimizers.
+
+    Args:
+        pairs: `(average, variable)`, of floating-point numbers.
+        keep: tensor `()`, of float32.
+    """
+    if keras.backend.backend() == "torch" and pairs:
+        import torch
+
+        averages = [average.value for average, _ in pairs]
+        with torch.no_grad():
+            torch._foreach_mul_(averages, keep)
+            torch._foreach_add_(averages, torch._foreach_mul([variable.value for _, variable in pairs], 1 - keep))
+        return
+    for average, variable in pairs:
+        factor = ops.cast(keep, average.dtype)
+        average.assign(factor * average.value + (1 - factor) * ops.stop_gradient(variable.value))
 
 
 def compile_arguments(model: keras.Model) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_ssd import _backend
 from keras_ssd._typing import Tensor
 from keras_ssd.graph import call_student
 from keras_ssd.noise import parts_of
@@ -70,12 +71,11 @@ class HeldWeights(keras.layers.Layer):
         """
         t = ops.cast(self.steps.value, "float32")
         m = ops.minimum(momentum, t / (t + 9.0))
-        for held, variable in zip(self.held, weights, strict=True):
-            value = ops.stop_gradient(variable.value)
-            if keras.backend.is_float_dtype(held.dtype):
-                keep = ops.cast(m, held.dtype)
-                value = keep * held.value + (1 - keep) * value
-            held.assign(value)
+        pairs = list(zip(self.held, weights, strict=True))
+        _backend.move_towards([pair for pair in pairs if keras.backend.is_float_dtype(pair[0].dtype)], m)
+        for held, variable in pairs:
+            if not keras.backend.is_float_dtype(held.dtype):
+                held.assign(ops.stop_gradient(variable.value))
         self.steps.assign(self.steps.value + 1)
         self.is_deployed.assign(ops.zeros_like(self.is_deployed.value))
 
