@@ -4,9 +4,9 @@
 
 The floor is the ratio of multiplications: (before the first dropout + N times the rest) / (all of it). The network is
 that of the examples, Conv1D 64-128-64 on windows of (128, 9), with its dropout after the pooling ("head") or after
-every block ("blocks"). Noise must be drawn, too, which the floor leaves out: so the same passes are also timed one by
-one, as `predict` of the network with dropout that is always on. All times are those of the functions that Keras
-compiles for `predict`, warm, on batches of 64, taken in turns; medians.
+every block ("blocks"). Noise must be drawn, too, which the floor leaves out: so the noise alone is timed, and the same
+passes one by one, as `predict` of the network with dropout that is always on. All times are those of the functions that
+Keras compiles for `predict`, warm, on batches of 64, taken in turns; medians.
 """
 
 import math
@@ -43,6 +43,17 @@ def network(case, dropout=keras.layers.Dropout):
     return keras.Model(inputs, keras.layers.Dense(6, activation="softmax")(x))
 
 
+def noise_alone(case):
+    """A model that draws the masks of one pass and applies them to one value for each row."""
+    inputs = keras.Input((128, 9))
+    noisy = []
+    for filters in (64, 128, 64) if case == "blocks" else ():
+        spread = keras.ops.repeat(inputs[:, :, :1], filters, axis=2)
+        noisy.append(keras.ops.mean(AlwaysOn(0.1)(spread), axis=(1, 2)))
+    noisy.append(keras.ops.mean(AlwaysOn(0.3)(keras.ops.repeat(inputs[:, 0, :1], 64, axis=1)), axis=1))
+    return keras.Model(inputs, sum(noisy))
+
+
 def floor(model):
     """Multiplications of N passes over those of one."""
     before = behind = 0
@@ -66,16 +77,18 @@ def main():
     print(f"{keras.backend.backend()}, N = {N_PASSES}, batch {BATCH_SIZE}")
     for case in ("head", "blocks"):
         model = network(case)
-        passes = uncertainty.Passes(model, N_PASSES, stochastic_layers=None, loss=None, chunk=None)
+        options = dict(stochastic_layers=None, dropout_rate=None, loss=None, chunk=None)
+        passes = uncertainty.UncertaintyPasses(model, N_PASSES, **options)
         predictor = uncertainty.Predictor(model, model.weights, passes, seed=0)
-        timed = (model, predictor, network(case, AlwaysOn))
+        timed = (model, predictor, network(case, AlwaysOn), noise_alone(case))
         taken = [[seconds(one.predict, x) for one in timed] for _ in range(WARM_UP + REPEATS)]
-        plain, stochastic, single = 1000 * np.median(taken[WARM_UP:], axis=0)
+        plain, stochastic, single, noise = 1000 * np.median(taken[WARM_UP:], axis=0)
         ratio, least = stochastic / plain, floor(model)
         print(
             f"{case}: predict {plain:.2f} ms, {N_PASSES} passes {stochastic:.2f} ms, "
-            f"one by one {N_PASSES * single:.2f} ms; "
+            f"one by one {N_PASSES * single:.2f} ms, their noise alone {N_PASSES * noise:.2f} ms; "
             f"ratio {ratio:.2f}, floor {least:.2f}, over floor {ratio / least:.2f}, "
+            f"without the noise {(stochastic - N_PASSES * noise) / plain / least:.2f}, "
             f"over one by one {stochastic / (N_PASSES * single):.2f}",
             flush=True,
         )
