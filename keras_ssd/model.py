@@ -14,7 +14,7 @@ from keras_ssd.cost import TeacherCost
 from keras_ssd.distillation import StepOutputs, distillation_loss, weigh_teachers
 from keras_ssd.graph import Graph, call_student, is_functional
 from keras_ssd.inspection import Inspection
-from keras_ssd.outputs import OutputRecords, teacher_logits
+from keras_ssd.output_records import OutputRecords, teacher_logits
 from keras_ssd.settings import Settings, check_weight
 from keras_ssd.step import FitState, Untracked, as_training_step, current_evaluation, current_step, values_set
 from keras_ssd.storage import Storage

@@ -11,7 +11,7 @@ from keras_ssd._typing import Tensor
 from keras_ssd.averaging import HeldWeights, averaged_variables
 from keras_ssd.graph import Graph, output_structure
 from keras_ssd.noise import choose_noise
-from keras_ssd.outputs import describe_outputs, output_form
+from keras_ssd.output_records import describe_outputs, output_form
 from keras_ssd.passes import StochasticPasses
 from keras_ssd.settings import is_integer
 

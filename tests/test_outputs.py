@@ -9,7 +9,8 @@ import reference
 from gradients import assert_close, value_and_gradient
 from keras_ssd.distillation import representation_loss
 from keras_ssd.guidance import guidance_weights, similarity_scores
-from keras_ssd.outputs import Output, describe_outputs
+from keras_ssd.output_records import describe_outputs
+from keras_ssd.outputs import Output
 
 B, N = 2, 3
 WEIGHTS = np.float32([[0.2, 0.3, 0.5], [0, 0.25, 0.75]])

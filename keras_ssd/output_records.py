@@ -1,0 +1,286 @@
+"""What each output of a model is: told by its compiled loss and by what its graph ends in, once per `compile`."""
+
+import functools
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import tree
+
+from keras_ssd import _backend
+from keras_ssd.graph import Graph, is_functional, output_structure
+from keras_ssd.outputs import Output
+
+_REGRESSION_LOSSES = frozenset(
+    "meansquarederror mse meanabsoluteerror mae meanabsolutepercentageerror mape meansquaredlogarithmicerror msle "
+    "huber logcosh cosinesimilarity poisson".split()
+)
+
+
+class OutputRecords:
+    """The record of each output of a model, made once for every `compile`.
+
+    A subclassed model's are known when it has put out something.
+
+    Args:
+        student: the model.
+        graph: its `Graph`; `None` where nothing is distilled.
+        temperature: T.
+        teacher_from_logits: of each output of another network, from `teacher_logits`; `None`: as the student's.
+
+    Attributes:
+        loss: as `compile` was given it.
+    """
+
+    def __init__(
+        self,
+        student: keras.Model,
+        graph: Graph | None,
+        temperature: float,
+        teacher_from_logits: list[bool | None] | None,
+    ) -> None:
+        self._student, self._temperature, self._of_teacher = student, temperature, teacher_from_logits
+        self._forms = [] if graph is None or graph.is_opaque else [output_form(graph, x) for x in graph.outputs]
+        self._records: list[Output] | None = None
+        self.loss: Any = None
+        self._loss_weights: Any = None
+
+    @property
+    def are_known(self) -> bool:
+        """Whether the outputs can be described without having been seen."""
+        return bool(self._forms or self._records)
+
+    def note_compile(self, loss: Any, loss_weights: Any) -> None:
+        """Describe the outputs anew, by what the model was compiled with."""
+        self.loss, self._loss_weights, self._records = loss, loss_weights, None
+        if self._forms:
+            self.describe()
+
+    def describe(self, y_pred: Any = None) -> list[Output]:
+        """Return the records, in the order of the flat outputs.
+
+        Args:
+            y_pred: what the model has put out. Defaults to `None`: as its graph says.
+        """
+        if self._records is None:
+            structure = output_structure(self._student) if y_pred is None and self._forms else y_pred
+            num_outputs = len(tree.flatten(structure))
+            of_teacher = self._of_teacher
+            if of_teacher is not None and len(of_teacher) != num_outputs:
+                of_teacher = [of_teacher[0]] * num_outputs
+            self._check_axes(structure)
+            self._records = describe_outputs(
+                self._forms if len(self._forms) == num_outputs else [None] * num_outputs,
+                tree.map_structure(lambda _: 0, structure),
+                getattr(self._student, "output_names", None),
+                self._temperature,
+                self.loss,
+                self._loss_weights,
+                of_teacher,
+            )
+        return self._records
+
+    def _check_axes(self, structure: Any) -> None:
+        losses = per_output(self.loss, structure, getattr(self._student, "output_names", None))
+        for place, (x, loss) in enumerate(zip(tree.flatten(structure), losses, strict=True)):
+            axis = getattr(loss, "axis", -1)
+            if isinstance(axis, int) and axis not in (-1, len(x.shape) - 1):
+                raise ValueError(
+                    f"The classes of output {place} should lie on its last axis, where they are distilled. Received: a "
+                    f"loss with axis={axis}, outputs of shape {tuple(x.shape)}. End the model in keras.layers.Permute "
+                    "and leave `axis` out, or wrap with kd_weight=0."
+                )
+
+
+def describe_outputs(
+    forms: Sequence[str | None],
+    structure: Any,
+    names: Sequence[str] | None,
+    temperature: float,
+    loss: Any = None,
+    loss_weights: Any = None,
+    teacher_from_logits: Sequence[bool | None] | None = None,
+) -> list[Output]:
+    """Tell for each output what it is, from the compiled loss first and from what was applied last second.
+
+    A categorical or binary cross-entropy says what the output is; where it has no `from_logits`, only a softmax or
+    sigmoid as the last activation makes probabilities. Where the loss is of another kind (a custom loss, say), a
+    softmax or sigmoid tells; any other output is a regression. An output that is given no loss where others are is not
+    distilled.
+
+    Args:
+        forms: of each output, from `output_form`.
+        structure: of the outputs, any leaves.
+        names: names of the outputs of a functional model, by which losses may be given, or `None`.
+        temperature: T.
+        loss: as given to `compile`: one, or a structure of them, or a dict by output name.
+        loss_weights: likewise; the terms of several outputs are weighted as the task's. May hold variables.
+        teacher_from_logits: of each output of another network, from `teacher_logits`. Defaults to `None`: as the
+            student's.
+
+    Returns:
+        An `Output` for each, in the order of the flat outputs.
+
+    Raises:
+        ValueError: if a classification of another network may be of logits or of probabilities.
+    """
+    losses = per_output(loss, structure, names)
+    weights = per_output(loss_weights, structure, names)
+    outputs = []
+    for place, (form, output_loss, weight) in enumerate(zip(forms, losses, weights, strict=True)):
+        kind, from_logits = _kind(output_loss, form)
+        weight = 1.0 if weight is None else weight
+        if output_loss is None and loss is not None:
+            # What the user does not train is not taught, either.
+            weight = 0.0
+        of_teacher = None if teacher_from_logits is None else teacher_from_logits[place]
+        if teacher_from_logits is not None and of_teacher is None and kind != "regression" and weight != 0.0:
+            raise ValueError(
+                f"`teacher` does not tell whether its output {place} holds logits or probabilities: neither its last "
+                "layer nor a loss says so. Compile it with its loss before wrapping, for example "
+                "teacher.compile(loss=keras.losses.CategoricalCrossentropy(from_logits=True)), or let it end in a "
+                "softmax, a sigmoid or a layer without activation."
+            )
+        outputs.append(Output(kind, from_logits, temperature, weight, of_teacher))
+    return outputs
+
+
+def output_form(graph: Graph, tensor: Any) -> str | None:
+    """Return what was applied last on the way to an output.
+
+    Layers without weights and activation that only move or average values are looked through.
+
+    Args:
+        graph: the `Graph`.
+        tensor: a symbolic output of it.
+
+    Returns:
+        `"softmax"`, `"sigmoid"`, `"linear"`, or `None` where that cannot be told.
+    """
+    step = None if graph.is_opaque else graph.producer(tensor)
+    if step is None:
+        return None
+    activation = getattr(step.layer, "activation", None)
+    name = getattr(activation, "__name__", type(step.layer).__name__).lower()
+    if name in ("softmax", "sigmoid"):
+        return name
+    if not isinstance(step.layer, keras.layers.Layer):
+        return None
+    if step.layer.weights:
+        return "linear" if name == "linear" else None
+    if isinstance(step.layer, _TRANSPARENT):
+        forms = {output_form(graph, x) for x in step.inputs}
+        return forms.pop() if len(forms) == 1 else None
+    return None
+
+
+_TRANSPARENT = (
+    keras.layers.Average,
+    keras.layers.Concatenate,
+    keras.layers.Cropping1D,
+    keras.layers.Cropping2D,
+    keras.layers.Dropout,
+    keras.layers.Flatten,
+    keras.layers.GlobalAveragePooling1D,
+    keras.layers.GlobalAveragePooling2D,
+    keras.layers.Identity,
+    keras.layers.Permute,
+    keras.layers.Reshape,
+)
+
+
+def teacher_logits(model: keras.Model, network: keras.Model, teacher: keras.Model) -> list[bool | None] | None:
+    """Tell for each output of another network whether it holds logits: what it ends in says so, or its compiled loss.
+
+    Args:
+        model: the student.
+        network: the teacher's network.
+        teacher: what the user gave: the network, or a wrapper of it, which may be what was compiled.
+
+    Returns:
+        For each output `True`, `False`, or `None` where that cannot be told. Instead of all, `None` for a subclassed
+        network of the student's own class: the two put out the same.
+    """
+    if type(network) is type(model) and not is_functional(network):
+        return None
+    compiled = teacher if teacher.compiled else network
+    loss = _backend.compile_arguments(compiled).get("loss") if compiled.compiled else None
+    graph = Graph(network)
+    forms = [output_form(graph, x) for x in graph.outputs]
+    losses = per_output(loss, list(graph.outputs), getattr(network, "output_names", None))
+    return [
+        declared_logits(output_loss) if form is None else form == "linear"
+        for form, output_loss in zip(forms, losses, strict=True)
+    ]
+
+
+def declared_logits(loss: Any) -> bool | None:
+    """Return what a loss itself says by `from_logits`; `None` if it says nothing."""
+    if isinstance(loss, functools.partial) and "from_logits" in loss.keywords:
+        return bool(loss.keywords["from_logits"])
+    if isinstance(loss, str):
+        try:
+            loss = keras.losses.get(loss)
+        except ValueError:
+            return None
+    if hasattr(loss, "from_logits"):
+        return bool(loss.from_logits)
+    function = loss.func if isinstance(loss, functools.partial) else loss
+    if inspect.isfunction(function):
+        parameter = inspect.signature(function).parameters.get("from_logits")
+        if parameter is not None and parameter.default is not inspect.Parameter.empty:
+            return bool(parameter.default)
+    return None
+
+
+def per_output(setting: Any, structure: Any, names: Sequence[str] | None) -> list[Any]:
+    """Return what `compile` was given for each output: one for all, a structure like the outputs', a dict by name.
+
+    Args:
+        setting: losses or weights.
+        structure: of the outputs, any leaves.
+        names: names of the outputs.
+
+    Returns:
+        A list in the order of the flat outputs.
+    """
+    flat = keras.tree.flatten(structure)
+    if isinstance(setting, dict) and isinstance(structure, dict):
+        keys = sorted(structure)
+        known_by_key = set(setting) <= set(keys)
+        if known_by_key or not names:
+            return [x for key in keys for x in per_output(setting.get(key), structure[key], None)]
+    if isinstance(setting, dict):
+        known = list(names or [])
+        return [setting.get(name) for name in known] if len(known) == len(flat) else [None] * len(flat)
+    if isinstance(setting, (list, tuple)):
+        if isinstance(structure, (list, tuple)) and len(setting) == len(structure):
+            return [x for s, part in zip(setting, structure, strict=True) for x in per_output(s, part, None)]
+        return list(setting) if len(setting) == len(flat) else [setting[0]] * len(flat)
+    return [setting] * len(flat)
+
+
+def _kind(loss: Any, form: str | None) -> tuple[str, bool]:
+    """Return the kind of an output, and whether it holds logits."""
+    name = _name(loss)
+    if "crossentropy" in name or name in ("bce", "kldivergence", "kld"):
+        is_binary = "binary" in name or name == "bce"
+        # Of a loss of the user's own ("weighted_crossentropy") only the activation may tell.
+        is_open = not is_binary and "categorical" not in name and name not in ("kldivergence", "kld")
+        kind = "binary" if is_binary or (is_open and form == "sigmoid") else "categorical"
+        declared = declared_logits(loss)
+        if declared is None:
+            # Divergences of distributions take probabilities; of the user's own loss only the activation tells.
+            declared = form not in ("softmax", "sigmoid") and name not in ("kldivergence", "kld")
+        return kind, declared
+    if name in _REGRESSION_LOSSES:
+        return "regression", False
+    return {"softmax": "categorical", "sigmoid": "binary"}.get(form or "", "regression"), False
+
+
+def _name(loss: Any) -> str:
+    if isinstance(loss, functools.partial):
+        loss = loss.func
+    name = loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
+    return name.lower().replace("_", "")
