@@ -55,14 +55,13 @@ def draw_run():
         losses = [name for name in history.history if name.endswith("loss")]
         keras_ssd.plotting.plot_history(history, losses, ax=low)
         keras_ssd.plotting.plot_history(history, [name for name in STATISTICS if name in history.history], ax=beside)
-        for axes in (right, low, *beside.figure.axes[-1:]):
-            beside_the_axes(axes)
+        above_the_axes(right)
         beside.yaxis.set_visible(False)  # all of it is on the second axis
         figure.savefig(ROOT / "docs" / "pictures.png", dpi=90, facecolor="white")
 
 
-def beside_the_axes(axes):
-    """Moves the legend to where no curve is."""
+def above_the_axes(axes):
+    """Moves the legend to where no point is, as `plot_history` has it."""
     legend = axes.get_legend()
     names = [text.get_text() for text in legend.get_texts()]
     place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1), "ncols": 2 if len(names) < 6 else 3}
