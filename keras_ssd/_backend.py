@@ -76,6 +76,18 @@ def variable_scope(model: keras.Model) -> Any:
     return contextlib.nullcontext() if strategy is None else strategy.scope()
 
 
+def build_optimizer(model: keras.Model, wrapper: keras.Model) -> None:
+    """Make the variables of a model's optimizer, if it has one without.
+
+    Args:
+        model: the wrapper or its student.
+        wrapper: in whose scope variables are created.
+    """
+    if model.compiled and model.optimizer is not None and not model.optimizer.built:
+        with variable_scope(wrapper):
+            model.optimizer.build(model.trainable_variables)
+
+
 def replicas_in_sync() -> int:
     """Number of replicas of the current `tf.distribute` strategy, by which Keras divides its own losses; else 1."""
     if keras.backend.backend() != "tensorflow":

@@ -223,8 +223,7 @@ class SSDModel(Inspection, HeldWeightsMethods, Storage, StudentInterface, keras.
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compile as stored. Keras skips models whose `compile` is overridden, unless this method is, too."""
         self.compile(**keras.saving.deserialize_keras_object(config))
-        if self.optimizer is not None:
-            self.optimizer.build(self.trainable_variables)
+        _backend.build_optimizer(self, self)
 
     @functools.wraps(keras.Model.fit)
     def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
@@ -292,10 +291,8 @@ class SSDModel(Inspection, HeldWeightsMethods, Storage, StudentInterface, keras.
     # Before and after training.
 
     def _begin_training(self) -> None:
-        if self.compiled and self.optimizer is not None and not self.optimizer.built:
-            # Variables that are made while TensorFlow traces a step let it trace the step twice, and keep both traces.
-            with _backend.variable_scope(self):
-                self.optimizer.build(self.trainable_variables)
+        # Variables that are made while TensorFlow traces a step let it trace the step twice, and keep both traces.
+        _backend.build_optimizer(self, self)
         if self._averaging is not None:
             self._averaging.take_back()
             self._evaluate_with_average(True)
@@ -313,11 +310,8 @@ class SSDModel(Inspection, HeldWeightsMethods, Storage, StudentInterface, keras.
         self._build_optimizer_of_student()
 
     def _build_optimizer_of_student(self) -> None:
-        optimizer = self.student.optimizer if self.student.compiled else None
-        if optimizer is not None and not optimizer.built:
-            # A file of a compiled model whose optimizer has no variables yet cannot be loaded without a warning.
-            with _backend.variable_scope(self):
-                optimizer.build(self.student.trainable_variables)
+        # A file of a compiled model whose optimizer has no variables yet cannot be loaded without a warning.
+        _backend.build_optimizer(self.student, self)
 
     def _begin_evaluation(self) -> None:
         if not self._fit_state.is_running:
