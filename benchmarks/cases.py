@@ -116,8 +116,6 @@ CASES = {
     ),
     "efficientnet": Case("EfficientNetV2B0 96x96", efficient_net, input_shape=(96, 96, 3), rivals=()),
 }
-# What takes a minute to compile.
-LARGE = ("mobilenet", "efficientnet")
 
 
 def batch_of(case, size):

@@ -18,13 +18,13 @@ import time
 
 import keras
 
-from cases import CASES, LARGE, batch_of, build_variant
+from cases import CASES, batch_of, build_variant
 
 BACKEND = keras.backend.backend()
 RESULTS = pathlib.Path(__file__).parent / "results"
 COLUMNS = (
     "backend experiment case variant num_teachers batch chunk step_ms ratio ratio_min ratio_max cpu_ratio fraction "
-    "floor target first_step_s first_step_ratio first_step_cpu_ratio peak_mb growth_mb"
+    "floor target first_step_s first_step_ratio first_step_cpu_ratio peak_mb memory_ratio"
 ).split()
 
 
@@ -179,10 +179,11 @@ def memory_of(case_name, variant, batch):
 
 
 def measure_memory(case_name, variants, batch=64):
-    plain = memory_of(case_name, ("plain", 0, None), batch)
-    rows = []
-    for name, num_teachers, chunk in variants:
+    """Peak memory of the plain model and of variants, `(name, num_teachers, chunk)`; a row of results for each."""
+    plain, rows = None, []
+    for name, num_teachers, chunk in [("plain", 0, None), *variants]:
         peak = memory_of(case_name, (name, num_teachers, chunk), batch)
+        plain = plain or peak
         rows.append(
             {
                 "backend": BACKEND,
@@ -193,7 +194,7 @@ def measure_memory(case_name, variants, batch=64):
                 "batch": batch,
                 "chunk": chunk,
                 "peak_mb": peak,
-                "growth_mb": peak - plain,
+                "memory_ratio": peak / plain,
             }
         )
     return rows
@@ -214,24 +215,26 @@ def table_variants(case, quick):
 
 def run(case_names, experiments, quick):
     """Yield the rows of all experiments as they come."""
-    seconds = 4 if quick else 30
+    seconds = 5 if quick else 30
     for name in case_names if "table" in experiments else ():
         yield from measure(name, table_variants(CASES[name], quick), seconds)
     if "sweep" in experiments:
         counts = (1, 16, 256) if quick else (1, 2, 4, 8, 16, 32, 64, 128, 256)
-        yield from measure("head", [("self", n, None) for n in counts], seconds, experiment="teachers")
+        for name in ("head", "blocks"):
+            yield from measure(name, [("self", n, None) for n in counts], seconds, experiment="teachers")
         if not quick:
             yield from measure("head", [("snapshot", n, None) for n in counts], seconds, experiment="teachers")
             yield from measure("head", [("naive", n, None) for n in counts[:5]], seconds, experiment="teachers")
-            yield from measure("blocks", [("self", n, min(n, 32)) for n in counts], seconds, experiment="teachers")
-        for batch in (16, 256) if quick else (16, 32, 64, 128, 256, 512):
-            variants = [("self", 30, None)] if quick else [("self", 30, None), ("snapshot", 30, None)]
-            yield from measure("head", variants, seconds / 2, batch=batch, experiment="batch")
+        for batch in (16, 512) if quick else (16, 32, 64, 128, 256, 512):
+            for name in ("head", "blocks"):
+                variants = [("self", CASES[name].num_teachers, None)]
+                yield from measure(name, variants, seconds / 2, batch=batch, experiment="batch")
     if "memory" in experiments:
-        yield from measure_memory("blocks", [("self", 8, 8), ("self", 256, 8)])
-        if not quick:
-            yield from measure_memory("blocks", [("self", 8, None), ("self", 8, 1), ("naive", 8, None)])
-            yield from measure_memory("head", [("self", 30, None), ("snapshot", 30, None), ("naive", 30, None)])
+        for name in case_names:
+            variants = [("self", CASES[name].num_teachers, None)]
+            if name == "blocks":
+                variants += [("self", 256, 8)] + ([] if quick else [("self", 8, 1), ("naive", 8, None)])
+            yield from measure_memory(name, variants)
 
 
 def note(text):
@@ -242,7 +245,7 @@ def print_table(rows):
     print(f"{BACKEND}, {os.cpu_count()} cores, keras {keras.__version__}")
     head = (
         "case, variant, N, batch, chunk, step ms, ratio (range), CPU ratio, fraction, floor, target, "
-        "first step (CPU ratio), MB"
+        "first step (CPU ratio), MB (ratio)"
     )
     print("| " + head.replace(", ", " | ") + " |\n" + "|---" * len(head.split(", ")) + "|")
     for row in rows:
@@ -255,7 +258,7 @@ def print_table(rows):
             cells += [f"{row[name]:.3g}" if name in row else "" for name in ("fraction", "floor", "target")]
             cells += [f"{row['first_step_s']:.1f} s ({row['first_step_cpu_ratio']:.2f})", ""]
         else:
-            cells += [""] * 7 + [f"{row['peak_mb']:.0f} ({row['growth_mb']:+.0f})"]
+            cells += [""] * 7 + [f"{row['peak_mb']:.0f} ({row['memory_ratio']:.2f})"]
         print("| " + " | ".join(map(str, cells)) + " |", flush=True)
 
 
@@ -289,8 +292,8 @@ def draw(rows, path):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a smaller run, three minutes on two cores")
-    parser.add_argument("--case", action="append", choices=CASES, help="only these networks in the table")
+    parser.add_argument("--quick", action="store_true", help="a smaller run, five minutes on two cores")
+    parser.add_argument("--case", action="append", choices=CASES, help="only these networks in table and memory")
     parser.add_argument("--only", action="append", choices=("table", "sweep", "memory"), help="only these experiments")
     parser.add_argument("--out", type=pathlib.Path, default=RESULTS, help="folder for the CSV and the plot")
     parser.add_argument("--memory-of", type=json.loads, help=argparse.SUPPRESS)
@@ -305,9 +308,7 @@ def main():
     rows = []
     arguments.out.mkdir(parents=True, exist_ok=True)
     path = arguments.out / f"step_cost_{BACKEND}{'_quick' if arguments.quick else ''}.csv"
-    # A large network takes a minute to compile.
-    names = arguments.case or [name for name in CASES if not (arguments.quick and name in LARGE)]
-    for row in run(names, arguments.only or ("table", "sweep", "memory"), arguments.quick):
+    for row in run(arguments.case or list(CASES), arguments.only or ("table", "sweep", "memory"), arguments.quick):
         rows.append(row)
         write_csv(rows, path)  # what is done is kept, should the rest fail
     print_table(rows)
