@@ -226,6 +226,7 @@ class SaveAfterFirstEpoch(keras.callbacks.Callback):
 
 
 @pytest.mark.slow
+@pytest.mark.once
 @MODELS
 @given(makes())
 def test_a_run_goes_on_from_a_file(make):
@@ -270,6 +271,7 @@ def draws(ssd, n):
 
 
 @pytest.mark.slow
+@pytest.mark.once
 @settings(MODELS, max_examples=3)
 @given(makes())
 def test_chunks_of_teachers_are_distributed_as_all_at_once(make):
