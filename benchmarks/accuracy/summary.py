@@ -61,6 +61,11 @@ REGIMES = [
     ),
     Regime("residual network", "accuracy/networks_jax.csv", {"network": "resnet"}),
     Regime("transformer", "accuracy/networks_jax.csv", {"network": "transformer"}),
+    Regime(
+        "FCN, no dropout of its own",
+        "accuracy/published/fcn_half_jax.csv",
+        wrap="self, dropout behind the blocks, averaged",
+    ),
     Regime("images", "accuracy/images/images_jax.csv"),
     Regime("four of ten labels wrong", "accuracy/wrong_labels_jax.csv", wrap="noise, averaged"),
     *(
