@@ -2,7 +2,7 @@
 
 import contextlib
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -68,6 +68,35 @@ def map_in_turn(function: Callable, elements: Tensor) -> Any:
 
     signature = keras.tree.map_structure(tf.TensorSpec.from_tensor, function(elements[0]))
     return tf.map_fn(function, elements, fn_output_signature=signature, parallel_iterations=1)
+
+
+def move_average(averages: Sequence[Any], variables: Sequence[Any], momentum: Tensor) -> None:
+    """Move averages towards variables: `average = m * average + (1 - m) * variable`.
+
+    In an order of operations that rounds nothing where both are equal, as in a frozen layer, or m is 0. What is no
+    float is copied.
+
+    Args:
+        averages: the variables to change.
+        variables: one for each of them.
+        momentum: m, a tensor `()` of float32.
+    """
+    is_torch = keras.backend.backend() == "torch"
+    for average, variable in zip(averages, variables, strict=True):
+        value = ops.stop_gradient(variable.value)
+        if not keras.backend.is_float_dtype(average.dtype):
+            average.assign(value)
+        elif is_torch:
+            _lerp(average.value, value, 1.0 - momentum)  # one operation for five, of every variable in every step
+        else:
+            average.assign(value - ops.cast(momentum, average.dtype) * (value - average.value))
+
+
+def _lerp(average: Any, value: Any, share: Any) -> None:
+    import torch
+
+    with torch.no_grad():
+        average.lerp_(value, share.to(average.dtype))
 
 
 def variable_scope(model: keras.Model) -> Any:

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_ssd import _backend
 from keras_ssd._typing import Tensor
 from keras_ssd.graph import call_student
 from keras_ssd.noise import parts_of
@@ -69,13 +70,7 @@ class HeldWeights(keras.layers.Layer):
         `t` counts the calls, so that the first call copies and the start of training is soon forgotten.
         """
         t = ops.cast(self.steps.value, "float32")
-        m = ops.minimum(momentum, t / (t + 9.0))
-        for held, variable in zip(self.held, weights, strict=True):
-            value = ops.stop_gradient(variable.value)
-            if keras.backend.is_float_dtype(held.dtype):
-                # In this order nothing is rounded where both are equal, as in a frozen layer, or m is 0.
-                value = value - ops.cast(m, held.dtype) * (value - held.value)
-            held.assign(value)
+        _backend.move_average(self.held, weights, ops.minimum(momentum, t / (t + 9.0)))
         self.steps.assign(self.steps.value + 1)
         self.is_deployed.assign(ops.zeros_like(self.is_deployed.value))
 
