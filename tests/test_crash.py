@@ -248,14 +248,14 @@ def test_a_backup_with_a_lost_or_cut_file_is_refused(backup_of_an_epoch, tmp_pat
         path.write_bytes(path.read_bytes()[:bytes_left])
     reason = {
         None: "is missing",
-        0: f"has 0 bytes, where {size} were written",
-        -1: f"has {size - 1} bytes, where {size} were written",
+        0: f"has 0 bytes, but {size} were written",
+        -1: f"has {size - 1} bytes, but {size} were written",
     }[bytes_left]
     if name == "manifest.json":
         reason = r"cannot be read \(.*\)"
     model = make_model("self")
     before = model.get_weights()
-    with pytest.raises(ValueError, match=rf"damaged backup: .*backup-1/{name} {reason}\. .*remove .* to begin anew"):
+    with pytest.raises(ValueError, match=rf"damaged backup: .*backup-1/{name} {reason}\. .*remove .* to start again"):
         model.fit(Shuffled(), epochs=2, verbose=0, callbacks=[AtomicBackup(tmp_path / "copy")])
     assert are_equal(before, model.get_weights())
 
