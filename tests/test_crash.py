@@ -1,7 +1,7 @@
-"""A process can die at any moment: what it leaves behind is whole or absent, and the run goes on to the same end.
+"""A process may be killed at any moment: its files are complete or absent, and the resumed run ends the same.
 
-Run as a script, this file kills training processes: `python test_crash.py TEACHER KILLS FOLDER`. They are forked from
-one that has imported Keras, so that twenty starts take seconds.
+Run as a script, this file kills training processes: `python test_crash.py TEACHER KILLS FOLDER`. They are forked from a
+process that has imported Keras, so that twenty starts take seconds.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""`uci_har` from files in the publisher's own layout, whole, damaged, zipped and downloaded."""
+"""`uci_har` from files in the publisher's own layout: complete, damaged, zipped and downloaded."""
 
 import functools
 import hashlib

@@ -1,4 +1,4 @@
-"""`ucr` from files in the archive's own layout and in aeon's; `prepare` on numbers worked out by hand."""
+"""`ucr` from files in the archive's own layout and in aeon's; `prepare` against numbers computed by hand."""
 
 import keras
 import numpy as np

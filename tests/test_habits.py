@@ -1,4 +1,4 @@
-"""Models and habits of users that once failed or were not heard: each does what it does with the plain model."""
+"""Models and habits of users that once failed or were ignored: each works as with the plain model."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""The pictures hold what they say."""
+"""The plots show the right values."""
 
 import importlib.util
 import sys

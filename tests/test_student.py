@@ -1,4 +1,4 @@
-"""The user's model inside the wrapper: what its class overrides, what is asked of it, what is done to it meanwhile."""
+"""The user's model inside the wrapper: overridden methods, shared attributes, and changes between two calls."""
 
 import keras
 import numpy as np

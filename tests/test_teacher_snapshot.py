@@ -1,4 +1,4 @@
-"""`TeacherSnapshot`: when weights become the teacher's, and with which optimizer the student goes on."""
+"""`TeacherSnapshot`: when the teacher gets the weights, and with which optimizer the student continues."""
 
 import math
 

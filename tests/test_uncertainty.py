@@ -1,4 +1,4 @@
-"""`predict_stochastic`: figures computed by hand, passes computed by NumPy, and that nothing is changed."""
+"""`predict_stochastic`: values computed by hand, passes computed by NumPy, and an unchanged model."""
 
 import random
 

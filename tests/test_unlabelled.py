@@ -1,4 +1,4 @@
-"""Joined sets of labelled and unlabelled samples: what is in a batch, and that the task learns from labels alone."""
+"""Joined sets of labelled and unlabelled samples: the content of a batch, and a task that learns only from labels."""
 
 import copy
 import fractions
