@@ -197,7 +197,10 @@ def compile_record(model: keras.Model) -> Any:
 
 
 def copied(settings: Any) -> Any:
-    """Return compile arguments for a second model: objects with state are rebuilt from their configuration."""
+    """Return compile arguments for a second model: objects with state are rebuilt from their configuration.
+
+    All other objects are shared.
+    """
     if isinstance(settings, dict):
         return {name: copied(value) for name, value in settings.items()}
     if isinstance(settings, (list, tuple)):
