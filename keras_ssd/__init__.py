@@ -1,8 +1,8 @@
 """keras-ssd: train any Keras model by stochastic self-distillation.
 
 `wrap(model)` returns a `keras.Model` whose `fit` distils the model's own stochastic passes (dropout on) into the model
-itself; `SSDModel` is the class behind it, `guidance` holds the equations (arXiv 2504.14307), `callbacks` what changes
-between epochs, `augmentation` layers for windows of sensors, `plotting` the pictures.
+itself. `SSDModel` is the class of the result. `guidance` holds the equations (arXiv 2504.14307), `callbacks` the
+callbacks for `fit`, `augmentation` layers for sensor windows, and `plotting` the plots.
 """
 
 try:
@@ -12,8 +12,8 @@ except ModuleNotFoundError as error:
         raise
     raise ModuleNotFoundError(
         f"Keras found no backend: the package `{error.name}` is not installed. Install one with "
-        '`pip install "keras-ssd[tensorflow]"`, `"keras-ssd[jax]"` or `"keras-ssd[torch]"`, and for the latter two set '
-        "the environment variable KERAS_BACKEND to `jax` or `torch` before importing.",
+        '`pip install "keras-ssd[tensorflow]"`, `"keras-ssd[jax]"` or `"keras-ssd[torch]"`. For the last two, set the '
+        "environment variable KERAS_BACKEND to `jax` or `torch` before importing.",
         name=error.name,
     ) from error
 

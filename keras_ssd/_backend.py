@@ -1,4 +1,4 @@
-"""Everything that depends on the backend, or on a name that Keras does not export. Nothing else in the package does."""
+"""All code that depends on the backend, or on names that Keras does not export. No other module does."""
 
 import contextlib
 import random
@@ -13,10 +13,10 @@ from keras_ssd._typing import Tensor
 
 @contextlib.contextmanager
 def teacher_scope(seed: Tensor) -> Iterator[None]:
-    """Run teachers without recording gradients and without touching the generators that the student draws from.
+    """Run teachers without recording gradients and without changing the generators that the student draws from.
 
-    On PyTorch an unseeded `Dropout` draws from torch's global generator, which is therefore set aside and seeded with
-    `seed` meanwhile. TensorFlow and JAX have no such state, and drop unused gradients when they compile.
+    On PyTorch an unseeded `Dropout` draws from torch's global generator, which is therefore seeded with `seed` and
+    restored afterwards. TensorFlow and JAX have no such state, and drop unused gradients when they compile.
 
     Args:
         seed: integer tensor, `()`.
@@ -36,15 +36,15 @@ def teacher_scope(seed: Tensor) -> Iterator[None]:
 
 
 def wide(x: Tensor) -> Tensor:
-    """An array or tensor as a tensor of float32, or of float64 if it is one."""
+    """Return an array or tensor as a tensor of float32; float64 stays float64."""
     x = ops.convert_to_tensor(x)
     return x if keras.backend.standardize_dtype(x.dtype) == "float64" else ops.cast(x, "float32")
 
 
 def gains_from_small_batches() -> bool:
-    """Whether several small batches are faster than one large batch that overflows the processor's cache.
+    """Return whether several small batches are faster than one large batch that overflows the processor's cache.
 
-    An accelerator wants large ones. So does TensorFlow: the loop would gain 3 % but takes long to trace.
+    Accelerators need large batches. TensorFlow gets large ones, too: the loop would gain 3 % but takes long to trace.
     """
     if keras.backend.backend() == "jax":
         import jax
@@ -58,9 +58,9 @@ def gains_from_small_batches() -> bool:
 
 
 def map_in_turn(function: Callable, elements: Tensor) -> Any:
-    """`ops.map` that is through with one element before it begins the next, so that memory is needed for one only.
+    """Run `ops.map` one element after the other, so that memory is needed for only one element.
 
-    TensorFlow would run ten at a time.
+    By default TensorFlow runs ten at a time.
     """
     if keras.backend.backend() != "tensorflow":
         return ops.map(function, elements)
@@ -100,17 +100,17 @@ def _lerp(average: Any, value: Any, share: Any) -> None:
 
 
 def variable_scope(model: keras.Model) -> Any:
-    """The context in which variables beside a model's own are created: the scope of its `tf.distribute` strategy."""
+    """Return the context for creating variables next to those of a model: the scope of its `tf.distribute` strategy."""
     strategy = getattr(model, "distribute_strategy", None)
     return contextlib.nullcontext() if strategy is None else strategy.scope()
 
 
 def build_optimizer(model: keras.Model, wrapper: keras.Model) -> None:
-    """Make the variables of a model's optimizer, if it has one without.
+    """Create the variables of a model's optimizer, if it has an optimizer without variables.
 
     Args:
         model: the wrapper or its student.
-        wrapper: in whose scope variables are created.
+        wrapper: the model in whose scope the variables are created.
     """
     if model.compiled and model.optimizer is not None and not model.optimizer.built:
         with variable_scope(wrapper):
@@ -118,7 +118,7 @@ def build_optimizer(model: keras.Model, wrapper: keras.Model) -> None:
 
 
 def replicas_in_sync() -> int:
-    """Number of replicas of the current `tf.distribute` strategy, by which Keras divides its own losses; else 1."""
+    """Return the number of replicas of the `tf.distribute` strategy, by which Keras divides its own losses; else 1."""
     if keras.backend.backend() != "tensorflow":
         return 1
     import tensorflow as tf
@@ -127,9 +127,9 @@ def replicas_in_sync() -> int:
 
 
 def devices_of_a_batch() -> int:
-    """Number of devices among which `keras.distribution` shares the rows of the batch that a step sees; else 1.
+    """Return the number of devices over which `keras.distribution` splits the batch of a step; else 1.
 
-    Replicas of `tf.distribute` and processes of `torch.distributed` see a batch of their own.
+    Each replica of `tf.distribute` and each process of `torch.distributed` sees its own batch.
     """
     distribution = keras.distribution.distribution()
     if distribution is None:
@@ -140,10 +140,10 @@ def devices_of_a_batch() -> int:
 
 
 def seeds_of_this_replica(seeds: Tensor) -> Tensor:
-    """Seeds that differ between the replicas of a batch; those of the first replica are `seeds` itself.
+    """Return seeds that differ between the replicas of a batch; the first replica gets `seeds` unchanged.
 
     Under `tf.distribute` all replicas draw the same numbers from a `SeedGenerator`, and the processes of
-    `torch.distributed` start with the same seeds: the first sample of every replica would be given the same noise, as
+    `torch.distributed` start with the same seeds: the first samples of all replicas would get the same noise, and so
     would the second. On JAX the noise is drawn for the whole batch, however many devices hold it.
 
     Args:
@@ -152,13 +152,13 @@ def seeds_of_this_replica(seeds: Tensor) -> Tensor:
     replica = _replica()
     if replica is None:
         return seeds
-    # The golden section of the range: however many replicas there are, they lie far from each other.
+    # The golden section of the range: for any number of replicas, their seeds lie far from each other.
     moved = ops.cast(seeds, "int64") + ops.cast(replica, "int64") * 1_327_217_885
     return ops.cast(moved % (2**31 - 1), seeds.dtype)
 
 
 def _replica() -> Any:
-    """Number of the replica that is running: under `tf.distribute`, in `torch.distributed`; `None` if there is one."""
+    """Return the number of the running replica (`tf.distribute`, `torch.distributed`); `None` if there is only one."""
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
@@ -174,7 +174,7 @@ def _replica() -> Any:
 
 
 def derived_seed() -> int:
-    """A seed that follows `keras.utils.set_random_seed` without drawing from Python's generator.
+    """Return a seed that follows `keras.utils.set_random_seed` without drawing from Python's generator.
 
     Drawing would change the seeds of layers that the user creates after wrapping.
     """
@@ -186,20 +186,20 @@ def derived_seed() -> int:
 
 
 def gives_weights_away() -> bool:
-    """Whether Keras moves the weights out of the model while `fit` runs: after an exception some may be gone."""
+    """Return whether Keras moves the weights out of the model while `fit` runs: an exception may lose some of them."""
     return keras.backend.backend() == "jax"
 
 
 def after_train_step(model: keras.Model, result: Any, update: Callable[[], None]) -> Any:
-    """Run `update`, which assigns to non-trainable variables of a model, on the state that its training step leaves.
+    """Run `update`, which assigns to non-trainable variables of a model, on the state after its training step.
 
     Args:
         model: the model.
-        result: what `train_step` of Keras returned: on JAX with the state, which exists nowhere else yet.
+        result: the result of Keras' `train_step`; on JAX it holds the new state, which is stored nowhere else yet.
         update: callable without arguments.
 
     Returns:
-        The result, updated.
+        The updated result.
     """
     if keras.backend.backend() != "jax":
         update()
@@ -213,7 +213,7 @@ def after_train_step(model: keras.Model, result: Any, update: Callable[[], None]
 
 
 def compile_arguments(model: keras.Model) -> dict[str, Any]:
-    """The very objects that `model.compile` was called with, as keyword arguments (`_compile_config`: not exported).
+    """Return the objects that `model.compile` was called with, as keyword arguments (`_compile_config`: not exported).
 
     The exported `get_compile_config` serialises them, which loses functions and classes that are not registered.
     """
@@ -221,12 +221,15 @@ def compile_arguments(model: keras.Model) -> dict[str, Any]:
 
 
 def compile_record(model: keras.Model) -> Any:
-    """What a model notes of the `compile` before: another object after each; `None` if it was never compiled."""
+    """Return the record of a model's last `compile`, a new object each time; `None` if it was never compiled."""
     return getattr(model, "_compile_config", None) if model.compiled else None
 
 
 def copied(settings: Any) -> Any:
-    """Compile arguments for a second model: what has state is made anew from its configuration, the rest is shared."""
+    """Return compile arguments for a second model: objects with state are rebuilt from their configuration.
+
+    All other objects are shared.
+    """
     if isinstance(settings, dict):
         return {name: copied(value) for name, value in settings.items()}
     if isinstance(settings, (list, tuple)):
@@ -236,15 +239,15 @@ def copied(settings: Any) -> Any:
             return type(settings).from_config(settings.get_config())
         except (NotImplementedError, TypeError) as error:
             raise ValueError(
-                f"`model` is compiled with something that cannot be copied: {settings!r} has no usable `get_config` "
-                f"({error}). Give it one, or make the wrapper with keras_ssd.SSDModel(model, ...), which copies "
-                "nothing, and compile that."
+                f"`model` is compiled with an object that cannot be copied: {settings!r} has no usable `get_config` "
+                f"({error}). Define `get_config`, or make the wrapper with keras_ssd.SSDModel(model, ...), which "
+                "copies nothing, and compile the wrapper."
             ) from error
     return settings
 
 
 def restore_compiled(model: keras.Model) -> None:
-    """Compile a model again after a model around it was: Keras 3.6 strips it of its loss tracker and metrics then."""
+    """Compile a model again: in Keras 3.6, compiling a model around it removes its loss tracker and metrics."""
     if model.compiled and getattr(model, "_loss_tracker", True) is None:
         settings = compile_arguments(model)
         settings.pop("optimizer", None)

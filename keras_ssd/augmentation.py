@@ -1,11 +1,12 @@
-"""Keras layers that augment windows `(batch, steps, channels)`, for example of wearable sensors, at random.
+"""Keras layers that randomly augment windows `(batch, steps, channels)`, for example of wearable sensors.
 
 The names follow the literature (Um et al. 2017, arXiv 1706.00527; the mask is from SpecAugment, arXiv 1904.08779). The
 layers work in training only, draw from a `keras.random.SeedGenerator`, and have no weights. They belong in the model,
-behind the normalisation of its inputs if their strength is given in standard deviations. They are not noise of the
-teachers: teachers see the student's augmented sample, or the clean sample (`augmented_teachers=False`).
+after the normalisation of its inputs if their strength is given in standard deviations. They do not count as noise of
+the teachers: teachers see the student's augmented sample, or the clean sample (`augmented_teachers=False`).
 
-Keras itself has such layers for images. Its `GaussianNoise` computes what `Jitter` does, but is noise of the teachers.
+Keras itself has such layers for images. Its `GaussianNoise` computes the same as `Jitter`, but counts as noise of the
+teachers.
 """
 
 import math
@@ -19,7 +20,7 @@ from keras_ssd.settings import is_number
 
 
 class Augmentation(keras.layers.Layer):
-    """Base class of the layers of this module; derive your own layer to have it recognised as augmentation.
+    """Base class of the layers of this module; a custom layer derived from it is recognised as augmentation.
 
     A subclass defines `augment(x)`, which is called in training only, and draws from `self.seed_generator`.
 
@@ -60,10 +61,10 @@ class Augmentation(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="keras_ssd")
 class Jitter(Augmentation):
-    """Adds Gaussian noise, drawn anew for every value: the sensor's own noise.
+    """Adds independent Gaussian noise to every value: the noise of the sensor.
 
     Args:
-        stddev: standard deviation of the noise, > 0, in the unit of the input: behind a `Normalization` layer, in
+        stddev: standard deviation of the noise, > 0, in the unit of the input: after a `Normalization` layer, in
             standard deviations of the channel. Defaults to `0.05`.
         seed: integer or `None`.
     """
@@ -83,10 +84,10 @@ class Jitter(Augmentation):
 
 @keras.saving.register_keras_serializable(package="keras_ssd")
 class Scaling(Augmentation):
-    """Multiplies every channel of every window by a random factor of mean 1: movements of another strength.
+    """Multiplies every channel of every window by a random factor of mean 1: stronger or weaker movements.
 
     Args:
-        stddev: standard deviation of the factor, which is normal, > 0. Defaults to `0.1`.
+        stddev: standard deviation of the normally distributed factor, > 0. Defaults to `0.1`.
         seed: integer or `None`.
     """
 
@@ -95,7 +96,7 @@ class Scaling(Augmentation):
         self.stddev = _positive("stddev", stddev)
 
     def augment(self, x: Tensor) -> Tensor:
-        """Return `factor * x`, with a factor `(batch, 1, channels)`."""
+        """Return `factor * x`, with a factor of shape `(batch, 1, channels)`."""
         batch, _, channels = ops.shape(x)
         return x * keras.random.normal((batch, 1, channels), 1.0, self.stddev, self.compute_dtype, self.seed_generator)
 
@@ -110,7 +111,7 @@ class TimeMask(Augmentation):
 
     Args:
         max_fraction: the longest span, as a fraction of the window, in (0, 1]. The length is uniform between 0 and
-            this, the position uniform among all where the span fits. Defaults to `0.25`.
+            this maximum, the position uniform over all positions at which the span fits. Defaults to `0.25`.
         seed: integer or `None`.
     """
 
@@ -136,14 +137,14 @@ class TimeMask(Augmentation):
 
 @keras.saving.register_keras_serializable(package="keras_ssd")
 class Rotation(Augmentation):
-    """Turns the sensor, in every window about a random axis of its own: another way to wear the device.
+    """Rotates the sensor about a random axis, drawn for every window: a different way to wear the device.
 
-    The channels are consecutive triples (x, y, z) of the same device; every triple is turned alike. The channels must
+    The channels are consecutive triples (x, y, z) of the same device; all triples are rotated alike. The channels must
     not have been scaled separately: put this layer before a `Normalization`.
 
     Args:
-        max_angle: the largest angle in degrees, in (0, 180]. Angles are uniform between 0 and this, axes uniform on the
-            sphere. Defaults to `30.0`.
+        max_angle: the largest angle in degrees, in (0, 180]. Angles are uniform between 0 and this maximum, axes
+            uniform on the sphere. Defaults to `30.0`.
         seed: integer or `None`.
     """
 
@@ -152,11 +153,11 @@ class Rotation(Augmentation):
         self.max_angle = _positive("max_angle", max_angle, most=180)
 
     def augment(self, x: Tensor) -> Tensor:
-        """Multiply every triple of channels of a window by the window's matrix."""
+        """Multiply every triple of channels of a window by the window's rotation matrix."""
         batch, steps, channels = ops.shape(x)
         if channels % 3:
             raise ValueError(
-                f"`Rotation` turns triples of channels (x, y, z). Received: windows of {channels} channels."
+                f"`Rotation` rotates triples of channels (x, y, z). Received: windows of {channels} channels."
             )
         axis = keras.random.normal((batch, 3), dtype="float32", seed=self.seed_generator)
         angle = keras.random.uniform((batch,), 0.0, math.radians(self.max_angle), "float32", seed=self.seed_generator)
@@ -171,7 +172,7 @@ class Rotation(Augmentation):
 
 
 def rotation_matrices(axis: Tensor, angle: Tensor) -> Tensor:
-    """Return matrices that turn column vectors about an axis (Rodrigues' formula).
+    """Return matrices that rotate column vectors about an axis (Rodrigues' formula).
 
     Args:
         axis: `(batch, 3)`, of any length above 0.

@@ -1,4 +1,4 @@
-"""Held copies of weights, and the moving average of a student's: when it is fed, lent and taken back."""
+"""Held copies of weights, and the moving average of the student's weights: update, lending and taking back."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -16,14 +16,14 @@ from keras_ssd.settings import Settings
 
 
 class HeldWeights(keras.layers.Layer):
-    """A copy of a model's weights: a snapshot, a moving average, or another network's.
+    """A copy of a model's weights: a snapshot, a moving average, or the weights of another network.
 
     Args:
         weights: the variables to copy; later calls take them in the same order.
 
     Attributes:
         held: the copies, in the order of `weights`.
-        steps: how often the weights were averaged, or a snapshot was taken since the model was wrapped.
+        steps: number of updates of the average, or of snapshots taken since the model was wrapped.
         is_deployed: 1 while the student carries this average, 0 while it carries its own weights.
     """
 
@@ -41,7 +41,7 @@ class HeldWeights(keras.layers.Layer):
                 dtype=v.dtype,
                 trainable=False,
                 autocast=False,
-                # A layout map of `keras.distribution.ModelParallel` finds the copy by what it says of the original.
+                # A layout map of `keras.distribution.ModelParallel` finds the copy by the rule for the original.
                 name=v.path.replace("/", "_").replace(".", "_"),
                 **_aggregation(v),
             )
@@ -51,7 +51,7 @@ class HeldWeights(keras.layers.Layer):
         self.copy(weights)
 
     def copy(self, weights: Sequence[Any]) -> None:
-        """Take the current values of `weights`. Through NumPy: on JAX two variables must not share a buffer."""
+        """Copy the current values of `weights`. Through NumPy: on JAX two variables must not share a buffer."""
         for held, variable in zip(self.held, weights, strict=True):
             held.assign(ops.convert_to_numpy(variable.value))
 
@@ -67,7 +67,7 @@ class HeldWeights(keras.layers.Layer):
     def average(self, weights: Sequence[Any], momentum: float) -> None:
         """Move towards `weights`: `held = m * held + (1 - m) * weights` with `m = min(momentum, t / (t + 9))`.
 
-        `t` counts the calls, so that the first call copies and the start of training is soon forgotten.
+        `t` counts the calls, so the first call copies the weights, and the start of training is soon forgotten.
         """
         t = ops.cast(self.steps.value, "float32")
         _backend.move_average(self.held, weights, ops.minimum(momentum, t / (t + 9.0)))
@@ -76,36 +76,36 @@ class HeldWeights(keras.layers.Layer):
 
 
 class Averaging:
-    """Feeds the moving average, and lends it to the student between two `fit`s.
+    """Updates the moving average, and lends it to the student between two `fit`s.
 
     The student carries its own, raw weights while it is trained, and the average at all other times: from the end of
-    `fit` (or `write_average`) to the next training step. So outside of training there is one set of weights, the
-    student's, which anybody may change; the next training finds out.
+    `fit` (or `write_average`) to the next training step. So outside of training there is only one set of weights, the
+    student's. Any code may change them; the next training detects it.
 
-    A plain object: the average itself is state that Keras saves with the model, and nothing of this is.
+    A plain object: Keras saves the average itself with the model, but not this object.
 
     Args:
         student: the `keras.Model` that is trained.
         average: the `HeldWeights` of `averaged_variables(student)`.
-        momentum: of the average, 0-1.
+        momentum: momentum of the average, 0-1.
     """
 
     def __init__(self, student: keras.Model, average: HeldWeights, momentum: float) -> None:
         self._student, self._average, self._momentum = student, average, momentum
         self.variables, self.states = averaged_variables(student), recurrent_states(student)
-        self._lent: tuple[list[np.ndarray], list[np.ndarray]] | None = None  # raw weights, and what was lent
+        self._lent: tuple[list[np.ndarray], list[np.ndarray]] | None = None  # raw weights, and the weights lent
 
     @property
     def is_in_training(self) -> bool:
-        """Whether the student carries raw weights, so that evaluation has to look at the average instead."""
+        """Return whether the student carries raw weights, so that evaluation has to use the average instead."""
         return _number(self._average.steps) > 0 and not _number(self._average.is_deployed)
 
     def update(self) -> None:
-        """Take one step towards the student's weights."""
+        """Move the average one step towards the student's weights."""
         self._average.average(self.variables, self._momentum)
 
     def lend(self) -> None:
-        """Give the student the average, until training goes on."""
+        """Write the average to the student, until training continues."""
         if not self.is_in_training:
             return
         raw = arrays(self.variables)
@@ -114,13 +114,13 @@ class Averaging:
         self._lent = raw, arrays(self.variables)
 
     def call(self, inputs: Any) -> tuple[Any, list[Tensor]]:
-        """Run the student by the average, which changes nothing but the states of stateful layers.
+        """Run the student with the averaged weights; this changes only the states of stateful layers.
 
         Args:
             inputs: one batch.
 
         Returns:
-            `(outputs, losses)`, the latter those that its layers add.
+            `(outputs, losses)`, with the losses that its layers add.
         """
         weights = self._average.values(self.variables)
         replaced = {id(variable) for variable, _ in weights}
@@ -132,12 +132,12 @@ class Averaging:
             updated = scope.get_current_value(variable)
             if updated is not value:
                 variable.assign(updated)
-        # New tensors: Keras tells losses apart by identity, and these belong to the layers of the student.
+        # New tensors: Keras distinguishes losses by identity, and these belong to the layers of the student.
         return outputs, [loss + 0 for loss in scope.losses]
 
     @contextlib.contextmanager
     def carried(self) -> Iterator[None]:
-        """Let the student carry the average while the context lasts, in the midst of training, too."""
+        """Let the student carry the average within the context, also during training."""
         raw = arrays(self.variables) if self.is_in_training else None
         if raw is not None:
             self._average.write(self.variables)
@@ -148,17 +148,17 @@ class Averaging:
                 variable.assign(value)
 
     def restart(self) -> None:
-        """Let the average begin anew with what the student carries now."""
+        """Restart the average from the student's current weights."""
         self._lent = None
         self._average.copy(self.variables)
         for state in (self._average.steps, self._average.is_deployed):
             state.assign(np.zeros((), "int32"))
 
     def take_back(self) -> None:
-        """Before training: go on from the raw weights of the training before.
+        """Restore the raw weights of the previous training; called before training.
 
-        An average belongs to the weights it was made of: where the student was given others since, it begins anew with
-        those. A layer that was frozen since keeps what it has.
+        An average belongs to the weights it was made of: if the student was given other weights since, the average
+        restarts from these. A layer that was frozen since keeps its current weights.
         """
         lent, self._lent = self._lent, None
         if self.is_in_training:
@@ -168,7 +168,7 @@ class Averaging:
         if _number(self._average.steps) == 0 or not _equal(carried, held):
             self.restart()
         elif lent is not None and _equal(carried, lent[1]):
-            # Not after both were loaded from a file: what was lent is gone then.
+            # Not if both were loaded from a file: the weights lent are gone then.
             frozen = {id(v) for layer in parts_of(self._student) if not layer.trainable for v in layer.weights}
             for variable, value in zip(self.variables, lent[0], strict=True):
                 if id(variable) not in frozen:
@@ -204,8 +204,8 @@ def _number(variable: Any) -> int:
 def _aggregation(variable: Any) -> dict[str, str]:
     """Return how the replicas of `tf.distribute` agree on the average of a variable, as arguments of `add_weight`.
 
-    What is trained is the same on all of them, so Keras' default does, which is not called the same in all versions.
-    Statistics (BatchNormalization) are each replica's own in Keras; the teacher should be one network, so it holds
+    Trained weights are the same on all replicas, so Keras' default suffices; its name differs between versions.
+    In Keras each replica has its own statistics (BatchNormalization); the teacher should be one network, so it holds
     their mean.
     """
     if variable.trainable:
@@ -214,7 +214,7 @@ def _aggregation(variable: Any) -> dict[str, str]:
 
 
 class HeldWeightsMethods:
-    """The methods of `SSDModel` by which a user moves held weights."""
+    """The methods of `SSDModel` with which users update and copy held weights."""
 
     settings: Settings
     student: Any
@@ -223,17 +223,17 @@ class HeldWeightsMethods:
     _held_weights: Any
 
     def update_average(self) -> None:
-        """Let the moving average take one step towards the student's weights.
+        """Move the moving average one step towards the student's weights.
 
-        `fit` and `train_on_batch` do so by themselves. In a loop of your own, call it after every optimizer step.
+        `fit` and `train_on_batch` do this automatically. In a custom loop, call it after every optimizer step.
         """
         self._check_averages("update_average").update()
 
     def write_average(self) -> None:
-        """Give the student the averaged weights. `fit` does so when it ends.
+        """Write the averaged weights to the student. `fit` does this when it ends.
 
-        Call it after training with `train_on_batch` or a loop of your own, and on a wrapper that was saved in
-        mid-training (by `ModelCheckpoint`, say) before you deploy its student. Later training goes on from the raw
+        Call it after training with `train_on_batch` or a custom loop, and on a wrapper that was saved during training
+        (by `ModelCheckpoint`, for example) before you deploy its student. Later training continues from the raw
         weights.
         """
         self._check_averages("write_average").lend()
@@ -248,7 +248,7 @@ class HeldWeightsMethods:
         return self._averaging
 
     def take_snapshot(self) -> None:
-        """Make the student's present weights the teacher's (`teacher="snapshot"`); wrapping does so once."""
+        """Copy the student's current weights to the teacher (`teacher="snapshot"`); wrapping does this once."""
         if self.settings.kind != "snapshot" or self._held_weights is None:
             raise ValueError(
                 'take_snapshot() is for models wrapped with teacher="snapshot" and a kd_weight above 0. Received: '

@@ -1,4 +1,4 @@
-"""What teachers cost, in counted multiplications, and the part of each batch that keeps them cheap."""
+"""The cost of teachers in counted multiplications, and the part of each batch that keeps them cheap."""
 
 import math
 from collections.abc import Sequence
@@ -12,19 +12,19 @@ from keras_ssd.passes import StochasticPasses
 
 # A training step is about three forward passes: the student's own, and two for the gradients.
 _PASSES_OF_A_STEP = 3
-# Teachers may cost so much of a plain step, unless the user says otherwise.
+# The largest cost of teachers, relative to a plain step, unless the user sets the fraction.
 _BOUND = 0.25
-# Stands for a length that is open: teachers and student have the same.
+# Replaces an unknown length, which is the same for teachers and student.
 _OPEN_LENGTH = 64
 _SMALLEST_FRACTION = 1 / 1024
 
 
 class TeacherCost(NamedTuple):
-    """What the teachers of a training step cost.
+    """The cost of the teachers of a training step.
 
     Attributes:
         fraction: the part of each batch on which the distillation term is computed.
-        relative: their counted multiplications over those of a plain training step.
+        relative: the counted multiplications of the teachers, divided by those of a plain training step.
     """
 
     fraction: float
@@ -34,20 +34,21 @@ class TeacherCost(NamedTuple):
 def teacher_cost(
     student: Graph, passes: StochasticPasses, num_teachers: int, fraction: float | None = None
 ) -> TeacherCost:
-    """Count what the teachers cost, for a fraction that is given or the largest that keeps them cheap.
+    """Count the cost of the teachers, for a given fraction or the largest fraction that keeps them cheap.
 
     Args:
         student: the student's `Graph`.
         passes: the teachers' passes.
         num_teachers: N.
         fraction: the part of each batch. Defaults to `None`: the largest of 1, 1/2, 1/4, ... for which the stochastic
-            passes stay below a quarter of a plain training step (three forward passes). What teachers with weights of
-            their own run once before the noise, at most one forward pass, is counted but does not decide.
+            passes stay below a quarter of a plain training step (three forward passes). Teachers with their own
+            weights also run the layers before the noise once, at most one forward pass. This is counted, but it does
+            not affect the choice.
     """
     plain = _PASSES_OF_A_STEP * (_count(student.needed(student.outputs)) or 1)
     repeated, once = num_teachers * _count(passes.suffix), _count(passes.prefix)
     if student.is_opaque and passes.suffix and passes.suffix[0].layer is student.model:
-        plain, repeated = _PASSES_OF_A_STEP, num_teachers  # of one whole: nothing is known of its inside
+        plain, repeated = _PASSES_OF_A_STEP, num_teachers  # in calls of the whole model: its layers are unknown
     if fraction is None:
         fraction = 1.0
         if passes.is_row_wise:
@@ -61,7 +62,7 @@ def _count(steps: Sequence[Step]) -> float:
 
 
 def multiplications(step: Step) -> float:
-    """Return the multiplications of one call of a layer for one sample, roughly: those with weights, and attention's.
+    """Return roughly the multiplications of one layer call for one sample: those with weights and those of attention.
 
     Args:
         step: the call.
@@ -90,7 +91,7 @@ def _own_weights(part: Any) -> list[Any]:
 
 
 def _times(part: Any, kernel: Any, step: Step) -> float:
-    """Return at how many places a kernel is applied."""
+    """Return the number of positions at which a kernel is applied."""
     depthwise = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
     if isinstance(part, depthwise):
         features = math.prod(kernel.shape[-2:])

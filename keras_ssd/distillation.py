@@ -1,4 +1,4 @@
-"""The distillation term of one training step: how the teachers are weighted, and what the student loses."""
+"""The distillation term of one training step: the weights of the teachers, and the loss of the student."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -15,14 +15,14 @@ from keras_ssd.teachers import flatten_features
 
 
 class StepOutputs(NamedTuple):
-    """What the student and its teachers put out for one batch.
+    """The outputs and representations of the student and its teachers for one batch.
 
     Attributes:
-        outputs: of the student, a flat list, `(batch, ...)` each.
-        representation: of the student, `(batch, features)`, or `None`.
+        outputs: the student's outputs, a flat list, `(batch, ...)` each.
+        representation: the student's representation, `(batch, features)`, or `None`.
         teacher_outputs: a flat list, `(batch, teachers, ...)` each, empty if the teachers stop at the representation.
         teacher_representations: `(batch, teachers, features)`, or `None`.
-        scales: what the loss of each output is multiplied with where these are some rows of the batch, or `None`.
+        scales: factors for the losses of the outputs if these are only some rows of the batch, or `None`.
     """
 
     outputs: list[Tensor]
@@ -33,9 +33,9 @@ class StepOutputs(NamedTuple):
 
     @property
     def compared(self) -> tuple[Tensor, Tensor]:
-        """What student and teachers are compared by, `(batch, features)` and `(batch, teachers, features)`.
+        """The compared features of student and teachers, `(batch, features)` and `(batch, teachers, features)`.
 
-        Their representations, or their first output where there are none.
+        These are the representations, or the first output if there are no representations.
         """
         if self.representation is None:
             return flatten_features(self.outputs[0], 1), flatten_features(self.teacher_outputs[0], 2)
@@ -47,14 +47,14 @@ def weigh_teachers(
 ) -> Tensor:
     """Return the guidance weights of the teachers.
 
-    The gradient passes through the scores of representations, as in the paper's released code, but not through those of
-    outputs ("kl"): a student that is taught by itself could lower the term by choosing teachers.
+    The gradient passes through the scores of representations, as in the paper's released code, but not through the
+    scores of outputs ("kl"): a student that teaches itself could lower the term by choosing its teachers.
 
     Args:
         step: a `StepOutputs`.
         outputs: the `Output` of each output.
         settings: a `Settings`.
-        percentile: overrides that of the settings. Defaults to `None`.
+        percentile: overrides the percentile of the settings. Defaults to `None`.
 
     Returns:
         `(batch, teachers)`, every row sums to 1.
@@ -75,14 +75,14 @@ def distillation_loss(
     settings: Settings,
     sample_weight: Tensor | None,
 ) -> Tensor:
-    """Return the distance of the student from what its teachers, weighted, say: of outputs, representation or both.
+    """Return the distance between the student and the weighted teachers: in outputs, representation or both.
 
     Args:
         step: a `StepOutputs`.
         guidance: the weights of the teachers, `(batch, teachers)`.
         outputs: the `Output` of each output.
         settings: a `Settings`.
-        sample_weight: the weights of the samples, one for all outputs or in their structure, or `None`.
+        sample_weight: the sample weights, one tensor for all outputs or a structure like the outputs, or `None`.
 
     Returns:
         Scalar tensor.
@@ -116,13 +116,13 @@ def representation_loss(target: Tensor, student: Tensor, sample_weight: Tensor |
 
 
 def weights_per_output(sample_weight: Tensor | None, num_outputs: int) -> list[Tensor | None]:
-    """Return the sample weights of each output: one for all, or a structure as the outputs'."""
+    """Return the sample weights of each output, from one tensor for all outputs or from a structure like theirs."""
     flat = [None] if sample_weight is None else tree.flatten(sample_weight)
     return flat if len(flat) == num_outputs else [flat[0]] * num_outputs
 
 
 def mean_weight(sample_weights: Sequence[Tensor | None]) -> Tensor | None:
-    """Return one weight for each sample, `(batch,)`: the mean over outputs, and over positions that are weighted."""
+    """Return one weight for each sample, `(batch,)`: the mean over outputs and over weighted positions."""
     given = [wide(weight) for weight in sample_weights if weight is not None]
     if not given:
         return None

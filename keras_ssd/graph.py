@@ -17,7 +17,7 @@ class Step:
     Attributes:
         layer: the `keras.Layer` or `keras.Operation`: the user's own object, not a copy.
         args, kwargs: its arguments, in which symbolic tensors stand for values.
-        inputs, outputs: the symbolic tensors that go in and come out, as flat lists.
+        inputs, outputs: the symbolic input and output tensors, as flat lists.
     """
 
     def __init__(
@@ -25,13 +25,13 @@ class Step:
     ) -> None:
         self.layer = layer
         self.args = args
-        # Whoever runs the step says whether it is training; masks given by name are kept, they are tensors.
+        # `run` passes `training`. Masks passed by name are kept: they are tensors.
         self.kwargs = {name: value for name, value in kwargs.items() if name != "training"}
         self.inputs = [x for x in tree.flatten((args, self.kwargs)) if isinstance(x, keras.KerasTensor)]
         self.outputs = outputs
 
     def run(self, values: dict[int, Any], training: bool | None) -> None:
-        """Call the layer on `values`, a dict by `id` of the symbolic tensors, and add its outputs to it."""
+        """Call the layer on `values`, a dict by `id` of the symbolic tensors, and add its outputs to the dict."""
         args, kwargs = tree.map_structure(lambda x: values.get(id(x), x), (self.args, self.kwargs))
         if isinstance(self.layer, keras.Layer):
             kwargs["training"] = training
@@ -43,7 +43,7 @@ class Step:
 
 
 class _WholeModel(Step):
-    """A subclassed model as one step: one symbolic tensor stands for its whole structure of inputs, one for outputs."""
+    """A subclassed model as one step: one symbolic tensor for its whole structure of inputs, one for the outputs."""
 
     def _flat(self, results: Any) -> list[Any]:
         return [results]
@@ -52,16 +52,16 @@ class _WholeModel(Step):
 class Graph:
     """The layer calls of a model in an order in which they can be run.
 
-    Nested Functional and Sequential models are taken apart. A subclassed model is a single step.
+    Nested Functional and Sequential models are expanded into their layers. A subclassed model is a single step.
 
     Attributes:
         model: the model.
         steps: list of `Step`.
         inputs: the symbolic inputs, structured as the model takes them.
         outputs: the symbolic outputs, a flat list.
-        nested: `(model, its symbolic outputs)` for each call of a nested model that was taken apart.
-        moved: what `with_layers_behind` put in the place of symbolic tensors, by their `id`.
-        is_opaque: whether the model is subclassed, so that nothing is known of its inside.
+        nested: `(model, its symbolic outputs)` for each call of a nested model that was expanded.
+        moved: the replacements of symbolic tensors by `with_layers_behind`, by `id` of the replaced tensor.
+        is_opaque: whether the model is subclassed, so that its layers are unknown.
     """
 
     def __init__(self, model: keras.Model) -> None:
@@ -79,10 +79,10 @@ class Graph:
             self.inputs, self.outputs = self._replay(model)
 
     def _replay(self, model: keras.Model, inputs: Any = None) -> tuple[Any, list[keras.KerasTensor]]:
-        """Call the layers of `model` anew, on new symbolic inputs, and record the calls.
+        """Call the layers of `model` again, on new symbolic inputs, and record the calls.
 
-        `clone_model` with a `call_function` is the exported way to walk a graph. It does not tell which tensors became
-        the outputs, so they are marked by layers that record nothing.
+        `clone_model` with a `call_function` is the exported way to walk a graph. It does not report which tensors
+        became the outputs, so they are marked by layers that record nothing.
         """
         markers = [keras.layers.Identity(name=f"keras_ssd_output_{index}") for index in range(len(model.outputs))]
         model_inputs = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
@@ -114,13 +114,13 @@ class Graph:
         return outputs
 
     def with_layers_behind(self, layers: Sequence[tuple[keras.KerasTensor, keras.Layer]]) -> "Graph":
-        """Return this graph with further layers behind some of its tensors; the graph itself stays as it is.
+        """Return this graph with additional layers after some of its tensors; the graph itself is not changed.
 
         Args:
-            layers: pairs of a symbolic tensor and the layer through which it goes on to all that read it.
+            layers: pairs of a symbolic tensor and the layer to insert between it and all steps that read it.
 
         Returns:
-            A `Graph`, whose attribute `moved` maps the `id` of each of the tensors to what stands in its place.
+            A `Graph`, whose attribute `moved` maps the `id` of each of these tensors to its replacement.
         """
         if not layers:
             return self
@@ -155,14 +155,14 @@ class Graph:
         return steps[::-1]
 
     def producer(self, tensor: keras.KerasTensor) -> Step | None:
-        """Return the step that puts out a symbolic tensor; `None` for an input."""
+        """Return the step that returns a symbolic tensor; `None` for an input."""
         return next((step for step in self.steps if any(x is tensor for x in step.outputs)), None)
 
     def reader(self, tensors: Sequence[keras.KerasTensor]) -> Callable[..., list[Any]]:
         """Return a callable `(x, training=...)` that runs the model once and returns the values of symbolic `tensors`.
 
-        Layers are called in the order in which the user's model calls them, because a layer that is called twice moves
-        its statistics and draws its noise twice.
+        Layers are called in the same order as in the user's model, because a layer that is called twice updates its
+        statistics and draws its noise twice.
         """
         if self.is_opaque:
             output = self.outputs[0]
@@ -175,7 +175,7 @@ class Graph:
             return read
         symbolic = tree.flatten(self.inputs)
         with _unique_names(self.model):
-            # What comes in is cast and completed as by the user's model.
+            # Inputs are cast and completed as in the user's model.
             entry = keras.Model(self.inputs, symbolic)
         steps = self.needed(tensors)
         unread = last_reads(steps, tensors)
@@ -192,7 +192,7 @@ class Graph:
 
 
 def last_reads(steps: Sequence[Step], outputs: Sequence[keras.KerasTensor]) -> list[set[int]]:
-    """Return for each step what no later step reads, so that it need not be kept: ids of symbolic tensors."""
+    """Return for each step the ids of the symbolic tensors that no later step reads and that need not be kept."""
     later, result = {id(x) for x in outputs}, []  # type: set[int], list[set[int]]
     for step in reversed(steps):
         own = {id(x) for x in step.inputs + step.outputs}
@@ -206,7 +206,7 @@ def _new_inputs(model: keras.Model) -> Any:
     layers = {id(layer.output): layer for layer in model.operations if isinstance(layer, keras.layers.InputLayer)}
 
     def like(x: keras.KerasTensor) -> keras.KerasTensor:
-        # Keras' own cloning would forget that an input is optional.
+        # Keras' own cloning would lose the flag that an input is optional.
         optional = getattr(layers.get(id(x)), "optional", False)
         options = {"optional": True} if optional else {}
         return keras.Input(batch_shape=x.shape, dtype=x.dtype, sparse=x.sparse, name=x.name, **options)
@@ -232,7 +232,7 @@ def _functional_class() -> Any:
 def _unique_names(model: keras.Model) -> Iterator[None]:
     """Give every layer of a model and of its nested models a unique name while a graph is built.
 
-    Keras demands unique names in a graph; members of an ensemble, made by the same function, have equal names.
+    Keras requires unique names in a graph; members of an ensemble, made by the same function, have equal names.
     """
     renamed: list[tuple[Any, str]] = []
     # The inputs of a Sequential are not among its layers, and keep their names.
@@ -265,7 +265,7 @@ def _operations(model: keras.Model) -> list[Any]:
 
 
 def _takes_unchanged(model: keras.Model, inputs: Any) -> bool:
-    """Return whether a nested model takes inputs without the casts and reshapes that a call of it would do."""
+    """Return whether a nested model takes these inputs as they are, so that a call would not cast or reshape them."""
     return [(len(x.shape), x.dtype) for x in tree.flatten(inputs)] == [(len(x.shape), x.dtype) for x in model.inputs]
 
 
@@ -276,7 +276,7 @@ def output_structure(model: keras.Model) -> Any:
 
 
 def takes_training(model: keras.Model) -> bool:
-    """Return whether the `call` of a model has an argument `training`, without which Keras trains it with noise off."""
+    """Return whether the `call` of a model takes `training`; without it, Keras trains the model with noise off."""
     if is_functional(model):
         return True
     parameters = inspect.signature(model.call).parameters
@@ -284,5 +284,5 @@ def takes_training(model: keras.Model) -> bool:
 
 
 def call_student(model: keras.Model, inputs: Any, training: bool | None) -> Any:
-    """Call a model as Keras' own training step does, which says nothing of training to a `call` that does not ask."""
+    """Call a model as Keras' own training step does, which passes `training` only to a `call` that takes it."""
     return model(inputs, training=training if takes_training(model) else False)

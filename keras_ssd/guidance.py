@@ -1,6 +1,6 @@
 """Student-guided knowledge distillation: the equations of arXiv 2504.14307, section 3, as pure functions.
 
-Symbols: `f_S` the student's representation (batch, features), `f_T` those of the stochastic teachers
+Symbols: `f_S` is the student's representation (batch, features), `f_T` the representations of the stochastic teachers
 (batch, teachers, features), `phi` the scores and `a` the weights, both (batch, teachers).
 
 All functions work on any Keras backend, take arrays or tensors, and compute in float32 or wider: dot products overflow
@@ -26,7 +26,7 @@ def similarity_scores(
     | similarity | `phi[b, i]` |
     |---|---|
     | `"dot"` | the dot product `<f_S[b], f_T[b, i]>` (the paper) |
-    | `"cosine"` | the cosine of the angle between the two; 0 where one is zero, or its norm overflows |
+    | `"cosine"` | the cosine of the angle between the two; 0 if one of them is zero or its norm overflows |
     | `"euclidean"` | minus the squared distance |
     | `"kl"` | minus KL(softmax(f_T[b, i]), softmax(f_S[b])): the features are logits |
     | `"uniform"` | 0 for every teacher: no guidance |
@@ -38,8 +38,8 @@ def similarity_scores(
             Defaults to `"dot"`.
 
     Returns:
-        Scores `(batch, teachers)`. A teacher that holds NaN or infinity scores NaN (and passes no gradient), which
-        `guidance_weights` takes for "leave this teacher out".
+        Scores `(batch, teachers)`. A teacher that holds NaN or infinity gets the score NaN (and passes no gradient), so
+        that `guidance_weights` leaves it out.
 
     Raises:
         ValueError: if `similarity` is neither known nor callable.
@@ -49,7 +49,7 @@ def similarity_scores(
     """
     student, teachers = wide(student), wide(teachers)
     finite = ops.all(ops.isfinite(teachers), axis=-1)
-    # Without this the gradient of a score that is thrown away later would still be 0 * NaN = NaN.
+    # Without this the gradient of a score that is discarded later would still be 0 * NaN = NaN.
     teachers = ops.where(ops.expand_dims(finite, -1), teachers, ops.zeros_like(teachers))
     if callable(similarity):
         scores = ops.convert_to_tensor(similarity(student, teachers))
@@ -78,17 +78,17 @@ def guidance_weights(scores: Tensor, temperature: float = 5.0, percentile: float
     percentile of 90 keeps 3 of 30 teachers but only 1 of 8. The gradient passes through the weights that are kept, as
     in the paper's released code; the filter itself has none.
 
-    Scores that are not finite never poison the result: such a teacher weighs 0. If no score of a row is finite, its
-    weights are all equal (and where its teachers are not finite, neither is its target, which the training step takes
-    for "no term for this sample").
+    A teacher whose score is not finite gets weight 0, so the result stays finite. If no score of a row is finite, all
+    of its weights are equal (and if its teachers are not finite, neither is its target; the training step then omits
+    the term for this sample).
 
     Args:
         scores: `(batch, teachers)`.
-        temperature: `h` > 0. Defaults to `5.0`, that of the paper's released code.
+        temperature: `h` > 0. Defaults to `5.0`, the value in the paper's released code.
         percentile: epsilon, from 0 (keep every teacher) to 100 (keep the best). Defaults to `90.0`.
 
     Returns:
-        Weights `(batch, teachers)`, finite, not negative, every row sums to 1.
+        Weights `(batch, teachers)`, finite and not negative; every row sums to 1.
 
     Raises:
         ValueError: if `temperature` is not above 0 or `percentile` is outside 0-100.
@@ -100,8 +100,8 @@ def guidance_weights(scores: Tensor, temperature: float = 5.0, percentile: float
         raise ValueError(f"`temperature` should be a positive float. Received: temperature={temperature}")
     if not 0 <= percentile <= 100:
         raise ValueError(f"`percentile` should lie between 0 and 100. Received: percentile={percentile}")
-    # In float32 smaller ones are 0, and 0 / 0 is NaN, and larger ones infinite; already with these the best takes all,
-    # or all weigh the same.
+    # In float32 smaller temperatures are 0, and 0 / 0 is NaN; larger temperatures are infinite. At these limits the
+    # best teacher already takes all the weight, or all teachers weigh the same.
     temperature = min(max(temperature, 1e-37), 1e38)
     scores = wide(scores)
     valid = ops.isfinite(scores)
@@ -122,15 +122,15 @@ def guidance_weights(scores: Tensor, temperature: float = 5.0, percentile: float
 
 
 def guided_target(weights: Tensor, teachers: Tensor) -> Tensor:
-    """The target of the distillation, `sum_i a[b, i] f_T[b, i]`.
+    """Return the target of the distillation, `sum_i a[b, i] f_T[b, i]`.
 
     Args:
         weights: `(batch, teachers)`.
         teachers: `(batch, teachers, features)`.
 
     Returns:
-        The weighted mean `(batch, features)`, NaN where a teacher that weighs more than 0 is not finite. One of weight
-        0 does not enter it, even where it is not finite.
+        The weighted mean `(batch, features)`, NaN where a teacher with a weight above 0 is not finite. A teacher with
+        weight 0 does not enter the mean, even if it is not finite.
 
     Example:
         >>> guided_target([[0.25, 0.75]], [[[4.0], [8.0]]])  # [[7.]]
@@ -138,7 +138,7 @@ def guided_target(weights: Tensor, teachers: Tensor) -> Tensor:
     weights, teachers = wide(weights), wide(teachers)
     finite, used = ops.isfinite(teachers), ops.expand_dims(weights > 0, -1)
     spoiled = ops.any(ops.logical_and(used, ops.logical_not(finite)), axis=1)
-    # A weight's gradient is its teacher: not finite, it would reach the student even from a target that is thrown away.
+    # The gradient of a weight is its teacher: if not finite, it would reach the student even from a discarded target.
     teachers = ops.where(finite, teachers, ops.zeros_like(teachers))
     target = ops.squeeze(ops.matmul(ops.expand_dims(weights, 1), teachers), axis=1)
     return ops.where(spoiled, ops.full_like(target, float("nan")), target)
@@ -149,17 +149,17 @@ def _dot(student: Tensor, teachers: Tensor) -> Tensor:
 
 
 def _unit(x: Tensor) -> Tensor:
-    # A vector of zeros stays one, and its gradient small.
+    # A vector of zeros stays zero, and its gradient small.
     squared_norm = ops.sum(ops.square(x), axis=-1, keepdims=True)
     return x * ops.rsqrt(ops.where(squared_norm < 1e-24, ops.ones_like(squared_norm), squared_norm))
 
 
 def _least_kept(weights: Tensor, percentile: float) -> Tensor:
-    """The smallest weight of each row that is not below its percentile, for a static number of teachers.
+    """Return the smallest weight of each row that is not below its percentile, for a static number of teachers.
 
-    Between two order statistics that is the upper one, wherever between them the interpolation lies.
+    If the percentile lies between two order statistics, this is the upper one, wherever the interpolation falls.
     """
-    # Rounded, because 100 * 5 / 29 is to fall on an order statistic.
+    # Rounded, because 100 * 5 / 29 should fall on an order statistic.
     position = math.ceil(round(percentile * (weights.shape[-1] - 1) / 100, 9))
     # Not `ops.top_k`: under data parallelism XLA would gather the whole batch for it on every device.
     return ops.sort(weights, axis=-1)[:, position : position + 1]

@@ -1,4 +1,4 @@
-"""Looking at what student and teachers of a batch do, without changing anything."""
+"""Methods to inspect the student and the teachers of a batch, without changing the model."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ from keras_ssd.uncertainty import predict_stochastic
 
 
 class Inspection:
-    """The methods of `SSDModel` that look at passes, weights and representations."""
+    """The methods of `SSDModel` that return passes, weights and representations."""
 
     name: Any
     settings: Settings
@@ -28,8 +28,8 @@ class Inspection:
     def predict_stochastic(self, x: Any, **options: Any) -> Any:
         """Predict with noise on, many times, and return mean and uncertainty.
 
-        Of the student and its own noise layers, as after loading it; with the averaged weights where `predict` uses
-        them.
+        It runs the student with its own noise layers, as after loading it, and with the averaged weights if `predict`
+        uses them.
 
         Args:
             x: inputs, as for `predict`.
@@ -41,9 +41,9 @@ class Inspection:
         return predict_stochastic(self, x, **options)
 
     def guidance_weights(self, x: Any, percentile: float | None = None) -> np.ndarray:
-        """Return the weights that the teachers of one batch get, to look at.
+        """Return the weights of the teachers for one batch.
 
-        Nothing is changed by it, and it returns the same for the same weights and seed.
+        It changes nothing, and returns the same values for the same weights and seed.
 
         Args:
             x: one batch of inputs, as for `model(x)`.
@@ -55,16 +55,16 @@ class Inspection:
         return ops.convert_to_numpy(self._look_at(x, percentile)[0])
 
     def teacher_representations(self, x: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return what student and teachers of one batch are compared by, to look at.
+        """Return the features by which the student and the teachers of one batch are compared.
 
-        Nothing is changed by it, and it returns the same for the same weights and seed.
+        It changes nothing, and returns the same values for the same weights and seed.
 
         Args:
             x: one batch of inputs, as for `model(x)`.
 
         Returns:
             `(student, teachers, target)`, NumPy arrays `(batch, features)`, `(batch, teachers, features)` and
-            `(batch, features)`: the representations, or the flattened first output where outputs are both compared and
+            `(batch, features)`: the representations, or the flattened first output if outputs are both compared and
             distilled.
         """
         guidance, student, teachers = self._look_at(x)
@@ -72,7 +72,9 @@ class Inspection:
 
     def _look_at(self, x: Any, percentile: float | None = None) -> tuple[Tensor, Tensor, Tensor]:
         if not self._distills:
-            raise ValueError(f"{self.name!r} was wrapped with kd_weight=0: it has no teachers to look at.")
+            raise ValueError(
+                f"{self.name!r} was wrapped with kd_weight=0: it has no teachers. Wrap it with a kd_weight above 0."
+            )
         scope = keras.StatelessScope([(v, v.value) for v in self.variables], collect_losses=True)
         with scope, _backend.teacher_scope(ops.convert_to_tensor(self.settings.seed or 0)):
             y_pred, representation, cut_values = self._wiring.student_pass(x)

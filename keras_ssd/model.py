@@ -28,16 +28,16 @@ from keras_ssd.unlabelled import as_joined_dataset, weigh_metrics
 class SSDModel(Inspection, HeldWeightsMethods, Storage, StudentInterface, keras.Model):
     """A model that is trained by stochastic self-distillation (arXiv 2504.14307).
 
-    One training step evaluates the student once and a teacher, the same network by default, `num_teachers` times with
+    One training step evaluates the student once and a teacher, by default the same network, `num_teachers` times with
     its noise on. The teachers are scored by their similarity to the student, weighted, filtered and averaged to a
-    target, and `kd_weight * L_kd` is added to the task loss. Everything else, in `fit` and around it, is Keras' own.
+    target, and `kd_weight * L_kd` is added to the task loss. Everything else in `fit` and around it is Keras' own.
 
-    While it is trained, the student carries its own, raw weights, and validation looks at their moving average. When
-    `fit` ends, also by an exception, the student is given the average, so that `student`, `predict`, `evaluate` and
-    `export` say the same. The next `fit` or `train_on_batch` goes on from the raw weights; where the student was given
-    other weights meanwhile, it starts from those and the average begins anew.
+    During training the student carries its own, raw weights, and validation uses their moving average. When `fit` ends,
+    also with an exception, the average is written to the student, so that `student`, `predict`, `evaluate` and `export`
+    agree. The next `fit` or `train_on_batch` continues from the raw weights; if the student was given other weights in
+    the meantime, training starts from these and the average restarts.
 
-    `keras_ssd.wrap` is the short way to make one.
+    `keras_ssd.wrap` is the short way to create an `SSDModel`.
 
     Args:
         model: a built `keras.Model`.
@@ -67,7 +67,7 @@ class SSDModel(Inspection, HeldWeightsMethods, Storage, StudentInterface, keras.
         if graph is not None:
             wiring = StudentTeacherGraph(graph, None if network is None else Graph(network), settings)
             if settings.stochastic_layers is not None:
-                # A predicate is stored as the names it chose.
+                # A predicate is stored as the names of the chosen layers.
                 settings.stochastic_layers = wiring.noise.names
         check_replaceable(model, network, settings)
         keras_options["name"] = keras_options.get("name") or _name_of(model)
@@ -75,7 +75,7 @@ class SSDModel(Inspection, HeldWeightsMethods, Storage, StudentInterface, keras.
             super().__init__(dtype=model.dtype_policy, autocast=False, **keras_options)
             self.student = model
             self.settings = settings
-            # In a plain object, so that Keras does not take the layers they refer to for layers of this model.
+            # In a plain object, so that Keras does not track the layers they refer to as layers of this model.
             self._wiring, self._teacher_network = wiring, Untracked(network)
             self._fit_state = FitState()
             self._add_state(settings)
@@ -92,30 +92,30 @@ class SSDModel(Inspection, HeldWeightsMethods, Storage, StudentInterface, keras.
         self._evaluation_functions = Untracked({})
         self._watch = Untracked(StudentWatch(model))
         if hasattr(model, "output_names"):
-            # Lets losses and metrics be given by output name, as for the model itself.
+            # Allows losses and metrics by output name, as for the model itself.
             self.output_names = list(model.output_names)
-        # Keras notes the shape, which TensorFlow's converter to LiteRT asks for.
+        # Keras records the shape, which TensorFlow's converter to LiteRT needs.
         shape = getattr(model, "input_shape", None)
         if isinstance(shape, tuple):
             self.build(shape)
         self.built = True
 
     def _add_state(self, settings: Settings) -> None:
-        """Add the variables beside the student's: held weights, the weight of the term, its mean, the seed."""
+        """Add the variables next to those of the student: held weights, the weight of the term, its mean, the seed."""
         seed = _backend.derived_seed() if settings.seed is None else int(settings.seed)
         self._teacher_seed_generator = keras.random.SeedGenerator(seed)
         self._held_weights: Any = None
         if settings.distills and settings.kind != "self":
             self._wiring.teacher_variables = averaged_variables(self._wiring.teacher_network)
             self._held_weights = HeldWeights(self._wiring.teacher_variables, name="held_weights")
-        # The average that teaches is the one that is deployed; other teachers leave it to be held beside them.
+        # With "ema" the teaching average is also the deployed one; with other teachers the average is held separately.
         self._averaged_weights: Any = self._held_weights if settings.kind == "ema" else None
         if settings.averages and self._averaged_weights is None:
             self._averaged_weights = HeldWeights(averaged_variables(self.student), name="averaged_weights")
         self._averaging: Any = None
         if self._averaged_weights is not None:
             self._averaging = Averaging(self.student, self._averaged_weights, settings.ema_momentum)
-        # A weight of 0 from the start means no teachers at all: nothing here may differ from a plain model then.
+        # A weight of 0 from the start means no teachers at all: then nothing may differ from a plain model.
         if settings.distills:
             self._kd_weight = self.add_weight(
                 shape=(), initializer="zeros", dtype="float32", trainable=False, autocast=False, name="kd_weight"
@@ -123,14 +123,14 @@ class SSDModel(Inspection, HeldWeightsMethods, Storage, StudentInterface, keras.
             self._kd_weight.assign(settings.kd_weight)
             self._kd_loss_tracker = keras.metrics.Mean(name="kd_loss")
 
-    # What Keras calls, in the order of a training step.
+    # Methods that Keras calls, in the order of a training step.
 
     def build(self, input_shape: Any = None) -> None:
-        """Do nothing: the student is built."""
+        """Do nothing: the student is already built."""
         self.built = True
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
-        """Run the student; in a training step also as far as the teachers branch off, in evaluation by its average."""
+        """Run the student. Training also computes where the teachers branch off; evaluation uses the average."""
         if training and self._is_taught():
             outputs, representation, cut_values = self._wiring.student_pass(inputs)
             current_step.student_pass = representation, cut_values
@@ -205,7 +205,7 @@ class SSDModel(Inspection, HeldWeightsMethods, Storage, StudentInterface, keras.
         arguments = inspect.signature(keras.Model.compile).bind(self, *args, **kwargs).arguments
         arguments.pop("self")
         if self._distills and isinstance(arguments.get("metrics"), list):
-            # Keras Tuner compiles anew with what `self.metrics` holds, which includes our own.
+            # Keras Tuner compiles again with the metrics in `self.metrics`, which include the wrapper's own metric.
             arguments["metrics"] = [m for m in arguments["metrics"] if m is not self._kd_loss_tracker]
         if not self.settings.kd_sample_weight:
             weigh_metrics(arguments)
@@ -216,12 +216,12 @@ class SSDModel(Inspection, HeldWeightsMethods, Storage, StudentInterface, keras.
         self._outputs.note_compile(arguments.get("loss"), arguments.get("loss_weights"))
 
     def _compile_as(self, model: keras.Model) -> None:
-        """Compile with another model's optimizer settings (its state starts afresh), loss, metrics and options."""
+        """Compile with another model's optimizer settings (with fresh state), loss, metrics and options."""
         with _backend.variable_scope(self):
             self.compile(**_backend.copied(_backend.compile_arguments(model)))
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
-        """Compile as stored. Keras skips models whose `compile` is overridden, unless this method is, too."""
+        """Compile as stored. Keras skips models that override `compile`, unless they override this method, too."""
         self.compile(**keras.saving.deserialize_keras_object(config))
         _backend.build_optimizer(self, self)
 
@@ -237,7 +237,7 @@ class SSDModel(Inspection, HeldWeightsMethods, Storage, StudentInterface, keras.
         try:
             return super().fit(*args, **kwargs)
         finally:
-            # Keras tells callbacks nothing of an exception, so what they switched is switched back here.
+            # Keras does not notify callbacks of an exception, so the flags they switched are switched back here.
             state.is_running, state.joined_dataset = False, None
             self._teaches = teaches
             self._observe(None)
@@ -277,7 +277,7 @@ class SSDModel(Inspection, HeldWeightsMethods, Storage, StudentInterface, keras.
     def get_metrics_result(self) -> dict[str, Any]:
         logs = super().get_metrics_result()
         if current_evaluation.is_running:
-            # There is no teacher in evaluation.
+            # Evaluation has no teachers.
             statistics = self._fit_state.statistics
             for name in ("kd_loss", *(() if statistics is None else statistics.names)):
                 logs.pop(name, None)
@@ -291,14 +291,14 @@ class SSDModel(Inspection, HeldWeightsMethods, Storage, StudentInterface, keras.
     # Before and after training.
 
     def _begin_training(self) -> None:
-        # Variables that are made while TensorFlow traces a step let it trace the step twice, and keep both traces.
+        # Creating variables while TensorFlow traces a step makes it trace the step twice and keep both traces.
         _backend.build_optimizer(self, self)
         if self._averaging is not None:
             self._averaging.take_back()
             self._evaluate_with_average(True)
 
     def _end_training(self) -> None:
-        """Give the student the average, also after an exception: it and the wrapper say the same then."""
+        """Write the average to the student, also after an exception, so that student and wrapper agree."""
         if self._averaging is not None:
             try:
                 self._averaging.lend()
@@ -310,7 +310,7 @@ class SSDModel(Inspection, HeldWeightsMethods, Storage, StudentInterface, keras.
         self._build_optimizer_of_student()
 
     def _build_optimizer_of_student(self) -> None:
-        # A file of a compiled model whose optimizer has no variables yet cannot be loaded without a warning.
+        # Loading a file of a compiled model warns if its optimizer had no variables yet.
         _backend.build_optimizer(self.student, self)
 
     def _begin_evaluation(self) -> None:
@@ -319,7 +319,7 @@ class SSDModel(Inspection, HeldWeightsMethods, Storage, StudentInterface, keras.
             self._evaluate_with_average(self._averaging is not None and self._averaging.is_in_training)
 
     def _evaluate_with_average(self, value: bool) -> None:
-        """Let evaluation look at the average or at the student; each has compiled functions of its own."""
+        """Let evaluation use the average or the student's weights; each has its own compiled functions."""
         if value == self._evaluates_average:
             return
         functions = self._evaluation_functions.content
@@ -331,23 +331,23 @@ class SSDModel(Inspection, HeldWeightsMethods, Storage, StudentInterface, keras.
         self.test_function = self.predict_function = None
         self._evaluation_functions.content.clear()
 
-    # What our callbacks and tools use.
+    # For the callbacks and tools of this package.
 
     @property
     def _distills(self) -> bool:
-        """Whether there are teachers at all."""
+        """Return whether there are teachers."""
         return self.settings.distills
 
     @property
     def _averages(self) -> bool:
-        """Whether a moving average of the weights is held and deployed."""
+        """Return whether a moving average of the weights is held and deployed."""
         return self._averaging is not None
 
     @property
     def _teaches(self) -> bool:
-        """Whether training steps run the teachers. Without, they are those of the plain model, bit for bit.
+        """Return whether training steps run the teachers. If not, they equal those of the plain model, bit for bit.
 
-        Can be assigned between epochs; after `fit` it is as it was before. The training step is compiled anew.
+        Can be assigned between epochs, which compiles the training step again; `fit` restores it at the end.
         """
         return self._fit_state.teaches
 
@@ -358,7 +358,7 @@ class SSDModel(Inspection, HeldWeightsMethods, Storage, StudentInterface, keras.
             self._renew_train_function()
 
     def _observe(self, statistics: Any) -> None:
-        """Show the teachers of every training step to a metric, until `fit` ends; `None` ends it.
+        """Pass the teachers of every training step to a metric until `fit` ends; `None` stops this.
 
         Args:
             statistics: a `keras_ssd.callbacks.statistics.TeacherStatistics`.
@@ -372,13 +372,13 @@ class SSDModel(Inspection, HeldWeightsMethods, Storage, StudentInterface, keras.
             self.make_train_function(force=True)
 
     def _begin_epoch(self, epoch: int) -> None:
-        """Let a set that `join_unlabelled` made of arrays draw its order for an epoch."""
+        """Let a data set that `join_unlabelled` made from arrays draw its order for an epoch."""
         if self._fit_state.joined_dataset is not None:
             self._fit_state.joined_dataset.epoch = epoch
 
     @property
     def _teachers_classify(self) -> bool:
-        """Whether the teachers are run as far as an output that is a classification."""
+        """Return whether the teachers are run up to an output that is a classification."""
         known = self._outputs.describe() if self._outputs.are_known else []
         return self.settings.needs_outputs and any(output.kind != "regression" for output in known)
 
@@ -407,16 +407,17 @@ class SSDModel(Inspection, HeldWeightsMethods, Storage, StudentInterface, keras.
 
     @property
     def teacher_cost(self) -> TeacherCost:
-        """The part of each batch that is distilled, and what the teachers cost in multiplications of a plain step."""
+        """The part of each batch that is distilled, and the teachers' multiplications relative to a plain step."""
         return TeacherCost(0.0, 0.0) if self._wiring is None else self._wiring.cost
 
     def training_loss(self, x: Any, y: Any = None, sample_weight: Any = None) -> Tensor:
-        """Return the loss of one training step: task, distillation and regularisation. `fit` minimises the same.
+        """Return the loss of one training step, which `fit` minimises: task, distillation and regularisation.
 
-        For loops of your own, under `torch.nn.parallel.DistributedDataParallel` for example; nothing is updated but
-        what a forward pass updates (seeds, BatchNormalization, the metric `kd_loss`). The model must be compiled with a
-        loss; it needs no optimizer. Under `tf.distribute` it is divided by the number of replicas, as `compute_loss`.
-        On JAX, call it within `keras.StatelessScope(..., collect_losses=True)`, whose variables have what was updated.
+        It is for custom loops, for example under `torch.nn.parallel.DistributedDataParallel`. It updates only the state
+        that a forward pass updates (seeds, BatchNormalization, the metric `kd_loss`). The model must be compiled with a
+        loss; it needs no optimizer. Under `tf.distribute` the loss is divided by the number of replicas, as in
+        `compute_loss`. On JAX, call it within `keras.StatelessScope(..., collect_losses=True)`, which then holds the
+        updated values.
 
         Args:
             x: one batch of inputs.
@@ -439,5 +440,5 @@ class SSDModel(Inspection, HeldWeightsMethods, Storage, StudentInterface, keras.
 
 
 def _name_of(model: keras.Model) -> str:
-    """Return the name of a wrapper. PyTorch's parameters may not be called by a point, as in MobileNet's 1.00."""
+    """Return the name of a wrapper. Names of PyTorch's parameters must not contain a point, as in MobileNet's 1.00."""
     return f"ssd_{model.name}".replace(".", "_")

@@ -1,4 +1,4 @@
-"""Which layers of a model make noise, which ones augment, and which of them are random in a teacher."""
+"""Which layers of a model make noise, which layers augment, and which are random in a teacher."""
 
 import contextlib
 import random
@@ -10,7 +10,7 @@ import keras
 from keras_ssd.augmentation import Augmentation
 from keras_ssd.graph import Graph
 
-# What says how much noise a layer makes. Recurrent layers hold a seed generator even where their dropout is 0.
+# Attributes for the strength of a layer's noise. Recurrent layers hold a seed generator even if their dropout is 0.
 _RATES = ("rate", "dropout", "recurrent_dropout", "stddev")
 _DROPOUT_RATES = ("rate", "dropout", "recurrent_dropout")
 
@@ -25,12 +25,12 @@ AUGMENTATION: tuple[type, ...] = (
 
 
 class Noise(NamedTuple):
-    """What is random in a teacher.
+    """The noise of a teacher.
 
     Attributes:
         layers: layers that make noise themselves.
         tensors: symbolic tensors that go through dropout, in the teachers only.
-        names: what was chosen by name, in the form that a saved model stores.
+        names: names of the chosen layers, as a saved model stores them.
     """
 
     layers: list[Any]
@@ -39,16 +39,16 @@ class Noise(NamedTuple):
 
     @property
     def described(self) -> str:
-        """The places, for an error."""
+        """Return a description of the noise, for an error."""
         if self.names:
             return str(self.names)
-        return "dropout of what feeds the head" if self.tensors else "of which there is none"
+        return "dropout of the head's input" if self.tensors else "none"
 
 
 def is_augmentation(layer: Any) -> bool:
-    """Return whether a layer augments the sample at random, so that it is no noise of the teachers.
+    """Return whether a layer augments the sample at random, so that it does not count as noise of the teachers.
 
-    A layer with weights does not, even if it holds augmentation: its output is a network's, not the sample.
+    A layer with weights does not, even if it holds augmentation: its output consists of features, not of the sample.
     """
     if not isinstance(layer, keras.Layer) or layer.weights or is_noise(layer):
         return False
@@ -56,7 +56,7 @@ def is_augmentation(layer: Any) -> bool:
 
 
 def is_noise(layer: Any) -> bool:
-    """Return whether a layer, or a layer inside it, is active noise: a seed generator and a rate (if any) above 0."""
+    """Return whether a layer, or a layer in it, is active noise: a seed generator and a rate (if any) above 0."""
     parts = parts_of(layer)
     # `RandAugment` and `AugMix` are made of other augmentations.
     augmenting = {id(inner) for part in parts if isinstance(part, AUGMENTATION) for inner in parts_of(part)}
@@ -64,7 +64,7 @@ def is_noise(layer: Any) -> bool:
 
 
 def makes_noise(part: Any) -> bool:
-    """Return whether a layer by itself, without those it holds, makes noise."""
+    """Return whether a layer by itself, without the layers it holds, makes noise."""
     if not generators_of(part):
         return False
     rates = _rates(part, _RATES)
@@ -86,21 +86,21 @@ def choose_noise(
     stochastic_layers: str | Sequence[str] | Callable | None = None,
     dropout_rate: float | None = None,
 ) -> Noise:
-    """Choose what is random in the passes of a graph.
+    """Choose the noise in the passes of a graph.
 
     Args:
         graph: a `Graph`.
-        stochastic_layers: `None` (every noise layer except augmentation; without any, what feeds the head, if there is
-            a `dropout_rate`), the name of a layer or several, a predicate `layer -> bool`, or an empty tuple (nothing:
-            a deterministic teacher). A noise layer makes its own noise; the output of any other layer goes through
-            dropout, in these passes only.
-        dropout_rate: rate of that dropout.
+        stochastic_layers: `None` (every noise layer except augmentation; if there is none, the input of the head, if
+            `dropout_rate` is given), the name of a layer or several names, a predicate `layer -> bool`, or an empty
+            tuple (no noise: a deterministic teacher). A noise layer makes its own noise; the output of any other layer
+            goes through dropout, in these passes only.
+        dropout_rate: rate of this dropout.
 
     Returns:
         A `Noise`.
 
     Raises:
-        ValueError: if a name is unknown, or nothing is left, or dropout is asked for without a rate.
+        ValueError: if a name is unknown, no layer is chosen, or dropout is needed without a rate.
     """
     called = {id(step.layer): step.layer for step in graph.steps}
     called.update({id(model): model for model, _ in graph.nested})
@@ -132,7 +132,7 @@ def choose_noise(
     if quiet and (dropout_rate is None or graph.is_opaque):
         raise ValueError(
             f"`stochastic_layers` names layers that make no noise of their own: {_names(quiet)}. Pass "
-            "`dropout_rate` (0.3, for example), and their outputs go through dropout in the teachers; or name noise "
+            "`dropout_rate` (0.3, for example) to send their outputs through dropout in the teachers, or name noise "
             f"layers, which here are {_names(noise)}."
         )
     for layer in own:
@@ -147,10 +147,10 @@ def choose_noise(
 
 
 def dropout_for(tensor: Any, rate: float) -> keras.layers.Layer:
-    """Return a dropout layer for a symbolic tensor: of features, or of whole channels where there are positions.
+    """Return a dropout layer for a symbolic tensor: of features, or of whole channels if the tensor has positions.
 
-    Neighbouring positions of a feature map say much the same, so that dropping single values of it makes hardly any
-    noise (Tompson et al. 2015, arXiv 1411.4280). Keras' own spatial dropout does that.
+    Neighbouring positions of a feature map have similar values, so dropping single values makes hardly any noise
+    (Tompson et al. 2015, arXiv 1411.4280). Keras' spatial dropout drops whole channels.
 
     Args:
         tensor: symbolic, `(batch, ..., features)`.
@@ -159,7 +159,7 @@ def dropout_for(tensor: Any, rate: float) -> keras.layers.Layer:
     kinds = {3: keras.layers.SpatialDropout1D, 4: keras.layers.SpatialDropout2D, 5: keras.layers.SpatialDropout3D}
     kind = kinds.get(len(tensor.shape), keras.layers.Dropout)
     state = random.getstate()
-    try:  # an unseeded layer draws a seed from Python's generator, which layers that the user makes later would miss
+    try:  # an unseeded layer draws a seed from Python's generator, which would change the seeds of later layers
         return kind(rate, dtype=tensor.dtype)
     finally:
         random.setstate(state)
@@ -173,13 +173,13 @@ def seed_states(layers: Sequence[Any]) -> list[Any]:
 
 @contextlib.contextmanager
 def noise_switched_on(layer: Any, dropout_rate: float | None) -> Iterator[None]:
-    """Let a layer be called with its noise on and what it holds of BatchNormalization in inference mode.
+    """Let a layer be called with its noise on, but with the BatchNormalization layers in it in inference mode.
 
-    `trainable = False` is Keras' way to say the latter to a BatchNormalization that a layer calls by itself.
+    `trainable = False` is Keras' way to switch a BatchNormalization that a layer calls itself to inference mode.
 
     Args:
         layer: a noise layer.
-        dropout_rate: replaces its own rates while the context lasts, if not `None`.
+        dropout_rate: replaces the layer's own rates within the context, if not `None`.
     """
     parts = parts_of(layer)
     frozen = [part for part in parts if isinstance(part, keras.layers.BatchNormalization) and part.trainable]
@@ -202,19 +202,19 @@ def noise_switched_on(layer: Any, dropout_rate: float | None) -> Iterator[None]:
 
 
 def refuse_augmentation(graph: Graph, layers: Sequence[Any]) -> None:
-    """Refuse noise layers that augment, too, where the teachers are to see the clean sample."""
+    """Refuse noise layers that also augment, because the teachers should see the clean sample."""
     for layer in layers:
         if any(isinstance(part, AUGMENTATION) for part in parts_of(layer)):
             what = f"the subclassed model {layer.name!r} holds" if graph.is_opaque else f"{layer.name!r} is or holds"
             raise ValueError(
                 f"`augmented_teachers` is False, but {what} augmentation that is switched on together with the noise "
-                "of the teachers. Use a functional model with layers of their own for noise and augmentation, and name "
+                "of the teachers. Use a functional model with separate layers for noise and augmentation, and name "
                 "no augmentation in `stochastic_layers`; or leave augmented_teachers=True."
             )
 
 
 def _what_feeds_the_head(graph: Graph) -> list[Any]:
-    """Return the input of the last layer with weights on the way to each output."""
+    """Return the input of the last layer with weights on the path to each output."""
     tensors: dict[int, Any] = {}
     for output in graph.outputs:
         heads = [s for s in graph.needed([output]) if isinstance(s.layer, keras.Layer) and s.layer.weights]
@@ -228,7 +228,7 @@ def _what_feeds_the_head(graph: Graph) -> list[Any]:
 
 
 def _outputs_of(graph: Graph, layers: Sequence[Any]) -> list[Any]:
-    """Return what layers and nested models put out, of floating-point numbers, at every call."""
+    """Return the floating-point outputs of layers and nested models at every call."""
     called = [(step.layer, step.outputs) for step in graph.steps] + graph.nested
     found = [x for layer, outputs in called if any(layer is other for other in layers) for x in outputs]
     return list({id(x): x for x in found if keras.backend.is_float_dtype(x.dtype)}.values())
@@ -241,7 +241,7 @@ def _refuse_shared_names(chosen: Sequence[Any], layers: Sequence[Any]) -> None:
     if shared:
         raise ValueError(
             f"`stochastic_layers` selected layers whose names are not unique, in nested models: {sorted(shared)}. A "
-            "saved model finds them by name; give each a name of its own."
+            "saved model finds them by name; give each layer a unique name."
         )
 
 

@@ -1,4 +1,4 @@
-"""What each output of a model is: told by its compiled loss and by what its graph ends in, once per `compile`."""
+"""The kind of each output of a model, found once per `compile` from the compiled loss and the last layers."""
 
 import functools
 import inspect
@@ -21,16 +21,16 @@ _REGRESSION_LOSSES = frozenset(
 class OutputRecords:
     """The record of each output of a model, made once for every `compile`.
 
-    A subclassed model's are known when it has put out something.
+    The records of a subclassed model are known after its first call.
 
     Args:
         student: the model.
-        graph: its `Graph`; `None` where nothing is distilled.
+        graph: its `Graph`; `None` if nothing is distilled.
         temperature: T.
-        teacher_from_logits: of each output of another network, from `teacher_logits`; `None`: as the student's.
+        teacher_from_logits: for the outputs of another network, the result of `teacher_logits`; `None`: the student's.
 
     Attributes:
-        loss: as `compile` was given it.
+        loss: the loss as given to `compile`.
     """
 
     def __init__(
@@ -48,11 +48,11 @@ class OutputRecords:
 
     @property
     def are_known(self) -> bool:
-        """Whether the outputs can be described without having been seen."""
+        """Return whether the outputs can be described before the model is called."""
         return bool(self._forms or self._records)
 
     def note_compile(self, loss: Any, loss_weights: Any) -> None:
-        """Describe the outputs anew, by what the model was compiled with."""
+        """Describe the outputs again, by the arguments of `compile`."""
         self.loss, self._loss_weights, self._records = loss, loss_weights, None
         if self._forms:
             self.describe()
@@ -61,7 +61,7 @@ class OutputRecords:
         """Return the records, in the order of the flat outputs.
 
         Args:
-            y_pred: what the model has put out. Defaults to `None`: as its graph says.
+            y_pred: outputs of the model. Defaults to `None`: the outputs of its graph.
         """
         if self._records is None:
             structure = output_structure(self._student) if y_pred is None and self._forms else y_pred
@@ -88,8 +88,8 @@ class OutputRecords:
             if isinstance(axis, int) and axis not in (-1, len(x.shape) - 1):
                 raise ValueError(
                     f"The classes of output {place} should lie on its last axis, where they are distilled. Received: a "
-                    f"loss with axis={axis}, outputs of shape {tuple(x.shape)}. End the model in keras.layers.Permute "
-                    "and leave `axis` out, or wrap with kd_weight=0."
+                    f"loss with axis={axis}, outputs of shape {tuple(x.shape)}. End the model with "
+                    "keras.layers.Permute and leave `axis` out, or wrap with kd_weight=0."
                 )
 
 
@@ -102,28 +102,28 @@ def describe_outputs(
     loss_weights: Any = None,
     teacher_from_logits: Sequence[bool | None] | None = None,
 ) -> list[Output]:
-    """Tell for each output what it is, from the compiled loss first and from what was applied last second.
+    """Describe each output, first by its compiled loss, then by its last activation.
 
-    A categorical or binary cross-entropy says what the output is; where it has no `from_logits`, only a softmax or
-    sigmoid as the last activation makes probabilities. Where the loss is of another kind (a custom loss, say), a
-    softmax or sigmoid tells; any other output is a regression. An output that is given no loss where others are is not
-    distilled.
+    A categorical or binary cross-entropy defines the kind of the output; if it has no `from_logits`, the output holds
+    probabilities only if the last activation is a softmax or sigmoid. With any other loss (a custom loss, for example)
+    a softmax or sigmoid defines the kind; any other output is a regression. If only some outputs have a loss, the
+    others are not distilled.
 
     Args:
-        forms: of each output, from `output_form`.
-        structure: of the outputs, any leaves.
+        forms: the result of `output_form` for each output.
+        structure: the structure of the outputs, with any leaves.
         names: names of the outputs of a functional model, by which losses may be given, or `None`.
         temperature: T.
-        loss: as given to `compile`: one, or a structure of them, or a dict by output name.
-        loss_weights: likewise; the terms of several outputs are weighted as the task's. May hold variables.
-        teacher_from_logits: of each output of another network, from `teacher_logits`. Defaults to `None`: as the
-            student's.
+        loss: as given to `compile`: a single loss, a structure of losses, or a dict by output name.
+        loss_weights: likewise; they weigh the terms of several outputs like the losses of the task. May hold variables.
+        teacher_from_logits: for the outputs of another network, the result of `teacher_logits`. Defaults to `None`: as
+            for the student.
 
     Returns:
-        An `Output` for each, in the order of the flat outputs.
+        An `Output` for each output, in the order of the flat outputs.
 
     Raises:
-        ValueError: if a classification of another network may be of logits or of probabilities.
+        ValueError: if it is unknown whether a classification by another network consists of logits or probabilities.
     """
     losses = per_output(loss, structure, names)
     weights = per_output(loss_weights, structure, names)
@@ -132,14 +132,14 @@ def describe_outputs(
         kind, from_logits = _kind(output_loss, form)
         weight = 1.0 if weight is None else weight
         if output_loss is None and loss is not None:
-            # What the user does not train is not taught, either.
+            # An output that the user does not train is not distilled, either.
             weight = 0.0
         of_teacher = None if teacher_from_logits is None else teacher_from_logits[place]
         if teacher_from_logits is not None and of_teacher is None and kind != "regression" and weight != 0.0:
             raise ValueError(
-                f"`teacher` does not tell whether its output {place} holds logits or probabilities: neither its last "
+                f"`teacher` does not say whether its output {place} holds logits or probabilities: neither its last "
                 "layer nor a loss says so. Compile it with its loss before wrapping, for example "
-                "teacher.compile(loss=keras.losses.CategoricalCrossentropy(from_logits=True)), or let it end in a "
+                "teacher.compile(loss=keras.losses.CategoricalCrossentropy(from_logits=True)), or end it with a "
                 "softmax, a sigmoid or a layer without activation."
             )
         outputs.append(Output(kind, from_logits, temperature, weight, of_teacher))
@@ -147,16 +147,16 @@ def describe_outputs(
 
 
 def output_form(graph: Graph, tensor: Any) -> str | None:
-    """Return what was applied last on the way to an output.
+    """Return the last activation on the path to an output.
 
-    Layers without weights and activation that only move or average values are looked through.
+    Layers without weights and activation that only move or average values are skipped.
 
     Args:
         graph: the `Graph`.
-        tensor: a symbolic output of it.
+        tensor: a symbolic output of the graph.
 
     Returns:
-        `"softmax"`, `"sigmoid"`, `"linear"`, or `None` where that cannot be told.
+        `"softmax"`, `"sigmoid"`, `"linear"`, or `None` if it is unknown.
     """
     step = None if graph.is_opaque else graph.producer(tensor)
     if step is None:
@@ -191,16 +191,16 @@ _TRANSPARENT = (
 
 
 def teacher_logits(model: keras.Model, network: keras.Model, teacher: keras.Model) -> list[bool | None] | None:
-    """Tell for each output of another network whether it holds logits: what it ends in says so, or its compiled loss.
+    """Return for each output of another network whether it holds logits, by its last layer or its compiled loss.
 
     Args:
         model: the student.
         network: the teacher's network.
-        teacher: what the user gave: the network, or a wrapper of it, which may be what was compiled.
+        teacher: the user's argument: the network, or a wrapper of it, either of which may be compiled.
 
     Returns:
-        For each output `True`, `False`, or `None` where that cannot be told. Instead of all, `None` for a subclassed
-        network of the student's own class: the two put out the same.
+        A list with `True`, `False` or `None` (unknown) for each output. For a subclassed network of the student's own
+        class `None` instead of the list: both have the same kind of output.
     """
     if type(network) is type(model) and not is_functional(network):
         return None
@@ -216,7 +216,7 @@ def teacher_logits(model: keras.Model, network: keras.Model, teacher: keras.Mode
 
 
 def declared_logits(loss: Any) -> bool | None:
-    """Return what a loss itself says by `from_logits`; `None` if it says nothing."""
+    """Return the `from_logits` of a loss; `None` if it has none."""
     if isinstance(loss, functools.partial) and "from_logits" in loss.keywords:
         return bool(loss.keywords["from_logits"])
     if isinstance(loss, str):
@@ -235,11 +235,11 @@ def declared_logits(loss: Any) -> bool | None:
 
 
 def per_output(setting: Any, structure: Any, names: Sequence[str] | None) -> list[Any]:
-    """Return what `compile` was given for each output: one for all, a structure like the outputs', a dict by name.
+    """Return the setting of each output from one for all outputs, a structure like theirs, or a dict by name.
 
     Args:
-        setting: losses or weights.
-        structure: of the outputs, any leaves.
+        setting: losses or weights, as given to `compile`.
+        structure: the structure of the outputs, with any leaves.
         names: names of the outputs.
 
     Returns:
@@ -266,12 +266,12 @@ def _kind(loss: Any, form: str | None) -> tuple[str, bool]:
     name = _name(loss)
     if "crossentropy" in name or name in ("bce", "kldivergence", "kld"):
         is_binary = "binary" in name or name == "bce"
-        # Of a loss of the user's own ("weighted_crossentropy") only the activation may tell.
+        # The kind of a custom loss ("weighted_crossentropy") follows only from the activation.
         is_open = not is_binary and "categorical" not in name and name not in ("kldivergence", "kld")
         kind = "binary" if is_binary or (is_open and form == "sigmoid") else "categorical"
         declared = declared_logits(loss)
         if declared is None:
-            # Divergences of distributions take probabilities; of the user's own loss only the activation tells.
+            # Divergences of distributions take probabilities; for a custom loss only the activation decides.
             declared = form not in ("softmax", "sigmoid") and name not in ("kldivergence", "kld")
         return kind, declared
     if name in _REGRESSION_LOSSES:

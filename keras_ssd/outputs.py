@@ -1,4 +1,4 @@
-"""One output of a model, and how far the student's is from the teachers': scores, targets and losses."""
+"""One output of a model, and the distance between student and teachers on it: scores, targets and losses."""
 
 from typing import Any
 
@@ -10,17 +10,17 @@ from keras_ssd._typing import Tensor
 
 
 class Output:
-    """One output of a model: what it is, and its scores, targets and loss.
+    """One output of a model: its kind, scores, targets and loss.
 
-    An output is one of
+    The kind is one of
     - `"categorical"`: logits or probabilities of exclusive classes, the last axis;
     - `"binary"`: one logit or probability per unit;
     - `"regression"`: values.
 
     The first two are distilled by the Kullback-Leibler divergence of tempered distributions,
     `T^2 * KL(sum_i a_i softmax(z_T,i / T) || softmax(z_S / T))`, the last by the mean squared error. A unit of a binary
-    output is a distribution over two classes; its divergence is averaged over the units, as Keras' binary
-    cross-entropy is.
+    output is a distribution over two classes; the divergence is averaged over the units, as in Keras' binary
+    cross-entropy.
 
     Args:
         kind: one of the three above.
@@ -49,7 +49,7 @@ class Output:
 
     @property
     def is_distilled(self) -> bool:
-        """Whether the output has a weight; a variable counts as one, whatever it holds now."""
+        """Return whether the output has a weight; a variable counts as a weight, whatever its value."""
         return not isinstance(self.weight, (int, float)) or self.weight > 0
 
     def scores(self, student: Tensor, teachers: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ class Output:
     def target(self, weights: Tensor, student: Tensor, teachers: Tensor) -> Tensor:
         """Return the weighted mean of the teachers' tempered distributions (or values), without a gradient to them.
 
-        Where a sample's target is not finite, the student's own distribution takes its place: no term, no gradient.
+        If a sample's target is not finite, the student's own distribution replaces it: no term, no gradient.
 
         Args:
             weights: `(batch, teachers)`.
@@ -99,12 +99,12 @@ class Output:
         return finite_or(target, own)
 
     def loss(self, target: Tensor, student: Tensor, sample_weight: Tensor | None) -> Tensor:
-        """Return the distillation loss, reduced, weighted, masked and scaled over replicas as Keras reduces its own.
+        """Return the distillation loss, reduced, weighted, masked and scaled over replicas as Keras' own losses.
 
         Args:
-            target: from `target`.
+            target: the result of `target`.
             student: `(batch, ...)`.
-            sample_weight: the user's, or `None`.
+            sample_weight: the user's sample weights, or `None`.
         """
         loss = _OutputLoss(self, dtype=keras.backend.standardize_dtype(target.dtype))(
             target, student, sample_weight=sample_weight
@@ -123,7 +123,7 @@ class Output:
         return ops.mean(divergence, axis=-1) if self.kind == "binary" else divergence
 
     def _features(self, x: Tensor, from_logits: bool) -> Tensor:
-        """Return tempered logits, over two classes where the output is binary; values as they are."""
+        """Return tempered logits, over two classes for a binary output; the values themselves for regression."""
         x = _backend.wide(x)
         if self.kind == "regression":
             return x
@@ -140,7 +140,7 @@ class Output:
 
 
 class _OutputLoss(keras.losses.Loss):
-    """`Output.values` as a Keras loss: the base class knows about weights, masks, reduction and replicas."""
+    """`Output.values` as a Keras loss: the base class handles weights, masks, reduction and replicas."""
 
     def __init__(self, output: Output, dtype: str) -> None:
         super().__init__(name="kd_loss", dtype=dtype)
@@ -151,6 +151,6 @@ class _OutputLoss(keras.losses.Loss):
 
 
 def finite_or(target: Tensor, own: Tensor) -> Tensor:
-    """Return `target`, but for the samples (rows) in which it is not finite, `own`."""
+    """Return `target`, with `own` in its place for the samples (rows) in which it is not finite."""
     axes = tuple(range(1, len(target.shape)))
     return ops.where(ops.all(ops.isfinite(target), axis=axes, keepdims=True), target, own)

@@ -1,4 +1,4 @@
-"""N stochastic passes of what lies behind the first noise of a network; all before it is run once."""
+"""N stochastic passes of the layers after the first noise layer of a network; the layers before it are run once."""
 
 import math
 import warnings
@@ -13,21 +13,21 @@ from keras_ssd._typing import Tensor
 from keras_ssd.graph import Graph, Step, last_reads
 from keras_ssd.noise import Noise, dropout_for, is_augmentation, noise_switched_on, refuse_augmentation, seed_states
 
-# What a processor's cache holds of one layer's output.
+# The size of one layer's output that fits into a processor's cache.
 _CACHED_BYTES = 2 * 2**20
 
-# Layers that repeat a batch are made beforehand for so many teachers: PyTorch's compiler cannot make one in a step.
+# The largest number of teachers for which a repeating layer is made in advance: PyTorch's compiler cannot make layers.
 _REPEATS_MADE = 32
 
-# A batch size that no other axis is likely to have, to see where the batch goes.
+# A batch size that no other axis is likely to have, to follow the batch through the layers.
 _MARKED_BATCH = 61
 
 
 class _RepeatForTeachers(keras.layers.Layer):
     """`(batch, ...)` to `(batch * teachers, ...)`, batch-major, with the mask and without a gradient.
 
-    Batch-major, because under data parallelism the rows of a sample then stay on the device that holds the sample. A
-    layer, because Keras carries masks through layers only.
+    It is batch-major, because under data parallelism the rows of a sample then stay on the device that holds the
+    sample, and a layer, because Keras carries masks only through layers.
     """
 
     def __init__(self, num_teachers: int) -> None:
@@ -46,26 +46,26 @@ class _RepeatForTeachers(keras.layers.Layer):
 class StochasticPasses:
     """N passes of a network with its noise switched on and everything else in inference mode.
 
-    All that lies before the first noise is the same in every pass: it is run once (or, for a teacher that shares the
-    student's weights, not at all: the student's own values are the `cut_values`). The rest is run on a batch of
-    `batch * num_teachers` rows.
+    The layers before the first noise layer give the same values in every pass: they are run once (or, for a teacher
+    that shares the student's weights, not at all: the student's own values are the `cut_values`). The rest is run on a
+    batch of `batch * num_teachers` rows.
 
     Args:
         graph: the teacher network's `Graph`.
-        noise: what is random, from `choose_noise`; an empty one gives deterministic passes.
+        noise: the result of `choose_noise`; an empty `Noise` gives deterministic passes.
         outputs: the symbolic tensors to return.
-        shares_prefix: whether everything before the cut is given.
-        augmented: whether the passes branch off behind augmentation (of the sample that was augmented elsewhere), not
-            before it. Augmentation itself is off in them.
-        dropout_rate: rate of dropout that `noise` adds; it overrides the rates of the noise layers, too.
+        shares_prefix: whether all values before the cut are given.
+        augmented: whether the passes branch off after augmentation (of a sample that was augmented elsewhere), not
+            before it. Augmentation itself is off in the passes.
+        dropout_rate: rate of the dropout that `noise` adds; it also overrides the rates of the noise layers.
 
     Attributes:
         cut: the symbolic tensors whose values `run` takes.
-        cut_has_batch: for each of them, whether it has a row for each sample.
-        is_random: for each output, whether it lies behind noise.
+        cut_has_batch: for each of these tensors, whether it has a row for each sample.
+        is_random: for each output, whether it depends on noise.
         is_row_wise: whether the batch can be tiled, so that several passes are run at a time.
         prefix: the steps that `run` runs once.
-        suffix: the steps that it runs for every pass.
+        suffix: the steps that `run` runs for every pass.
     """
 
     def __init__(
@@ -99,7 +99,8 @@ class StochasticPasses:
         augmentations = [x for step in graph.steps if is_augmentation(step.layer) for x in step.outputs]
         shared = [x for x in augmentations if id(x) not in random_tensors]
         self.prefix: list[Step] = []
-        # A teacher without noise would be the student's own training pass, and one of clean samples its augmented one.
+        # Otherwise a teacher without noise would be the student's own training pass, and a teacher of clean samples
+        # would see the augmented ones.
         if shares_prefix and noise_layers and (augmented or not shared):
             self.cut = self._suffix_inputs
         else:
@@ -137,11 +138,11 @@ class StochasticPasses:
         Args:
             cut_values: the values of `self.cut`.
             num_teachers: N, the number of passes.
-            seed_generator: `keras.random.SeedGenerator` that all noise is drawn from. The layers' own generators are
-                neither read nor moved.
+            seed_generator: `keras.random.SeedGenerator` from which all noise is drawn. The layers' own generators are
+                neither read nor changed.
             weights: list of `(variable, value)` that replace the network's weights.
-            chunk: how many passes are run in one batch. Defaults to `None`: all of them, or on a processor as many as
-                its cache holds.
+            chunk: number of passes in one batch. Defaults to `None`: all passes, or on a CPU as many as its cache
+                holds.
 
         Returns:
             For each output a tensor `(batch, num_teachers, ...)`. No gradient flows into any of them, and no
@@ -154,7 +155,7 @@ class StochasticPasses:
         mapping.update({id(v): (v, ops.stop_gradient(value)) for v, value in weights if id(v) in mapping})
         values = {id(x): value for x, value in zip(self.cut, cut_values, strict=True)}
         n_chunks = math.ceil(num_teachers / chunk)
-        # For each chunk a row for every generator, and before them one for what draws from PyTorch's global generator.
+        # For each chunk one row for every generator, after a first row for layers that use PyTorch's global generator.
         seeds = keras.random.randint((n_chunks, len(self._seed_states) + 1, 2), 0, 2**31 - 1, seed=seed_generator)
         seeds = _backend.seeds_of_this_replica(seeds)
 
@@ -184,7 +185,7 @@ class StochasticPasses:
     def _chunk_in_cache(self, cut_values: Sequence[Tensor], num_teachers: int) -> int:
         """Return the largest divisor of `num_teachers` for which every layer's output stays in a processor's cache.
 
-        Where it does not, all in one batch takes up to half as long again as one pass after the other.
+        If it does not, a single batch takes up to half as long again as one pass after the other.
         """
         if not _backend.gains_from_small_batches():
             return num_teachers
@@ -211,16 +212,16 @@ class StochasticPasses:
 def _find_batch(graph: Graph, tensors: Sequence[Any]) -> tuple[dict[int, bool], bool]:
     """Find out which tensors have one row for each sample, so that repeating rows repeats samples.
 
-    Keras' layers keep the batch on the first axis. Functional operations and layers of the user's own may fold
-    positions into it, or put out something without a batch; where there are any, the batch is followed through them.
+    Keras' layers keep the batch on the first axis. Functional operations and custom layers may fold positions into it,
+    or return values without a batch; if the graph has any, the batch is followed through them.
 
     Args:
         graph: the `Graph`.
         tensors: symbolic tensors in it.
 
     Returns:
-        By `id` of each tensor whether it has rows to be repeated, and whether every tensor either has one row for each
-        sample or none. If not, teachers can only be run one at a time.
+        A dict by `id` of each tensor whether it has rows to repeat, and whether every tensor has either one row for
+        each sample or no batch. If not, teachers can only be run one at a time.
     """
     batch = tree.flatten(graph.inputs)[0].shape[0]
     has_batch = {id(x): len(x.shape) > 0 and x.shape[0] == batch for x in tensors}
@@ -232,13 +233,13 @@ def _find_batch(graph: Graph, tensors: Sequence[Any]) -> tuple[dict[int, bool], 
         for step in steps:
             step.run(values, training=False)
         sizes = {id(x): values[id(x)].shape[0] if len(values[id(x)].shape) else 0 for x in tensors}
-    except Exception:  # a layer of the user's that takes no other batch size, of whatever kind its error is
+    except Exception:  # a custom layer that accepts no other batch size may raise any kind of error
         sizes = {id(x): None if has_batch[id(x)] else 0 for x in tensors}
     if any(size is None or (size > _MARKED_BATCH and size % _MARKED_BATCH == 0) for size in sizes.values()):
         warnings.warn(
-            f"The model {graph.model.name!r} moves samples along the first axis before the first noise (a reshape, or "
-            "a layer of your own, that folds windows into the batch), so the teachers are run one at a time, which is "
-            "slower. Put the first noise behind it, or fold within a layer, to run them side by side.",
+            f"The model {graph.model.name!r} moves samples along the first axis before the first noise layer (a "
+            "reshape, or a custom layer, that folds windows into the batch), so the teachers are run one at a time, "
+            "which is slower. To run them side by side, put the first noise layer after it, or fold within a layer.",
             stacklevel=2,
         )
         return dict.fromkeys(has_batch, True), False
@@ -246,14 +247,14 @@ def _find_batch(graph: Graph, tensors: Sequence[Any]) -> tuple[dict[int, bool], 
 
 
 def _keeps_rows(layer: Any) -> bool:
-    """Return whether a layer is one of Keras', which put out a row for each row."""
+    """Return whether a layer is one of Keras' own layers, which return a row for each row."""
     return getattr(keras.layers, type(layer).__name__, None) is type(layer) and not isinstance(
         layer, keras.layers.Lambda
     )
 
 
 def _marked(x: Any) -> Any:
-    """Return a symbolic tensor like `x` of a batch size, and of lengths where they are open, that can be recognised."""
+    """Return a symbolic tensor like `x` with a recognisable batch size, and with 64 for unknown lengths."""
     return keras.KerasTensor((_MARKED_BATCH, *(64 if size is None else size for size in x.shape[1:])), x.dtype)
 
 

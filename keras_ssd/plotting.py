@@ -1,4 +1,4 @@
-"""Pictures of a distillation. matplotlib is imported only when a function is called."""
+"""Plots of a distillation. matplotlib is imported only when a function is called."""
 
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def plot_teacher_weights(ssd: SSDModel, x: Any, ax: "Axes | None" = None) -> "Axes":
-    """Draw the weights of the teachers of one batch, samples x teachers, before and after the percentile.
+    """Draw the weights of the teachers of one batch, samples x teachers, before and after the percentile filter.
 
     Args:
         ssd: a model from `keras_ssd.wrap`.
@@ -54,7 +54,7 @@ def plot_representations(
     Args:
         ssd: a model from `keras_ssd.wrap`.
         x: one batch of inputs.
-        samples: numbers of the samples to draw, each in a colour of its own. Defaults to `None`: the first three.
+        samples: numbers of the samples to draw, each in a different colour. Defaults to `None`: the first three.
         ax: the `matplotlib.axes.Axes` to draw on. Defaults to `None`: a new figure.
 
     Returns:
@@ -98,8 +98,8 @@ def plot_history(
     """Draw the curves of a training run: losses, and on a second axis the statistics of `TeacherMonitor`, if any.
 
     Args:
-        history: what `fit` returned, or its `history` dict.
-        names: which values to draw. Defaults to `None`: every loss, and the statistics of `TeacherMonitor`.
+        history: the result of `fit`, or its `history` dict.
+        names: names of the values to draw. Defaults to `None`: every loss, and the statistics of `TeacherMonitor`.
         ax: the `matplotlib.axes.Axes` to draw on. Defaults to `None`: a new figure.
 
     Returns:
@@ -133,7 +133,7 @@ def plot_history(
     ax.set_ylabel("loss" if all(name.endswith("loss") for name in left) else "value")
     if second is not None:
         second.set_ylabel("teachers")
-    # A single legend for both axes, above them, where no curve is.
+    # A single legend for both axes, above them, where there are no curves.
     (ax if second is None else second).legend(
         handles=handles,
         fontsize="small",
@@ -148,7 +148,7 @@ def _principal_components(points: np.ndarray) -> tuple[Callable[[np.ndarray], np
     """Return a projection on the two main axes of `(points, features)`, and their shares of the variance."""
     center = points.mean(axis=0)
     _, singular, axes = np.linalg.svd(points - center, full_matrices=False)
-    # Fewer than two features or points leave axes out.
+    # With fewer than two features or points there are fewer than two axes.
     axes = np.vstack([axes, np.zeros((2, points.shape[1]))])[:2]
     power = np.concatenate([np.square(singular), np.zeros(2)])
     return (lambda x: (x - center) @ axes.T), power[:2] / max(power.sum(), 1e-30)
@@ -161,7 +161,7 @@ def _axes(ax: "Axes | None") -> "Axes":
         from matplotlib import pyplot
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "Pictures need matplotlib, which is not installed: pip install matplotlib.", name="matplotlib"
+            "Plots need matplotlib, which is not installed: pip install matplotlib.", name="matplotlib"
         ) from error
     return pyplot.subplots(layout="constrained")[1]
 

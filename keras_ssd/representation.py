@@ -1,4 +1,4 @@
-"""The layer whose output student and teachers are compared by: found by its name, or what feeds the last Dense."""
+"""The representation by which student and teachers are compared: a layer by name, or the input of the last Dense."""
 
 import math
 from collections.abc import Iterator
@@ -11,13 +11,13 @@ from keras_ssd.settings import Settings
 
 
 def find_representation(graph: Graph, name: str | None) -> Any:
-    """Return the symbolic tensor of the representation: a layer's output by name, or what feeds the last Dense layer.
+    """Return the symbolic tensor of the representation: a named layer's output, or the input of the last Dense layer.
 
     Returns:
         A symbolic tensor; `None` for a subclassed model if no name is given.
 
     Raises:
-        ValueError: if there is no such layer, or several have the name.
+        ValueError: if there is no such layer, or several layers have the name.
     """
     if graph.is_opaque:
         if name is None:
@@ -30,7 +30,7 @@ def find_representation(graph: Graph, name: str | None) -> Any:
         dense = _dense_steps(graph)
         if not dense or _has_weights_behind(dense[-1], graph):
             raise ValueError(
-                f"`representation` is None, which means what feeds the last Dense layer, but the model "
+                f"`representation` is None, which means the input of the last Dense layer, but the model "
                 f"{graph.model.name!r} has no Dense layer as its head. Pass the name of one of its layers: "
                 f"{layer_names(graph)}"
             )
@@ -45,26 +45,26 @@ def find_representation(graph: Graph, name: str | None) -> Any:
     if len({id(layer) for layer, _ in called}) > 1:
         raise ValueError(
             f"`representation` names several layers of the model {graph.model.name!r}, in models nested in it. "
-            f"Received: representation={name!r}. Give the layer that you mean a name of its own."
+            f"Received: representation={name!r}. Give the layer that you mean a unique name."
         )
     return called[-1][1][0]
 
 
 def check_single_head(graph: Graph) -> None:
-    """Refuse heads that are merged: what feeds the last of them stands for one member of an ensemble alone."""
+    """Refuse merged heads: the input of the last head belongs to only one member of an ensemble."""
     dense = _dense_steps(graph)
     leads_to_last = graph.needed(dense[-1].inputs)
     for later, others in _steps_behind(dense[-1], graph):
         if any(step in dense and step not in leads_to_last for step in graph.needed(others)):
             raise ValueError(
-                f"`representation` is not a layer of the model {graph.model.name!r}, so it means what feeds the last "
-                f"Dense layer there, but {later.layer.name!r} merges the outputs of several. Name a layer, or distil "
-                'the outputs alone: distill="outputs" with similarity="kl" or "uniform".'
+                f"`representation` is not a layer of the model {graph.model.name!r}, so it means the input of the last "
+                f"Dense layer, but {later.layer.name!r} merges the outputs of several Dense layers. Name a layer, or "
+                'distil only the outputs: distill="outputs" with similarity="kl" or "uniform".'
             )
 
 
 def check_representations(student: Any, teacher: Any, settings: Settings) -> None:
-    """Raise unless student and teacher have representations, of one width."""
+    """Raise unless student and teacher have representations of the same width."""
     if student is None or teacher is None:
         raise ValueError(
             "A subclassed model has no graph of layers in which a representation could be found. Pass "
@@ -74,8 +74,8 @@ def check_representations(student: Any, teacher: Any, settings: Settings) -> Non
     widths = [None if None in x.shape[1:] else math.prod(x.shape[1:]) for x in (student, teacher)]
     if widths[0] != widths[1]:
         raise ValueError(
-            f"`teacher` has a representation of {widths[1]} features, the student one of {widths[0]}. Name layers of "
-            'one width by `representation`, or pass distill="outputs" with similarity="kl" or "uniform".'
+            f"`teacher` has a representation of {widths[1]} features, but the student's has {widths[0]}. Name layers "
+            'of equal width by `representation`, or pass distill="outputs" with similarity="kl" or "uniform".'
         )
 
 
@@ -85,12 +85,12 @@ def _dense_steps(graph: Graph) -> list[Step]:
 
 
 def _has_weights_behind(step: Step, graph: Graph) -> bool:
-    """Return whether layers with weights lie between a step and the outputs: then it is not the head."""
+    """Return whether there are layers with weights between a step and the outputs: then it is not the head."""
     return any(isinstance(later.layer, keras.Layer) and later.layer.weights for later, _ in _steps_behind(step, graph))
 
 
 def _steps_behind(step: Step, graph: Graph) -> Iterator[tuple[Step, list[Any]]]:
-    """Yield what depends on a step on the way to the outputs, each with its other inputs."""
+    """Yield the steps to the outputs that depend on a step, each with its other inputs."""
     reached = {id(x) for x in step.outputs}
     steps = graph.needed(graph.outputs)
     for later in steps[steps.index(step) + 1 :]:
@@ -101,5 +101,5 @@ def _steps_behind(step: Step, graph: Graph) -> Iterator[tuple[Step, list[Any]]]:
 
 
 def layer_names(graph: Graph) -> list[str]:
-    """Return the names of the layers of a graph, and of the nested models that were taken apart."""
+    """Return the names of the layers of a graph, and of the nested models that were expanded."""
     return [step.layer.name for step in graph.steps] + [model.name for model, _ in graph.nested]

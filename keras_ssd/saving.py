@@ -1,4 +1,4 @@
-"""Saving: files that are whole or absent, and what a stored configuration of an `SSDModel` must hold."""
+"""Saving: files that are complete or absent, and the checks of a stored configuration of an `SSDModel`."""
 
 import contextlib
 import os
@@ -11,21 +11,21 @@ import keras
 
 from keras_ssd._version import __version__
 
-# Prefix of folders that hold what is being written or removed; a kill leaves them behind.
+# Prefix of folders that hold files being written or removed; a killed process leaves them behind.
 UNFINISHED = ".unfinished-"
 
-# The group of a weights file in which the wrapper's own state lies beside the weights of the student.
+# The group of a weights file that holds the wrapper's own state, next to the weights of the student.
 _STATE = "keras_ssd"
 
 
 @contextlib.contextmanager
 def written_beside(path: str | os.PathLike[str]) -> Iterator[str]:
-    """Give a path to write to, in a folder of its own beside `path`, and rename it to `path` at the end.
+    """Yield a path to write to, in a temporary folder next to `path`, and rename it to `path` at the end.
 
-    After an exception, or the death of the process, `path` is what it was before.
+    If an exception is raised or the process is killed, `path` is unchanged.
 
     Args:
-        path: of the file or the new folder.
+        path: path of the file or the new folder.
 
     Yields:
         The path to write to; it has the name of `path`.
@@ -39,10 +39,10 @@ def written_beside(path: str | os.PathLike[str]) -> Iterator[str]:
 
 
 def can_be_written_beside(path: Any, suffix: str) -> bool:
-    """Return whether `path` names a local file, of the right suffix, in a folder that can take another.
+    """Return whether `path` names a local file with the right suffix in a folder that can be written to.
 
     Args:
-        path: what the user gave as a path.
+        path: the path as given by the user.
         suffix: how the name must end, such as `".keras"`.
     """
     if not isinstance(path, (str, os.PathLike)):
@@ -55,18 +55,18 @@ def can_be_written_beside(path: Any, suffix: str) -> bool:
 
 
 def is_weights_file(path: Any) -> bool:
-    """Return whether `path` names a local weights file of Keras that is not in several parts."""
+    """Return whether `path` names a local weights file of Keras in a single part."""
     return isinstance(path, (str, os.PathLike)) and str(path).endswith(".weights.h5") and "://" not in str(path)
 
 
 @contextlib.contextmanager
 def state_beside_weights(path: str | os.PathLike[str]) -> Iterator[str]:
-    """Give a path for the weights file of a wrapper, which then becomes a part of the file of its student.
+    """Yield a path for the weights file of a wrapper, and add that file to the weights file of its student.
 
-    The plain model finds its weights where it looks for them, and does not see the rest.
+    The plain model finds its weights in their usual place and does not see the rest.
 
     Args:
-        path: of the weights file of the student.
+        path: path of the student's weights file.
 
     Yields:
         The path to write the wrapper's weights file to.
@@ -81,10 +81,10 @@ def state_beside_weights(path: str | os.PathLike[str]) -> Iterator[str]:
 
 @contextlib.contextmanager
 def state_in_weights(path: str | os.PathLike[str]) -> Iterator[str | None]:
-    """Take the weights file of a wrapper out of that of its student.
+    """Extract the weights file of a wrapper from the weights file of its student.
 
     Args:
-        path: of a weights file.
+        path: path of a weights file.
 
     Yields:
         The path of the wrapper's weights file, or `None` if `path` is the file of a plain model.
@@ -108,16 +108,16 @@ def _copy(source: Any, target: Any) -> None:
 
 
 def check_config(config: dict[str, Any], class_name: str, known: set[str], needed: set[str]) -> None:
-    """Raise unless a configuration holds what this version knows and needs.
+    """Raise unless a configuration holds only known options and all required options.
 
     Args:
         config: dictionary.
-        class_name: of the model.
+        class_name: class name of the model.
         known: set of the options that this version knows.
-        needed: set of the options that must be there.
+        needed: set of the options that are required.
 
     Raises:
-        ValueError: if an option is unknown or missing. It names the options, and says what to do.
+        ValueError: if an option is unknown or missing. The message names the options, and says what to do.
     """
     unknown, missing = sorted(set(config) - known), sorted(needed - set(config))
     if unknown or missing:
@@ -125,7 +125,7 @@ def check_config(config: dict[str, Any], class_name: str, known: set[str], neede
         raise ValueError(
             f"The configuration of the {class_name} {what}. It was probably written by another version or "
             "package: `pip install --upgrade keras-ssd`, or save the plain model, `ssd.student`, where it was trained; "
-            "that is read by every version."
+            "every version reads that file."
         )
 
 
@@ -135,18 +135,18 @@ def restored(name: str, config: Any, custom_objects: dict[str, Any] | None) -> A
     Functions are resolved only from the registry of custom objects: Keras 3.6 would import whatever a file names.
 
     Args:
-        name: of the option.
-        config: what stands for it in the file.
+        name: name of the option.
+        config: its configuration in the file.
         custom_objects: as given to `keras.models.load_model`.
 
     Returns:
         The option's value.
 
     Raises:
-        ValueError: if `config` names a class or function that is not known. It says what to do.
+        ValueError: if `config` names an unknown class or function. The message says what to do.
     """
     remedy = (
-        "Decorate it with @keras.saving.register_keras_serializable() and import it before, or pass "
+        "Decorate it with @keras.saving.register_keras_serializable() and import it before loading, or pass "
         "custom_objects to keras.models.load_model."
     )
     if isinstance(config, dict) and config.get("class_name") == "function":
@@ -161,6 +161,6 @@ def restored(name: str, config: Any, custom_objects: dict[str, Any] | None) -> A
         return keras.saving.deserialize_keras_object(config, custom_objects=custom_objects)
     except TypeError as error:
         raise ValueError(
-            f"`{name}` of the saved SSDModel cannot be restored, probably for a class or function of yours. {remedy} "
+            f"`{name}` of the saved SSDModel cannot be restored, probably because of a custom object. {remedy} "
             f"Keras says: {error}"
         ) from error

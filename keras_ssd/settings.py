@@ -1,4 +1,4 @@
-"""The options of a distillation, declared once: their names, the defaults of each kind of teacher, every check."""
+"""The options of a distillation, declared once: names, defaults for each kind of teacher, and all checks."""
 
 import dataclasses
 import math
@@ -14,13 +14,13 @@ from keras_ssd.guidance import SIMILARITIES
 KINDS = ("self", "snapshot", "ema")
 DISTILL = ("outputs", "representation", "both")
 
-# The paper's released code; "snapshot" is the paper's pipeline. The guidance temperature is that of "dot", see below.
+# The paper's released code; "snapshot" is the paper's pipeline. The guidance temperature is the one for "dot" below.
 _PAPER: dict[str, Any] = dict(
     num_teachers=30, distill="representation", kd_weight=1.0, similarity="dot", percentile=90.0, ema_momentum=0.0
 )
 _PAPER["kd_fraction"] = 1.0
-# Teachers that move with the student must not pull hard: on outputs, with little weight and soft guidance they do no
-# harm; representation with dot products makes the norms of both run away.
+# Teachers that move with the student must have little influence: on outputs, with a small weight and soft guidance they
+# do no harm; representations with dot products make the norms of both run away.
 _MOVING: dict[str, Any] = dict(
     num_teachers=8, distill="outputs", kd_weight=0.1, similarity="kl", percentile=0.0, ema_momentum=0.99
 )
@@ -28,9 +28,9 @@ _FROZEN: dict[str, Any] = dict(_MOVING, kd_weight=1.0, ema_momentum=0.0)
 DEFAULTS = {"self": _MOVING, "ema": _MOVING, "snapshot": _PAPER, "model": _FROZEN}
 # The paper's setting by name, for a model that was trained with early stopping: `wrap(model, **PAPER)`.
 PAPER: dict[str, Any] = dict(_PAPER, teacher="snapshot")
-# Where most samples have no label: the paper's frozen teacher, but on outputs, which need no label.
+# For data in which most samples have no label: the paper's frozen teacher, but on outputs, which need no label.
 SEMI_SUPERVISED: dict[str, Any] = dict(_FROZEN, teacher="snapshot", kd_sample_weight=False)
-# The temperature of the guidance belongs to the scale of the scores.
+# The temperature of the guidance must match the scale of the scores.
 GUIDANCE_TEMPERATURES = {"dot": 5.0, "euclidean": 5.0, "cosine": 0.1, "kl": 1.0, "uniform": 1.0}
 
 
@@ -42,12 +42,12 @@ class Settings:
 
     Attributes:
         kind: `"self"`, `"snapshot"`, `"ema"` or `"model"`.
-        defaults: the kind whose defaults apply, that of the teacher if `None`.
+        defaults: the kind whose defaults apply; `kind` if `None`.
     """
 
     kind: str
     defaults: str | None = None
-    # What is `None` here becomes the default of the teacher, so that it has the declared type afterwards.
+    # A field that is `None` here gets the default of the kind of teacher, so that it has the declared type afterwards.
     # teacher
     num_teachers: int = None  # type: ignore[assignment]
     teacher_chunk: int | None = None
@@ -73,7 +73,7 @@ class Settings:
     def __post_init__(self) -> None:
         given: dict[str, Any] = vars(self)
         if self.kd_weight == 0 and given["ema_momentum"] is None and self.kind != "ema":
-            # Without teachers all is as in plain Keras, unless averaging was asked for.
+            # Without teachers everything is as in plain Keras, unless the user asked for averaging.
             self.ema_momentum = 0.0
         for name, default in DEFAULTS[self.defaults or self.kind].items():
             if given[name] is None:
@@ -122,7 +122,7 @@ class Settings:
                 raise ValueError(f"`{name}` should be a positive float. Received: {name}={value}")
         if not is_number(self.percentile) or not 0 <= self.percentile <= 100:
             raise ValueError(
-                f"`percentile` should lie between 0 (all are kept) and 100. Received: percentile={self.percentile}"
+                f"`percentile` should lie between 0 (keeps all) and 100. Received: percentile={self.percentile}"
             )
         if self.dropout_rate is not None and (not is_number(self.dropout_rate) or not 0 < self.dropout_rate < 1):
             raise ValueError(
@@ -141,36 +141,36 @@ class Settings:
             )
         if self.kind == "ema" and self.ema_momentum == 0 and self.distills:
             raise ValueError(
-                '`ema_momentum` should be above 0 with teacher="ema": that of 0 is the student itself, teacher="self". '
-                f"Received: ema_momentum={self.ema_momentum}"
+                '`ema_momentum` should be above 0 with teacher="ema": with 0 the average is the student itself, which '
+                f'is teacher="self". Received: ema_momentum={self.ema_momentum}'
             )
 
     @property
     def distills(self) -> bool:
-        """Whether there is a distillation term at all; without it nothing of teachers is built or checked."""
+        """Return whether there is a distillation term; without it no teachers are built or checked."""
         return self.kd_weight > 0
 
     @property
     def averages(self) -> bool:
-        """Whether a moving average of the student's weights is held, evaluated and deployed."""
+        """Return whether a moving average of the student's weights is held, evaluated and deployed."""
         return self.ema_momentum > 0
 
     @property
     def needs_representation(self) -> bool:
-        """Whether representations are distilled or compared."""
+        """Return whether representations are distilled or compared."""
         return self.distill != "outputs" or self.similarity not in ("kl", "uniform")
 
     @property
     def needs_outputs(self) -> bool:
-        """Whether outputs are distilled or compared."""
+        """Return whether outputs are distilled or compared."""
         return self.distill != "representation" or self.similarity == "kl"
 
     def options(self) -> dict[str, Any]:
-        """The options as keyword arguments of `SSDModel`, defaults filled in."""
+        """Return the options as keyword arguments of `SSDModel`, defaults filled in."""
         return {name: getattr(self, name) for name in OPTIONS}
 
 
-# The names of all options of `wrap` behind `teacher`.
+# The names of all options of `wrap` after `teacher`.
 OPTIONS = tuple(field.name for field in dataclasses.fields(Settings) if field.name not in ("kind", "defaults"))
 
 

@@ -1,4 +1,4 @@
-"""What is true while a training step, an evaluation or a `fit` runs: none of it is state that Keras should save."""
+"""State of a running training step, evaluation or `fit`, which Keras should not save."""
 
 import contextlib
 import functools
@@ -10,42 +10,42 @@ from keras_ssd import _backend
 
 
 class TrainingStep(threading.local):
-    """What `call` hands to `compute_loss`, to which Keras passes nothing but the outputs.
+    """The values that `call` passes to `compute_loss`, because Keras passes only the outputs.
 
-    Of each thread its own: `tf.distribute` runs the replicas of one step in several threads.
+    Each thread has its own: `tf.distribute` runs the replicas of one step in several threads.
 
     Attributes:
         model: the model whose training step this thread runs.
-        student_pass: the representation, and what the teachers branch off from.
+        student_pass: the representation, and the values from which the teachers branch off.
     """
 
     model: Any = None
     student_pass: Any = None
 
     def take_student_pass(self) -> tuple[Any, Any]:
-        """Return `student_pass` and forget it.
+        """Return `student_pass` and delete it.
 
         Raises:
-            RuntimeError: if there is none, in a `train_step` of the user's own.
+            RuntimeError: if there is none, in a custom `train_step`.
         """
         taken, self.student_pass = self.student_pass, None
         if taken is None:
             raise RuntimeError(
-                "compute_loss() distils what the model put out just before: call the model once, with training=True, "
-                "before each compute_loss() of a training step."
+                "compute_loss() distils the outputs of the model call just before it: call the model once, with "
+                "training=True, before each compute_loss() of a training step."
             )
         return taken
 
 
 class Evaluation(threading.local):
-    """Whether this thread evaluates, so that logs hold nothing of teachers."""
+    """The state of an evaluation in this thread, in which the logs hold no values of teachers."""
 
     is_running = False
 
 
 @contextlib.contextmanager
 def values_set(scope: Any, **values: Any) -> Iterator[None]:
-    """Set attributes of a `TrainingStep` or `Evaluation` while the context lasts."""
+    """Set attributes of a `TrainingStep` or `Evaluation` within the context."""
     before = {name: getattr(scope, name) for name in values}
     vars(scope).update(values)
     try:
@@ -58,7 +58,7 @@ current_step, current_evaluation = TrainingStep(), Evaluation()
 
 
 def as_training_step(train_step: Callable[..., Any]) -> Callable[..., Any]:
-    """Let a `train_step`, that of a subclass, too, distil and feed the average; one that it calls is a part of it."""
+    """Let a `train_step`, also of a subclass, distil and update the average; an inner `train_step` is part of it."""
 
     @functools.wraps(train_step)
     def distilled(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -74,13 +74,13 @@ def as_training_step(train_step: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class FitState:
-    """What is true for the length of a `fit`.
+    """State of a running `fit`.
 
     Attributes:
         is_running: whether `fit` runs.
         teaches: whether training steps run the teachers.
-        statistics: a metric that is shown the teachers of every training step, or `None`.
-        joined_dataset: what `fit` trains on, if `join_unlabelled` made it.
+        statistics: a metric that gets the teachers of every training step, or `None`.
+        joined_dataset: the training data of `fit`, if `join_unlabelled` made it.
     """
 
     is_running = False
@@ -90,7 +90,7 @@ class FitState:
 
 
 class Untracked:
-    """Holds what Keras should not take for a part of a model."""
+    """Holds an object that Keras should not track as part of a model."""
 
     def __init__(self, content: Any) -> None:
         self.content = content

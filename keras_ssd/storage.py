@@ -1,4 +1,4 @@
-"""What a wrapped model writes and reads: archives, weights that the plain model loads, too, exports, configuration."""
+"""Files of a wrapped model: archives, weights that the plain model can load, exports, configuration."""
 
 import contextlib
 import inspect
@@ -27,21 +27,21 @@ class Storage(_Model):
     _teacher_network: Any
 
     def save(self, filepath: Any, overwrite: bool = True, zipped: bool | None = None, **kwargs: Any) -> None:
-        # `ModelCheckpoint` comes here, too: a process that is killed must not leave half a file where a whole one was.
+        # `ModelCheckpoint` calls this, too: a killed process must not leave a partial file in place of a complete one.
         if zipped is False or not overwrite or not saving.can_be_written_beside(filepath, ".keras"):
             return super().save(filepath, overwrite=overwrite, zipped=zipped, **kwargs)
         with saving.written_beside(filepath) as written:
             return super().save(written, zipped=zipped, **kwargs)
 
     def save_weights(self, filepath: Any, overwrite: bool = True, **kwargs: Any) -> None:
-        """Save all weights in a file from which the plain model loads what is deployed, too.
+        """Save all weights in a file from which the plain model can load the deployed weights, too.
 
-        Beside the student's weights the file holds all that the wrapper needs to go on training: the raw weights, the
-        held ones, the optimizer. Files in several parts (`max_shard_size`) and those behind a URL are Keras' own of the
-        wrapper, which the plain model cannot read.
+        In addition to the student's weights the file holds everything that the wrapper needs to continue training: the
+        raw weights, the held weights, the optimizer. For files in several parts (`max_shard_size`) and files at a URL,
+        Keras' own format of the wrapper is used, which the plain model cannot read.
 
         Args:
-            filepath: ends in `.weights.h5`.
+            filepath: path that ends in `.weights.h5`.
             overwrite: whether an existing file is replaced without asking.
             **kwargs: as for `keras.Model.save_weights`.
         """
@@ -65,13 +65,13 @@ class Storage(_Model):
             super().save_weights(whole)
 
     def load_weights(self, filepath: Any, skip_mismatch: bool = False, **kwargs: Any) -> None:
-        """Load weights: all, from a file of a wrapper, or the student's, from a file of the plain model.
+        """Load all weights from a file of a wrapper, or the student's weights from a file of the plain model.
 
-        In the second case the moving average begins anew with what was loaded.
+        In the second case the moving average restarts from the loaded weights.
 
         Args:
-            filepath: of the file.
-            skip_mismatch: whether layers that do not fit are left out.
+            filepath: path of the file.
+            skip_mismatch: whether layers that do not fit are skipped.
             **kwargs: as for `keras.Model.load_weights`.
         """
         is_legacy = str(filepath).endswith((".h5", ".hdf5")) and not str(filepath).endswith("weights.h5")
@@ -88,7 +88,7 @@ class Storage(_Model):
         return None
 
     def export(self, *args: Any, **kwargs: Any) -> Any:
-        """Export the student as `predict` uses it: with the averaged weights also in the midst of training.
+        """Export the student as `predict` uses it: with the averaged weights, also during training.
 
         Args:
             *args: as for `keras.Model.export`.
@@ -103,7 +103,7 @@ class Storage(_Model):
         if teacher == "model":
             teacher = keras.saving.serialize_keras_object(self._teacher_network.content)
             teacher.pop("compile_config", None)
-        # The wrapper is compiled, its student was at most compiled before: nobody needs that optimizer again.
+        # The wrapper is compiled; its student was at most compiled before, and that optimizer is not needed any more.
         student.pop("compile_config", None)
         options = self.settings.options()
         if callable(options["stochastic_layers"]):
@@ -119,13 +119,13 @@ class Storage(_Model):
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> Any:
         config = dict(config)
-        # Of subclasses, too, which pass on what they do not name.
+        # Includes subclasses, which pass on the arguments that they do not name.
         classes = [c for c in cls.__mro__ if issubclass(c, Storage)]
         known = {"name", "trainable", *OPTIONS}.union(*(inspect.signature(c.__init__).parameters for c in classes))
         saving.check_config(config, cls.__name__, known, needed={"model", "teacher", "similarity"})
         for name in ("model", "teacher", "similarity"):
             config[name] = saving.restored(name, config[name], custom_objects)
         ssd = cls(**config)
-        # Until it is known whether the file was written in mid-training; after `fit`, average and student are equal.
+        # Until it is known whether the file was written during training; after `fit`, average and student are equal.
         ssd._evaluates_average = ssd._averages
         return ssd

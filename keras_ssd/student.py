@@ -1,4 +1,4 @@
-"""The user's model inside the wrapper: what is asked of it, and what the wrapper answers in its place."""
+"""The user's model inside the wrapper: its checks, its changes, and the interface that the wrapper shares with it."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import keras
 
 from keras_ssd import _backend
 
-# What a class of the user's may override, and the wrapper would replace by Keras' own.
+# Methods that a user's class may override and that the wrapper would replace by Keras' own.
 _REPLACED = (
     "compile",
     "compute_loss",
@@ -30,9 +30,9 @@ def check_model(argument: str, model: Any, wrapper: Any = None) -> None:
     """Raise unless `model` is a plain, built `keras.Model`.
 
     Args:
-        argument: its name, for the error.
-        model: what was passed.
-        wrapper: a class that it may not be of.
+        argument: name of the argument, for the error.
+        model: value of the argument.
+        wrapper: a class of which `model` must not be an instance.
     """
     if wrapper is not None and isinstance(model, wrapper):
         raise ValueError(
@@ -49,27 +49,27 @@ def check_model(argument: str, model: Any, wrapper: Any = None) -> None:
 
 
 def check_overrides(model: keras.Model) -> None:
-    """Refuse a model whose class trains or predicts in a way of its own, which the wrapper would not call.
+    """Refuse a model whose class overrides methods for training or prediction, which the wrapper would not call.
 
     Raises:
-        ValueError: it names the methods, and what to do.
+        ValueError: if there are such methods. The message names them, and says what to do.
     """
     if hasattr(model, "preprocessor"):  # a task of KerasHub
         if model.preprocessor is not None:
             raise ValueError(
                 f"`model` has a preprocessor, which its own `fit` and `predict` run: {model.name!r} of type "
                 f"{type(model).__name__}. The wrapper would train on data that was not preprocessed. Make the model "
-                "with preprocessor=None (or wrap its backbone with a head) and preprocess the data before: "
+                "with preprocessor=None (or wrap its backbone with a head) and preprocess the data before training: "
                 "dataset.map(preprocessor)."
             )
         return
     overridden = [name for name in _REPLACED if not _is_of_keras(model, name)]
     if overridden:
         raise ValueError(
-            f"`model` is of a class that overrides {overridden}: {model.name!r} of type {type(model).__name__}. The "
-            "wrapper trains and predicts by its own methods, so these would never be called. Wrap a plain model "
-            "(keras.Model(model.inputs, model.outputs) of a functional one) and put what they do into a layer, the "
-            "loss, the data or a subclass of keras_ssd.SSDModel."
+            f"`model` has a class that overrides {overridden}: {model.name!r} of type {type(model).__name__}. The "
+            "wrapper trains and predicts with its own methods, so these would never be called. Wrap a plain model "
+            "(for a functional model: keras.Model(model.inputs, model.outputs)) and move the code of these methods "
+            "into a layer, the loss, the data or a subclass of keras_ssd.SSDModel."
         )
 
 
@@ -79,7 +79,7 @@ def _is_of_keras(model: keras.Model, name: str) -> bool:
 
 
 class StudentWatch:
-    """Notices what is done to the student between two calls: compiled anew, frozen, other variables.
+    """Detects changes of the student between two calls: a new `compile`, frozen layers, other variables.
 
     Args:
         student: the plain model.
@@ -90,32 +90,32 @@ class StudentWatch:
         self._variables = self._evaluated = [id(v) for v in student.weights]
 
     def note_compile(self, student: keras.Model) -> None:
-        """Note that the wrapper was compiled, which counts more than what the student was compiled with before."""
+        """Record that the wrapper was compiled, which overrides an earlier `compile` of the student."""
         self._record = _backend.compile_record(student)
         self._rate = _learning_rate(student)
         self._trained: tuple[Any, list[int]] = (None, [])
 
     def _follow_learning_rate(self, ssd: Any) -> None:
-        """Take over a learning rate that was assigned to the student's optimizer since the wrapper was compiled."""
+        """Copy a learning rate that was assigned to the student's optimizer since the wrapper was compiled."""
         rate = _learning_rate(ssd.student)
         if rate is not None and rate != self._rate and _learning_rate(ssd) is not None:
             ssd.optimizer.learning_rate = rate
         self._rate = rate
 
     def before_evaluation(self, ssd: Any) -> None:
-        """Take over what the student was compiled with, if the wrapper was not compiled at all, and new variables."""
+        """Compile the wrapper like the student if it was never compiled, and detect new variables."""
         if not ssd.compiled and _backend.compile_record(ssd.student) is not None:
             ssd._compile_as(ssd.student)
         variables = [id(v) for v in ssd.student.weights]
-        if variables != self._evaluated:  # quantised, for example: what was traced computes with the former ones
+        if variables != self._evaluated:  # quantised, for example: traced functions use the former variables
             self._evaluated = variables
             ssd._forget_evaluation_functions()
 
     def before_training(self, ssd: Any) -> None:
-        """Take over what the student was compiled with since the wrapper was, and check what will be trained.
+        """Compile the wrapper like the student if that was compiled later, and check the trainable variables.
 
         Raises:
-            ValueError: if the optimizer, or what is held of the weights, belongs to other variables.
+            ValueError: if the optimizer, the moving average or the snapshot belongs to other variables.
         """
         record = _backend.compile_record(ssd.student)
         if record is not None and record is not self._record:
@@ -124,9 +124,9 @@ class StudentWatch:
         holds_copies = ssd._averages or (ssd._distills and ssd.settings.kind == "snapshot")
         if holds_copies and [id(v) for v in ssd.student.weights] != self._variables:
             raise ValueError(
-                f"The weights of {ssd.student.name!r} are no longer those that were wrapped (LoRA, quantisation, a new "
-                "layer), so that what is held of them (their moving average, the snapshot) belongs to others. Wrap the "
-                "model again: keras_ssd.wrap(ssd.student, ...)."
+                f"The weights of {ssd.student.name!r} are no longer the wrapped ones (LoRA, quantisation, a new "
+                "layer), so the held copies (moving average, snapshot) belong to other weights. Wrap the model again: "
+                "keras_ssd.wrap(ssd.student, ...)."
             )
         trainable = [id(v) for v in ssd.trainable_variables]
         if not ssd.compiled or ssd.optimizer is None:
@@ -134,17 +134,17 @@ class StudentWatch:
         optimizer, trained = self._trained
         if optimizer is ssd.optimizer and trained != trainable:
             raise ValueError(
-                f"What is trainable in {ssd.student.name!r} has changed since the last training, and the optimizer "
-                "still has the variables of before. Call `ssd.compile(...)` (or `model.compile(...)`, which the "
-                "wrapper follows) after freezing, unfreezing or adding weights."
+                f"The trainable weights of {ssd.student.name!r} have changed since the last training, and the "
+                "optimizer still has the former variables. Call `ssd.compile(...)` (or `model.compile(...)`, which "
+                "the wrapper follows) after freezing, unfreezing or adding weights."
             )
         self._trained = ssd.optimizer, trainable
 
 
 class StudentInterface:
-    """What a wrapped model answers as the plain model does, because users, callbacks and recipes ask it.
+    """Attributes and methods that a wrapped model shares with the plain model, for users, callbacks and recipes.
 
-    The layers, shapes and tensors are the student's; what is exported, counted and summarised is what is deployed.
+    Layers, shapes and tensors are the student's; exports, counts and summaries cover the deployed model.
     """
 
     student: keras.Model
@@ -163,12 +163,12 @@ class StudentInterface:
 
     @property
     def input(self) -> Any:
-        """The symbolic input of the student, as it is structured."""
+        """The symbolic input of the student, in its own structure."""
         return self._of_student("input")
 
     @property
     def output(self) -> Any:
-        """The symbolic output of the student, as it is structured."""
+        """The symbolic output of the student, in its own structure."""
         return self._of_student("output")
 
     @property
@@ -193,7 +193,7 @@ class StudentInterface:
         return getattr(student, name)
 
     def quantize(self, *args: Any, **kwargs: Any) -> Any:
-        """Quantise the student, in place, as it is deployed. Later training needs a new wrapper."""
+        """Quantise the student in place, with the deployed weights. Later training needs a new wrapper."""
         averaging = self._averaging  # type: ignore[attr-defined]
         if averaging is not None:
             averaging.lend()
@@ -204,7 +204,7 @@ class StudentInterface:
         return self.student.get_layer(name=name, index=index)
 
     def compute_output_shape(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the shape of the student's outputs for that of inputs."""
+        """Return the shape of the student's outputs for a shape of inputs."""
         return self.student.compute_output_shape(*args, **kwargs)
 
     def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
@@ -212,15 +212,15 @@ class StudentInterface:
         return self.student.compute_output_spec(*args, **kwargs)
 
     def count_params(self) -> int:
-        """Return the number of the student's parameters, which is what is deployed."""
+        """Return the number of parameters of the student, which is the deployed model."""
         return self.student.count_params()
 
     def summary(self, *args: Any, **kwargs: Any) -> Any:
-        """Print the student's summary; what is held for training beside it is not deployed."""
+        """Print the student's summary, without the additional variables for training, which are not deployed."""
         return self.student.summary(*args, **kwargs)
 
     def set_weights(self, weights: list[Any]) -> None:
-        """Set all weights, as `get_weights` returned them, or those of the plain model, as its `get_weights` does."""
+        """Set all weights, as returned by `get_weights`, or only the student's, as returned by its `get_weights`."""
         if len(weights) == len(self.student.weights) != len(self.weights):  # type: ignore[attr-defined]
             self.student.set_weights(weights)
         else:
@@ -228,7 +228,7 @@ class StudentInterface:
 
     @property
     def stop_training(self) -> bool:
-        """Whether `fit` is to end. Closures that were written for the plain model may say so to it."""
+        """Return whether `fit` should end. Closures written for the plain model may set it on that model."""
         return self._stop_training or getattr(getattr(self, "student", None), "stop_training", False)
 
     @stop_training.setter
@@ -239,10 +239,10 @@ class StudentInterface:
 
 
 def _learning_rate(model: keras.Model) -> float | None:
-    """Return the learning rate of a model's optimizer, `None` where there is none or it follows a schedule."""
+    """Return the learning rate of a model's optimizer, `None` if there is none or it follows a schedule."""
     optimizer = getattr(model, "optimizer", None) if model.compiled else None
     try:
         rate = None if optimizer is None else optimizer.get_config().get("learning_rate")
-    except (NotImplementedError, TypeError):  # a schedule of the user's own, without a configuration
+    except (NotImplementedError, TypeError):  # a custom schedule without a configuration
         return None
     return None if isinstance(rate, dict) else rate

@@ -1,4 +1,4 @@
-"""The argument `teacher`, and student and teacher wired together: what their passes return, where they branch."""
+"""The argument `teacher`, and the combined passes of student and teacher: their results, and where they branch."""
 
 import math
 import os
@@ -26,7 +26,7 @@ def resolve_kind(teacher: Any) -> tuple[str, keras.Model | None]:
         `("self" | "snapshot" | "ema", None)` or `("model", keras.Model)`.
 
     Raises:
-        ValueError: if it is none of them, or a file that cannot be loaded.
+        ValueError: if `teacher` is none of these, or a file that cannot be loaded.
     """
     if isinstance(teacher, keras.Model):
         return "model", teacher
@@ -51,10 +51,10 @@ def resolve_kind(teacher: Any) -> tuple[str, keras.Model | None]:
 def _load(path: str) -> keras.Model:
     try:
         return keras.models.load_model(path, compile=False)
-    except Exception as error:  # Keras raises nearly every kind, depending on what is wrong with the file
+    except Exception as error:  # Keras raises nearly any kind of error, depending on the fault of the file
         if zipfile.is_zipfile(path):
             remedy = (
-                "If it needs classes of yours, register them with @keras.saving.register_keras_serializable() and "
+                "If it needs custom classes, register them with @keras.saving.register_keras_serializable() and "
                 "import them first. Otherwise load it with keras.models.load_model(path, custom_objects=..., and "
                 "safe_mode=False if you trust it to run code), and pass the model."
             )
@@ -67,18 +67,18 @@ def _load(path: str) -> keras.Model:
 
 
 class StudentTeacherGraph:
-    """Student and teacher wired together: what the passes of each return, and where the teachers branch off.
+    """The combined passes of student and teacher: their results, and where the teachers branch off.
 
     Args:
         student: the `Graph` of the student.
-        teacher: the `Graph` of another network, or `None` where the teachers share the student's.
+        teacher: the `Graph` of another network, or `None` if the teachers share the student's network.
         settings: `Settings`.
 
     Attributes:
         passes: `StochasticPasses` of the teacher.
         noise: the `Noise` of the teachers.
         teacher_network: the model that the teachers run.
-        teacher_variables: its variables that held weights replace, in their order; whoever holds them fills it.
+        teacher_variables: its variables that held weights replace, in the same order; set by the owner of the copies.
         cost: the `TeacherCost`, with the fraction of each batch on which the term is computed.
     """
 
@@ -96,7 +96,7 @@ class StudentTeacherGraph:
         self._has_representation = settings.needs_representation
         representations = _find_representations(student, teacher, settings) if self._has_representation else []
         if settings.representation is not None and not self._has_representation:
-            find_representation(student, settings.representation)  # a wrong name is an error, needed or not
+            find_representation(student, settings.representation)  # a wrong name is an error, even if not needed
         self.passes = StochasticPasses(
             teacher,
             self.noise,
@@ -114,14 +114,14 @@ class StudentTeacherGraph:
         self._structure = None if student.is_opaque else output_structure(student.model)
 
     def student_pass(self, x: Any) -> tuple[Any, Tensor | None, list[Tensor]]:
-        """Run the student once, training.
+        """Run the student once, in training mode.
 
         Args:
             x: a batch of inputs, structured as the model takes them.
 
         Returns:
             `(outputs, representation, cut_values)`: outputs structured as the model's, the representation
-            `(batch, features)` or `None`, and what the teachers branch off from.
+            `(batch, features)` or `None`, and the values from which the teachers branch off.
         """
         results = self._read_student(x, training=True)
         student_results, cut_values = results[: self._num_student_reads], results[self._num_student_reads :]
@@ -135,7 +135,7 @@ class StudentTeacherGraph:
         return outputs, representation, cut_values
 
     def take_rows(self, cut_values: Sequence[Tensor], thinning: Thinning, rows: Rows) -> list[Tensor]:
-        """Return the drawn rows of what the teachers branch off from; what has no batch stays whole."""
+        """Return the drawn rows of the values from which the teachers branch off; values without a batch stay whole."""
         pairs = zip(cut_values, self.passes.cut_has_batch, strict=True)
         return [thinning.take(x, rows) if has_batch else x for x, has_batch in pairs]
 
@@ -149,9 +149,9 @@ class StudentTeacherGraph:
         """Run the teachers.
 
         Args:
-            cut_values: from `student_pass`.
+            cut_values: the values from `student_pass`.
             settings: `Settings`.
-            seed_generator: what the teachers' noise is drawn from.
+            seed_generator: generator of the teachers' noise.
             weights: `(variable, value)` pairs that replace the network's weights.
 
         Returns:
@@ -175,18 +175,18 @@ class StudentTeacherGraph:
         if self._has_representation and not self.passes.is_random[-1]:
             raise ValueError(
                 "`representation` lies before the first active noise, so it is the same for all teachers. Received: "
-                f"representation={settings.representation!r}; the noise is {self.noise.described}. Name a layer behind "
-                "it, or add noise before it."
+                f"representation={settings.representation!r}; the noise is {self.noise.described}. Name a layer after "
+                "the noise, or add noise before the representation."
             )
         if not any(self.passes.is_random):
             raise ValueError(
-                f"None of the model's outputs depends on the noise, {self.noise.described}, so all teachers would be "
+                f"None of the model's outputs depends on the noise ({self.noise.described}), so all teachers would be "
                 "identical. Choose other layers by `stochastic_layers`."
             )
 
 
 def check_replaceable(model: keras.Model, teacher: keras.Model | None, settings: Settings) -> None:
-    """Refuse layers that compute with parameters of their own where other weights are to take their place.
+    """Refuse layers that compute with their own parameters, if other weights have to replace these.
 
     A `TorchModuleWrapper` reads its module's parameters, not the values that a `keras.StatelessScope` holds.
     """
@@ -199,7 +199,7 @@ def check_replaceable(model: keras.Model, teacher: keras.Model | None, settings:
             raise ValueError(
                 f"`{argument}` has layers that wrap a torch.nn.Module: {wrapped}. Their parameters cannot be replaced "
                 "for a pass, so neither a frozen or averaged teacher nor a moving average of the weights is possible. "
-                'Pass teacher="self" with ema_momentum=0, or build these parts of Keras layers.'
+                'Pass teacher="self" with ema_momentum=0, or build these parts from Keras layers.'
             )
 
 
@@ -212,7 +212,7 @@ def flatten_features(x: Tensor, start: int) -> Tensor:
 
 
 def _find_representations(student: Graph, teacher: Graph, settings: Settings) -> list[Any]:
-    """Return the symbolic representations of student and teacher, checked to go together."""
+    """Return the symbolic representations of student and teacher, after a check that they match."""
     name = settings.representation
     of_student = find_representation(student, name)
     if teacher is student:
@@ -237,7 +237,7 @@ def _check_inputs(student: Graph, teacher: Graph) -> None:
     if not fits:
         raise ValueError(
             f"`teacher` takes inputs of shape {shapes[1]}, the student of shape {shapes[0]} (without the batch). Both "
-            "see the same batch: pass a teacher that takes what the student takes."
+            "see the same batch: pass a teacher that takes inputs of the student's shape."
         )
 
 

@@ -1,4 +1,4 @@
-"""The distillation term on a part of each batch: which rows are drawn, and how they are taken."""
+"""The distillation term on a part of each batch: how rows are drawn and taken."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -13,15 +13,15 @@ from keras_ssd._typing import Tensor
 class Rows(NamedTuple):
     """Rows of a batch, evenly spaced from a random start: `(start + floor(j * batch / count)) mod batch`.
 
-    Each row is drawn with the same probability `count / batch`, so that a mean over the rows drawn is, in expectation,
-    the mean over the batch (circular systematic sampling). Where several devices share the batch, each draws so many
-    of its own, by the same start, and none has to be sent.
+    Each row is drawn with the same probability `count / batch`, so that a mean over the drawn rows is, in expectation,
+    the mean over the batch (circular systematic sampling). If several devices share the batch, each draws the same
+    number of its own rows, from the same start, and no row has to be sent.
 
     Attributes:
         start: integer tensor `()`, uniform over the batch.
-        count: how many rows; a tensor where the size of the batch is known only when the step runs.
-        batch: the size of the batch, likewise.
-        devices: how many devices share the batch; `count` and `batch` are multiples of it.
+        count: number of rows; a tensor if the batch size is known only when the step runs.
+        batch: the batch size, likewise.
+        devices: number of devices that share the batch; `count` and `batch` are multiples of it.
     """
 
     start: Tensor
@@ -34,9 +34,9 @@ def draw_rows(batch: Any, fraction: float, seed_generator: keras.random.SeedGene
     """Draw the rows of a batch on which the term is computed.
 
     Args:
-        batch: its size, a number or a tensor.
-        fraction: the part of them, in (0, 1]; at least one row is drawn, on each of several devices.
-        seed_generator: what the start is drawn from.
+        batch: the batch size, a number or a tensor.
+        fraction: the part of the rows, in (0, 1]; at least one row is drawn, on each of several devices.
+        seed_generator: generator from which the start is drawn.
     """
     share = keras.random.uniform((), seed=seed_generator)
     if isinstance(batch, int):
@@ -55,8 +55,8 @@ def take_rows(x: Tensor, rows: Rows) -> Tensor:
     if not isinstance(batch, int):
         steps = ops.arange(count, dtype="int32") * ops.cast(batch, "int32") // count
         return ops.take(x, (start + steps) % batch, axis=0)
-    # Rows are taken along an axis that no device shares: XLA would sum what each device has of them otherwise. If they
-    # are every k-th one, from each k one.
+    # Rows are taken along an axis that is not split over devices: otherwise XLA would sum the parts of all devices. If
+    # every k-th row is drawn, one row is taken from each group of k.
     parts = count if batch % count == 0 else devices
     size, count = batch // parts, count // parts
     grouped = ops.reshape(x, (parts, size, *ops.shape(x)[1:]))
@@ -67,9 +67,9 @@ def take_rows(x: Tensor, rows: Rows) -> Tensor:
 
 
 class Thinning:
-    """Takes the drawn rows of all that a training step compares, with the masks.
+    """Takes the drawn rows of all tensors that a training step compares, with their masks.
 
-    A plain object: Keras is not to track the layers in it.
+    A plain object: Keras should not track the layers in it.
 
     Args:
         fraction: the part of each batch, in (0, 1].
@@ -90,19 +90,19 @@ class Thinning:
         try:
             return tree.map_structure(lambda x: None if x is None else take(x), structure)
         finally:
-            take.rows = None  # its tensors are of this step alone
+            take.rows = None  # its tensors belong to this step only
 
     def mask_scales(self, full: Sequence[Tensor], thinned: Sequence[Tensor]) -> list[Tensor]:
-        """Return what each output's loss has to be multiplied with, so that its mean is that of the whole batch.
+        """Return a factor for the loss of each output, so that its mean is that of the whole batch.
 
-        Keras divides a masked loss by the number of values that are not masked, which the rows drawn have more or less
-        of than the batch.
+        Keras divides a masked loss by the number of values that are not masked, and the drawn rows may have a larger or
+        smaller share of these than the batch.
         """
         return [self._share(part) / self._share(whole) for whole, part in zip(full, thinned, strict=True)]
 
 
 class _TakeRows(keras.layers.Layer):
-    """`take_rows` as a layer, because Keras carries masks through layers only."""
+    """`take_rows` as a layer, because Keras carries masks only through layers."""
 
     rows: Any = None  # the `Rows` of the step that runs
 

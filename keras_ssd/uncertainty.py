@@ -1,4 +1,4 @@
-"""`predict_stochastic`: how sure a model is, told by the spread of its own stochastic passes."""
+"""`predict_stochastic`: the uncertainty of a model, from the spread of its own stochastic passes."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -17,16 +17,17 @@ from keras_ssd.settings import is_integer
 
 
 class StochasticPrediction(NamedTuple):
-    """What the stochastic passes say about one output of a model, as NumPy arrays.
+    """Mean and uncertainty of one output of a model over its stochastic passes, as NumPy arrays.
 
     Attributes:
-        mean: mean over the passes, of the output's shape. Of probabilities where the output is a classification, also
-            where the model puts out logits.
-        variance: variance over the passes (divided by their number), of the same shape.
-        predictive_entropy: entropy of the mean in nats, all uncertainty. For exclusive classes of the output's shape
-            without the last axis; for binary units of the output's shape, each unit for itself. `None` for regression.
-        mutual_information: the part of it that the passes disagree about (BALD), `entropy of the mean - mean of the
-            entropies`, of the same shape, between 0 and the entropy. `None` for regression.
+        mean: mean over the passes, in the output's shape. For a classification it is the mean of probabilities, also if
+            the model returns logits.
+        variance: variance over the passes (divided by their number), in the same shape.
+        predictive_entropy: entropy of the mean in nats, the total uncertainty. For exclusive classes it has the
+            output's shape without the last axis; for binary units the output's shape, with one value for each unit.
+            `None` for regression.
+        mutual_information: the part of the entropy that comes from disagreement between the passes (BALD), `entropy of
+            the mean - mean of the entropies`, in the same shape, between 0 and the entropy. `None` for regression.
     """
 
     mean: Any
@@ -50,34 +51,35 @@ def predict_stochastic(
 ) -> Any:
     """Predict with noise on, many times, and return mean and uncertainty (Monte-Carlo dropout).
 
-    Everything before the first noise layer is evaluated once, the rest once for each pass; BatchNormalization and all
-    but the noise is in inference mode. The model is not changed: no statistics, no generator, no compiled state.
+    Everything before the first noise layer is evaluated once, the rest once for each pass; everything except the noise
+    is in inference mode, BatchNormalization included. The model is not changed: no statistics, no generator, no
+    compiled state.
 
-    What an output is, exclusive classes, binary units or a regression, and whether it holds logits, is told by the
-    compiled loss, or by the last activation if there is none. Every call compiles its passes once, so pass all samples
-    in one call rather than one sample in each.
+    The compiled loss, or the last activation if there is no loss, defines whether an output holds exclusive classes,
+    binary units or a regression, and whether it holds logits. Every call compiles its passes once, so pass all samples
+    in one call, not each sample in its own call.
 
     Args:
         model: a built `keras.Model`, the plain student after loading for example, or an `SSDModel`, which deploys the
-            averaged weights if it holds them (`teacher="ema"`). All of a subclassed model is run for every pass.
+            averaged weights if it holds them (`teacher="ema"`). A subclassed model is run as a whole for every pass.
         x: inputs, as for `model.predict`: arrays, a `tf.data.Dataset`, a `keras.utils.PyDataset`, a `DataLoader`.
         num_passes: number of passes, at least 2. Defaults to `30`.
         batch_size: samples per batch of arrays. Defaults to `None`: 32, as in `model.predict`.
-        seed: integer; the same one gives the same result for the same batches, whatever was called before. Defaults to
-            `None`: follows `keras.utils.set_random_seed`.
+        seed: integer; the same seed gives the same result for the same batches, independent of earlier calls. Defaults
+            to `None`: follows `keras.utils.set_random_seed`.
         stochastic_layers: names of the layers that are random, or a predicate on layers. Defaults to `None`: every
             noise layer except augmentation, which is off. The output of any other layer goes through dropout.
-        dropout_rate: rate of that dropout, and of the dropout layers. With it a network without noise layers drops what
-            feeds its head (Monte-Carlo dropout). Defaults to `None`: the layers' own.
-        loss: says what the outputs are, as `compile(loss=...)` does, in its place: for a model that is not compiled and
-            puts out logits, `keras.losses.SparseCategoricalCrossentropy(from_logits=True)`. Defaults to `None`.
-        pass_chunk: how many passes are evaluated in one batch; less memory, same result in distribution. Defaults to
-            `None`: all, or on a processor as many as its cache holds.
+        dropout_rate: rate of this dropout, and of the dropout layers. If it is given, a network without noise layers
+            gets dropout before its head (Monte-Carlo dropout). Defaults to `None`: the layers' own rates.
+        loss: defines the outputs in place of `compile(loss=...)`: for a model that is not compiled and returns logits,
+            `keras.losses.SparseCategoricalCrossentropy(from_logits=True)`. Defaults to `None`.
+        pass_chunk: number of passes evaluated in one batch; fewer need less memory, with the same result in
+            distribution. Defaults to `None`: all, or on a CPU as many as its cache holds.
         steps: number of batches, if `x` never ends. Defaults to `None`.
         verbose: as for `model.predict`. Defaults to `"auto"`.
 
     Returns:
-        A `StochasticPrediction` of NumPy arrays; for several outputs one for each, in the structure of the outputs.
+        A `StochasticPrediction` of NumPy arrays; for several outputs one for each output, in their structure.
 
     Raises:
         ValueError: if an argument is out of range, the model is not built, or no output depends on a noise layer.
@@ -100,7 +102,7 @@ def predict_stochastic(
 
 
 def _deployed(model: Any) -> tuple[keras.Model, Sequence[Any], Any]:
-    """The network that a model is or wraps, the variables that hold its weights, and the compiled loss."""
+    """Return the network that a model is or wraps, the variables that hold its weights, and the compiled loss."""
     if not isinstance(model, keras.Model):
         raise ValueError(f"`model` should be a keras.Model. Received: {model!r} of type {type(model).__name__}")
     if hasattr(model, "_deployed"):
@@ -129,7 +131,9 @@ def _check(model: keras.Model, num_passes: Any, seed: Any, pass_chunk: Any) -> N
 
 
 class UncertaintyPasses:
-    """The passes of a network, and what its outputs are. A plain object: Keras is not to track the network's layers.
+    """The passes of a network, and the kinds of its outputs.
+
+    A plain object: Keras should not track the network's layers.
 
     Attributes:
         structure: the structure of the outputs; a subclassed model's is known after its first pass.
@@ -149,7 +153,7 @@ class UncertaintyPasses:
         self._passes = StochasticPasses(graph, noise, graph.outputs, shares_prefix=False, dropout_rate=dropout_rate)
         if not any(self._passes.is_random):
             raise ValueError(
-                f"None of the outputs of the model {model.name!r} depends on the noise, {noise.described}, so all "
+                f"None of the outputs of the model {model.name!r} depends on the noise ({noise.described}), so all "
                 "passes would be identical. Choose other layers by `stochastic_layers`."
             )
         self._read_cut = graph.reader(self._passes.cut)
@@ -161,11 +165,11 @@ class UncertaintyPasses:
         self.structure = None if graph.is_opaque else output_structure(model)
 
     def run(self, inputs: Any, seed_generator: keras.random.SeedGenerator, weights: Sequence[Any]) -> list[Any]:
-        """Summaries of the passes of one batch, one dict for each output, as a flat list."""
+        """Return summaries of the passes of one batch, one dict for each output, as a flat list."""
         cut_values = self._read_cut(inputs, training=False)
         results = self._passes.run(cut_values, self._num_passes, seed_generator, weights, self._chunk)
         if self.structure is None:
-            # A subclassed model puts out one structure of tensors, of which nothing was known before.
+            # A subclassed model returns one structure of tensors, which is unknown before.
             self.structure = tree.map_structure(lambda _: 0, results[0])
             self._forms = [None] * len(tree.flatten(results[0]))
         structure = tree.map_structure(lambda _: 0, self.structure)
@@ -175,10 +179,10 @@ class UncertaintyPasses:
 
 
 class Predictor(keras.Model):
-    """The passes as a model of its own, so that Keras' own `predict` batches, compiles and collects.
+    """The passes as a separate model, so that Keras' own `predict` makes batches, compiles and collects results.
 
-    The network's weights are copied. On JAX, `predict` takes the values of a model away for as long as it runs, and an
-    error in it would leave the user's model without any.
+    The network's weights are copied. On JAX, `predict` removes the values of a model while it runs, and an error would
+    leave the user's model without values.
     """
 
     def __init__(self, model: keras.Model, weights: Sequence[Any], passes: UncertaintyPasses, seed: int) -> None:
@@ -197,7 +201,7 @@ class Predictor(keras.Model):
 
 
 def summary(values: Tensor, kind: str, from_logits: bool = False) -> dict[str, Tensor]:
-    """Mean and uncertainty of one output, as a dict of the fields of `StochasticPrediction`.
+    """Return mean and uncertainty of one output, as a dict of the fields of `StochasticPrediction`.
 
     Args:
         values: outputs of the passes, `(batch, passes, ...)`.
@@ -223,5 +227,5 @@ def _entropy(probabilities: Tensor, kind: str) -> Tensor:
 
 
 def _x_log_x(x: Tensor) -> Tensor:
-    """`x log x`, which is 0 at 0."""
+    """Return `x log x`, which is 0 at 0."""
     return x * ops.log(ops.maximum(x, 1e-30))

@@ -1,4 +1,4 @@
-"""Training sets of which only a part is labelled: both kinds of samples in every batch, the unlabelled of weight 0."""
+"""Partly labelled training sets: every batch holds labelled and unlabelled samples, the unlabelled with weight 0."""
 
 import functools
 import math
@@ -23,28 +23,28 @@ def join_unlabelled(
     seed: int | None = None,
     steps_per_epoch: int | None = None,
 ) -> "JoinedDataset":
-    """Join a labelled and an unlabelled set to one that a model wrapped with `kd_sample_weight=False` is trained on.
+    """Join a labelled and an unlabelled data set, to train a model wrapped with `kd_sample_weight=False`.
 
     Every batch holds labelled and unlabelled samples, evenly mixed, as `(x, y, sample_weight)`. A sample without a
-    label has weight 0 and some valid target, one with a label `batch / labelled` (times the weight that it is given),
-    so that the task's loss is the mean over what is labelled. With `kd_sample_weight=False` these weights weigh the
-    task only, and all samples count alike in the distillation term.
+    label has weight 0 and an arbitrary valid target. A sample with a label has weight `batch / labelled` (times its own
+    weight, if given), so that the task's loss is the mean over the labelled samples. With `kd_sample_weight=False`
+    these weights weigh the task only, and all samples count equally in the distillation term.
 
-    Arrays are shuffled as a whole, anew in every epoch; the shorter set is repeated, and an epoch ends when each sample
-    of the longer one was met once. Sets that come in batches are joined batch by batch, in their own order and sizes;
-    where one ends, it begins anew.
+    Arrays are shuffled as a whole, again in every epoch; the shorter set is repeated, and an epoch ends when each
+    sample of the longer set was used once. Sets that come in batches are joined batch by batch, in their own order and
+    sizes; a set that ends starts again.
 
     Args:
-        labelled: `(x, y)` or `(x, y, sample_weight)` of NumPy arrays (or structures of them), or what yields such
-            batches: a `tf.data.Dataset`, a `keras.utils.PyDataset`, a PyTorch `DataLoader`, a generator.
+        labelled: `(x, y)` or `(x, y, sample_weight)` of NumPy arrays (or structures of them), or an object that yields
+            such batches: a `tf.data.Dataset`, a `keras.utils.PyDataset`, a PyTorch `DataLoader`, a generator.
         unlabelled: `x` or `(x,)`, likewise; of `(x, y)` and `(x, y, sample_weight)` only `x` is used.
-        ratio: unlabelled samples of an array for each labelled one, > 0. `ratio * batch_size` is rounded, to at least
-            one sample. Defaults to `3`.
-        batch_size: labelled samples of an array in a batch. Defaults to `32`.
+        ratio: number of unlabelled samples for each labelled sample, for arrays, > 0. `ratio * batch_size` is rounded,
+            to at least one sample. Defaults to `3`.
+        batch_size: number of labelled samples in a batch, for arrays. Defaults to `32`.
         shuffle: whether arrays are shuffled. Defaults to `True`.
         seed: integer >= 0 that fixes the order of arrays. Defaults to `None`: follows `keras.utils.set_random_seed`.
-        steps_per_epoch: batches in an epoch, > 0. Defaults to `None`: as many as the set with more batches has; needed
-            if a set does not tell how many it has.
+        steps_per_epoch: number of batches in an epoch, > 0. Defaults to `None`: that of the set with more batches;
+            required if a set does not report its number of batches.
 
     Returns:
         A `keras.utils.PyDataset`, for `fit`.
@@ -62,10 +62,10 @@ def join_unlabelled(
 
 
 class JoinedDataset(keras.utils.PyDataset):
-    """What `join_unlabelled` returns.
+    """The data set that `join_unlabelled` returns.
 
     Attributes:
-        epoch: how often the set was gone through; it decides on the order of arrays.
+        epoch: number of completed epochs; it determines the order of arrays.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class JoinedDataset(keras.utils.PyDataset):
         if steps_per_epoch is not None:
             check_integer("steps_per_epoch", steps_per_epoch, 1)
         seeds = np.random.SeedSequence(_backend.derived_seed() if seed is None else int(seed)).spawn(2)
-        # As Python's numbers, which a product of NumPy's small ones would not fit into.
+        # As Python integers, because the product of small NumPy integers could overflow.
         sizes = int(batch_size), max(1, round(float(ratio) * int(batch_size)))
         self._labelled: Any = _batches_of("labelled", labelled, sizes[0], shuffle, seeds[0])
         self._unlabelled: Any = _batches_of("unlabelled", unlabelled, sizes[1], shuffle, seeds[1])
@@ -99,7 +99,7 @@ class JoinedDataset(keras.utils.PyDataset):
         counts = {"labelled": self._labelled.num_batches, "unlabelled": self._unlabelled.num_batches}
         unknown = [name for name, count in counts.items() if count is None]
         if unknown:
-            raise ValueError(f"`{unknown[0]}` does not tell how many batches it has. Pass `steps_per_epoch`.")
+            raise ValueError(f"`{unknown[0]}` does not report its number of batches. Pass `steps_per_epoch`.")
         return max(counts.values())
 
     @property
@@ -108,7 +108,7 @@ class JoinedDataset(keras.utils.PyDataset):
         return self._num_batches
 
     def on_epoch_end(self) -> None:
-        """Go on to the order of the next epoch."""
+        """Switch to the order of the next epoch."""
         self.epoch += 1
 
     def __getitem__(self, index: int) -> tuple[Any, Any, Any]:
@@ -121,7 +121,7 @@ class JoinedDataset(keras.utils.PyDataset):
         _check_structures(x, other_x)
         sizes = _length(x), _length(other_x)
         x = tree.map_structure(functools.partial(_mixed, sizes=sizes), x, other_x)
-        # A valid target stands for what is missing: the first one.
+        # A valid target replaces the missing ones: the first of the batch.
         y = tree.map_structure(lambda part: _mixed(part, np.repeat(part[:1], sizes[1], axis=0), sizes), y)
         weight = tree.map_structure(_ones_for, y) if weight is None else weight
         weight = tree.map_structure(lambda part: _weights(part, sizes), weight)
@@ -130,28 +130,28 @@ class JoinedDataset(keras.utils.PyDataset):
 
 
 def as_joined_dataset(data: Any, settings: Settings) -> JoinedDataset | None:
-    """Return what `fit` was given if `join_unlabelled` made it, else `None`.
+    """Return the data given to `fit` if `join_unlabelled` made it, else `None`.
 
     Raises:
-        ValueError: if samples without a label would have no part in the training.
+        ValueError: if samples without a label would have no effect on the training.
     """
     if not isinstance(data, JoinedDataset):
         return None
     if not settings.distills or settings.kd_sample_weight:
         what = "kd_sample_weight=True" if settings.distills else "kd_weight=0"
         raise ValueError(
-            "Samples without a label take part in the distillation term only, by a task weight of 0, but this "
-            f"model was wrapped with {what}, so that they would have no part in training. Wrap it with a kd_weight "
-            "above 0 and kd_sample_weight=False, as keras_ssd.wrap(model, **keras_ssd.SEMI_SUPERVISED) does."
+            "Samples without a label have a task weight of 0 and enter only the distillation term, but this model was "
+            f"wrapped with {what}, so they would have no effect on training. Wrap it with a kd_weight above 0 and "
+            "kd_sample_weight=False, as keras_ssd.wrap(model, **keras_ssd.SEMI_SUPERVISED) does."
         )
     return data
 
 
 def weigh_metrics(arguments: dict[str, Any]) -> None:
-    """Let metrics count samples with a label only, as the task's weights say: make them `weighted_metrics`.
+    """Make metrics `weighted_metrics`, so that by the task's weights they count only samples with a label.
 
     Args:
-        arguments: of `compile`, changed in place.
+        arguments: arguments of `compile`, changed in place.
 
     Raises:
         ValueError: if both kinds are given.
@@ -161,13 +161,13 @@ def weigh_metrics(arguments: dict[str, Any]) -> None:
     if arguments.get("weighted_metrics"):
         raise ValueError(
             "With kd_sample_weight=False all metrics are weighted, so that samples of weight 0, which have no label, "
-            "do not count. Pass them all as `weighted_metrics`, or all as `metrics`. Received both."
+            "do not count. Pass them all as `weighted_metrics`, or all as `metrics`. Received: both."
         )
     arguments["weighted_metrics"] = arguments.pop("metrics")
 
 
 class _ArrayBatches:
-    """Batches of arrays in memory, in an order that depends on the epoch and on nothing else."""
+    """Batches of arrays in memory, in an order that depends only on the epoch."""
 
     def __init__(self, name: str, data: Any, size: int, shuffle: bool, seed: np.random.SeedSequence) -> None:
         self._data = _as_numpy(data)
@@ -179,7 +179,7 @@ class _ArrayBatches:
         self.num_batches = math.ceil(self._length / size)
 
     def batch(self, place: int) -> Any:
-        """Return a batch: rows are dealt out in one order after the other, each of all rows."""
+        """Return a batch: rows are taken from one order of all rows after the other."""
         places = np.arange(place * self._size, (place + 1) * self._size)
         rounds, rows = np.divmod(places, self._length)
         order = np.concatenate([self._order(int(number))[rows[rounds == number]] for number in np.unique(rounds)])
@@ -193,7 +193,7 @@ class _ArrayBatches:
 
 
 class _GivenBatches:
-    """Batches of what comes in batches, in its own order; where it ends, it begins anew."""
+    """Batches of data that come in batches, in their own order; at the end they start again."""
 
     def __init__(self, name: str, data: Any) -> None:
         self._name, self._data = name, data
@@ -214,10 +214,10 @@ class _GivenBatches:
             batch = next(self._iterator, None)
         if batch is None:
             raise ValueError(
-                f"`{self._name}` yields no batch, or none a second time. Pass what can be iterated anew, or a "
-                "generator that never ends."
+                f"`{self._name}` yields no batch, or none in a second iteration. Pass an object that can be iterated "
+                "again, or a generator that never ends."
             )
-        # PyTorch's DataLoader puts its parts into a list.
+        # PyTorch's DataLoader returns its parts as a list.
         return _as_numpy(_unpacked(tuple(batch) if isinstance(batch, list) else batch))
 
 
@@ -230,14 +230,14 @@ def _batches_of(
 
 
 def _once_through(data: Any) -> Iterator[Any]:
-    """Return the batches of a set. A `PyDataset` of Keras 3.6 would be iterated for ever."""
+    """Return the batches of a set. The iterator of a `PyDataset` of Keras 3.6 would never end."""
     if isinstance(data, keras.utils.PyDataset) and data.num_batches is not None:
         return (data[index] for index in range(data.num_batches))
     return iter(data)
 
 
 def _unpacked(data: Any) -> tuple[Any, Any, Any]:
-    """Return `(x, y, sample_weight)`; only a tuple is more than `x`, as everywhere in Keras."""
+    """Return `(x, y, sample_weight)`; only a tuple holds more than `x`, as everywhere in Keras."""
     return keras.utils.unpack_x_y_sample_weight(data if isinstance(data, tuple) else (data,))
 
 
@@ -253,16 +253,16 @@ def _check_structures(x: Any, other_x: Any) -> None:
     shapes = [tree.map_structure(lambda part: part.shape[1:], given) for given in (x, other_x)]
     if shapes[0] != shapes[1]:
         raise ValueError(
-            "`labelled` and `unlabelled` should hold inputs of one structure and shape, but for the length. Received: "
-            f"{shapes[0]} and {shapes[1]}"
+            "`labelled` and `unlabelled` should hold inputs of the same structure and shape, except for the length. "
+            f"Received: {shapes[0]} and {shapes[1]}"
         )
 
 
 def _ones_for(y: np.ndarray) -> np.ndarray:
-    """Return weights for targets that broadcast against every loss of them, `(batch, 1, ...)` of as many axes.
+    """Return weights that broadcast against any loss of these targets: `(batch, 1, ...)` with as many axes.
 
-    A loss of `(batch, positions)` has a value for each position if these are classes, and for each sample if they are
-    features; Keras takes away a last axis of size 1 where there is none in the loss.
+    For targets `(batch, positions)` a loss has a value for each position if these are classes, and for each sample if
+    they are features; Keras removes a last axis of size 1 if the loss does not have it.
     """
     return np.ones((len(y), *[1] * (y.ndim - 1)), "float32")
 

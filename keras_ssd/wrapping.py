@@ -31,22 +31,22 @@ def wrap(
 ) -> SSDModel:
     """Wrap a Keras model so that `fit` trains it by stochastic self-distillation.
 
-    The model itself is trained, in place: `ssd.student` is the very object that was passed, ready to be saved, exported
-    and deployed, of the same architecture, size and latency. If it was compiled, its optimizer's settings (the state is
-    fresh), loss and metrics are taken over; otherwise call `ssd.compile(...)` as usual.
+    The model itself is trained in place: `ssd.student` is the same object that was passed, ready to be saved, exported
+    and deployed, with the same architecture, size and latency. If it was compiled, its optimizer's settings (with fresh
+    state), loss and metrics are used; otherwise call `ssd.compile(...)` as usual.
 
     Args:
-        model: a built `keras.Model` for any task, trained or not. Functional or Sequential; a subclassed one has no
-            graph of layers, so only its outputs can be distilled, and all of it is run for every teacher.
+        model: a built `keras.Model` for any task, trained or not. Functional or Sequential; a subclassed model has no
+            graph of layers, so only its outputs can be distilled, and the whole model is run for every teacher.
         teacher: where the teachers' weights come from.
-            `"self"`: the student's own of this step; they branch off its forward pass at the first noise.
-            `"snapshot"`: a frozen copy of what the model has when it is wrapped (`take_snapshot` renews it).
-            `"ema"`: an exponential moving average of the student's.
+            `"self"`: the student's current weights; the teachers branch off its forward pass at the first noise layer.
+            `"snapshot"`: a frozen copy of the model's weights at the time of wrapping (`take_snapshot` renews it).
+            `"ema"`: an exponential moving average of the student's weights.
             A `keras.Model`, or the path of a `.keras` file: another network, frozen. It is not changed.
 
-        num_teachers: (teacher) N, stochastic passes per step, at least 1 (2 with guidance).
-        teacher_chunk: how many teachers are evaluated in one batch; less memory, same result in distribution. Defaults
-            to `None`: all.
+        num_teachers: (teacher) N, number of stochastic passes per step, at least 1 (2 with guidance).
+        teacher_chunk: number of teachers evaluated in one batch; fewer need less memory, with the same result in
+            distribution. Defaults to `None`: all.
         seed: integer that fixes the teachers' noise. Defaults to `None`: follows `keras.utils.set_random_seed`.
 
         distill: (term) `"outputs"` (KL divergence of tempered softmaxes, binary likewise; mean squared error for
@@ -54,41 +54,43 @@ def wrap(
         kd_weight: weight of the distillation term, >= 0. With 0 no teacher is evaluated and training is that of the
             plain model, bit for bit.
         kd_sample_weight: whether `sample_weight` and `class_weight` weigh the distillation term, too. With `False` they
-            weigh the task only and every sample counts fully in the term, so that one of weight 0 takes part in it
-            without a label (`keras_ssd.join_unlabelled`); `metrics` given to `compile` are weighted then. Defaults to
+            weigh only the task, and every sample counts fully in the term, so that a sample of weight 0 takes part
+            without a label (`keras_ssd.join_unlabelled`); `metrics` given to `compile` are then weighted. Defaults to
             `True`.
         kd_fraction: the part of each batch, in (0, 1], on which the term is computed: evenly spaced rows, at least one,
-            drawn anew in every step, so that the term is an unbiased estimate of that of the whole batch. The student's
-            own pass is untouched. Defaults to `None`: with `"snapshot"` 1, as in the paper; else the largest of 1, 1/2,
-            1/4, ... for which the multiplications of the passes stay below a quarter of a plain training step. The
-            attribute `teacher_cost` of the result tells both.
+            drawn anew in every step, so that the term is an unbiased estimate of that of the whole batch. The
+            student's own pass is not affected. Defaults to `None`: with `"snapshot"` 1, as in the paper; else the
+            largest of 1, 1/2, 1/4, ... for which the multiplications of the passes stay below a quarter of a plain
+            training step. The attribute `teacher_cost` of the result reports both.
         temperature: T > 0 of the softmax when outputs are distilled or compared. Defaults to `3.0`.
-        representation: name of the layer whose output, flattened, is the representation. Defaults to `None`: what feeds
-            the last Dense layer. It is looked up only if representations are distilled or compared.
+        representation: name of the layer whose output, flattened, is the representation. Defaults to `None`: the input
+            of the last Dense layer. It is looked up only if representations are distilled or compared.
 
         similarity: (guidance) `"dot"`, `"cosine"`, `"euclidean"` (of representations), `"kl"` (of outputs), `"uniform"`
             (no guidance), or a callable `(student, teachers) -> scores` of shapes `(batch, features)`,
             `(batch, teachers, features)` and `(batch, teachers)`.
         guidance_temperature: h > 0, temperature of the softmax over teachers. Defaults to that of the similarity:
             5 (dot, euclidean), 0.1 (cosine), 1 (kl).
-        percentile: epsilon, 0-100: teachers whose weight lies below this percentile are left out. 0 keeps all.
+        percentile: epsilon, 0-100: teachers whose weight is below this percentile are left out. 0 keeps all.
 
         stochastic_layers: (noise) names of the layers that are random in the teachers, or a predicate on layers. A
-            noise layer makes its own noise; the output of any other layer goes through dropout at `dropout_rate`, of
-            whole channels where there are positions, in the teachers only. Defaults to `None`: every noise layer except
-            augmentation. An empty tuple makes one deterministic teacher, the control of stochasticity.
-        dropout_rate: dropout rate in (0, 1) in the teachers only. In a model without noise layers it alone is enough:
-            what feeds the head (the last layer with weights) goes through dropout then. Defaults to `None`: the rates
-            of the noise layers.
-        augmented_teachers: whether teachers see the sample that augmentation layers in the model (Keras' own and those
-            of `keras_ssd.augmentation`) made for the student, or the clean one, so that the student learns to give the
-            same answer for both (consistency, as in mean teacher and FixMatch). The clean sample is run through what
-            the teachers otherwise share with the student: with `"self"` one pass more, without gradient, by
-            BatchNormalization's moving statistics. Another model always sees the clean sample. Defaults to `True`.
+            noise layer makes its own noise; the output of any other layer goes through dropout at `dropout_rate` (of
+            whole channels if there are positions), in the teachers only. Defaults to `None`: every noise layer except
+            augmentation. An empty tuple makes one deterministic teacher, as a control without stochasticity.
+        dropout_rate: dropout rate in (0, 1) in the teachers only. In a model without noise layers it is enough on
+            its own: the input of the head (the last layer with weights) then goes through dropout. Defaults to `None`:
+            the rates of the noise layers.
+        augmented_teachers: whether teachers see the same augmented sample as the student, made by augmentation layers
+            in the model (from Keras or `keras_ssd.augmentation`), or the clean sample, so that the student learns to
+            give the same answer for both (consistency, as in mean teacher and FixMatch). The clean sample is run
+            through the layers that the teachers otherwise share with the student: with `"self"` this is one more pass,
+            without gradient, with BatchNormalization's moving statistics. Another model always sees the clean sample.
+            Defaults to `True`.
 
         ema_momentum: (average) momentum in [0, 1) of an exponential moving average of the student's weights, which
-            validation uses and which the student carries after `fit`. 0 switches it off; what is trained is the same
-            with and without. Defaults to `None`: 0.99 with `"ema"`, and with `"self"` unless `kd_weight` is 0; else 0.
+            validation uses and which the student carries after `fit`. 0 switches it off; the raw weights are the same
+            with and without it. Defaults to `None`: 0.99 with `"ema"`, and with `"self"` unless `kd_weight` is 0; else
+            0.
 
     | | `"self"`, `"ema"` | a model | `"snapshot"` (the paper) |
     |---|---|---|---|
@@ -101,16 +103,16 @@ def wrap(
     | kd_fraction | bounded | bounded | 1 |
     | ema_momentum | 0.99 | 0 | 0 |
 
-    Moving teachers get a small weight because larger ones, and representations with dot products, cost accuracy. A
+    Moving teachers get a small weight because larger weights, and representations with dot products, cost accuracy. A
     subclassed model with `"snapshot"` takes the middle column: it has no representation. `keras_ssd.PAPER` and
-    `keras_ssd.SEMI_SUPERVISED` are options by name: `wrap(model, **keras_ssd.PAPER)`.
+    `keras_ssd.SEMI_SUPERVISED` are dicts of options: `wrap(model, **keras_ssd.PAPER)`.
 
     Returns:
         An `SSDModel`.
 
     Raises:
-        ValueError: if an option is out of range, nothing makes noise, or the model cannot be distilled this way; the
-            message names the argument, what was received and what to do.
+        ValueError: if an option is out of range, no layer makes noise, or the model cannot be distilled this way; the
+            message names the argument, the received value and the remedy.
 
     Example:
         >>> model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])

@@ -1,4 +1,4 @@
-"""Small models and runs of `fit` that the tests of callbacks share."""
+"""Small models and runs of `fit` for the tests of callbacks."""
 
 import keras
 import numpy as np

@@ -1,4 +1,4 @@
-"""What the devices of a compiled program of JAX exchange."""
+"""The data that the devices of a compiled JAX program exchange."""
 
 import re
 

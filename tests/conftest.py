@@ -1,7 +1,7 @@
-"""What every test starts from: the same seed, no display, small networks compiled quickly.
+"""The common setup of all tests: the same seed, no display, quick compilation of small networks.
 
 On TensorFlow a test runs its functions eagerly unless it is marked `compiled` or pytest is called with `--compiled`, as
-CI does once: tracing took two thirds of the time, for models of which most train a single step.
+CI does once: tracing took two thirds of the time, although most models train a single step.
 """
 
 import os

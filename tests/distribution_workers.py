@@ -1,8 +1,8 @@
-"""Runs on several (simulated) devices, each in a process of its own, which `test_distribution.py` compares.
+"""Runs on several (simulated) devices, each in its own process, which `test_distribution.py` compares.
 
     python distribution_workers.py JOB OUT [ARGUMENT ...]
 
-A job is a function of this file; it returns numbers, which go to the file OUT as JSON.
+A job is a function in this file; it returns numbers, which are written to the file OUT as JSON.
 """
 
 import contextlib

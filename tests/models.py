@@ -1,4 +1,4 @@
-"""Small models that several test files train, and how they are compiled."""
+"""Small models that several test files train, and functions to compile them."""
 
 import keras
 import numpy as np

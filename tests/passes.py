@@ -1,4 +1,4 @@
-"""The passes of one distilled step: the only place where tests reach into the training step of the library."""
+"""The passes of one distilled step: the only test code that accesses the internals of the training step."""
 
 import typing
 

@@ -1,7 +1,7 @@
-"""The formulas of arXiv 2504.14307 in NumPy float64, written from the paper and not from the code under test.
+"""The formulas of arXiv 2504.14307 in NumPy float64, written from the paper, not from the code under test.
 
 Shapes: student (batch, features), teachers (batch, teachers, features), scores and weights (batch, teachers). `keep`
-fixes which teachers the filter lets through: the gradient of the filter is that of the teachers it keeps.
+fixes the teachers that pass the filter: the gradient of the filter is that of the teachers it keeps.
 """
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""Copies of what variables hold, and whether two structures of arrays, tensors or variables are the same."""
+"""Copies of the values of variables, and comparison of two structures of arrays, tensors or variables."""
 
 import keras
 import numpy as np

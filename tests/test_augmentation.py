@@ -1,4 +1,4 @@
-"""Augmentation of windows: what each layer does to known windows, and that teachers see what they are said to see."""
+"""Augmentation of windows: the effect of each layer on known windows, and the samples that teachers see."""
 
 import math
 

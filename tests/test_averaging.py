@@ -1,4 +1,4 @@
-"""The moving average of the weights: what it is, and that it is deployed while the raw weights go on training."""
+"""The moving average of the weights: its values, and its deployment while training continues with raw weights."""
 
 import keras
 import numpy as np

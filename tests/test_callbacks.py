@@ -1,4 +1,4 @@
-"""The weight schedule, the monitor and the seeds: what they do between epochs, and all callbacks together."""
+"""The weight schedule, the monitor and the seeds: their effects between epochs, and all callbacks together."""
 
 import copy
 import math

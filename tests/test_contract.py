@@ -1,12 +1,12 @@
-"""What works with a plain Keras model works with a wrapped one: a test for each feature of Keras and kind of teacher.
+"""Keras features that work with a plain model work with a wrapped model: a test for each feature and kind of teacher.
 
-Every feature is a function of the kind of teacher. It uses the feature on a plain model and on a wrapped one of equal
-weights and seeds, and returns `None`, or the reason for which Keras itself refuses it for the plain model (then it has
-made sure that the wrapped one is refused with the same words).
+Every feature is a function of the kind of teacher. It uses the feature on a plain model and on a wrapped model of equal
+weights and seeds, and returns `None`, or the reason why Keras itself refuses it for the plain model (after a check that
+the wrapped model is refused with the same words).
 
 The last kind, `"weight 0"`, is a wrapped model without distillation: everything has to be equal bit for bit.
 
-`tools/contract.py` runs this file and writes its outcome to docs/contract.md.
+`tools/contract.py` runs this file and writes the result to docs/contract.md.
 """
 
 import contextlib

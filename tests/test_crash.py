@@ -1,7 +1,7 @@
-"""A process can die at any moment: what it leaves behind is whole or absent, and the run goes on to the same end.
+"""A process may be killed at any moment: its files are complete or absent, and the resumed run ends the same.
 
-Run as a script, this file kills training processes: `python test_crash.py TEACHER KILLS FOLDER`. They are forked from
-one that has imported Keras, so that twenty starts take seconds.
+Run as a script, this file kills training processes: `python test_crash.py TEACHER KILLS FOLDER`. They are forked from a
+process that has imported Keras, so that twenty starts take seconds.
 """
 
 import json
@@ -248,14 +248,14 @@ def test_a_backup_with_a_lost_or_cut_file_is_refused(backup_of_an_epoch, tmp_pat
         path.write_bytes(path.read_bytes()[:bytes_left])
     reason = {
         None: "is missing",
-        0: f"has 0 bytes, where {size} were written",
-        -1: f"has {size - 1} bytes, where {size} were written",
+        0: f"has 0 bytes, but {size} were written",
+        -1: f"has {size - 1} bytes, but {size} were written",
     }[bytes_left]
     if name == "manifest.json":
         reason = r"cannot be read \(.*\)"
     model = make_model("self")
     before = model.get_weights()
-    with pytest.raises(ValueError, match=rf"damaged backup: .*backup-1/{name} {reason}\. .*remove .* to begin anew"):
+    with pytest.raises(ValueError, match=rf"damaged backup: .*backup-1/{name} {reason}\. .*remove .* to start again"):
         model.fit(Shuffled(), epochs=2, verbose=0, callbacks=[AtomicBackup(tmp_path / "copy")])
     assert are_equal(before, model.get_weights())
 

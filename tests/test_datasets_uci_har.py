@@ -1,4 +1,4 @@
-"""`uci_har` from files in the publisher's own layout, whole, damaged, zipped and downloaded."""
+"""`uci_har` from files in the publisher's own layout: complete, damaged, zipped and downloaded."""
 
 import functools
 import hashlib
@@ -209,21 +209,21 @@ def in_line_3(old, new):
 
 TRAINING_X = "train/Inertial Signals/body_acc_x_train.txt"  # its third line begins with 2.0000000e+002
 DAMAGE = {
-    "truncated": ("train/Inertial Signals/body_gyro_y_train.txt", cut, "line 2: it holds .* columns, .* before it 128"),
+    "truncated": ("train/Inertial Signals/body_gyro_y_train.txt", cut, "line 2: it holds .* columns, but .* hold 128"),
     "row missing": (
         "test/Inertial Signals/total_acc_z_test.txt",
         lambda text: text[: text.index("\n") + 1],
         r"128 numbers for each of 2 labels. Received: \(1, 128\)",
     ),
     "empty": ("test/Inertial Signals/body_acc_x_test.txt", lambda text: "", "it is empty"),
-    "not a number": (TRAINING_X, in_line_3("e+002", "e+002x"), "line 3: '2.0000000e.002x' in column 1 is no number"),
-    "decimal comma": (TRAINING_X, in_line_3(".", ","), "line 3: '2,0000000e.002' in column 1 is no number"),
+    "not a number": (TRAINING_X, in_line_3("e+002", "e+002x"), "line 3: '2.0000000e.002x' in column 1 is not a number"),
+    "decimal comma": (TRAINING_X, in_line_3(".", ","), "line 3: '2,0000000e.002' in column 1 is not a number"),
     "infinite": (TRAINING_X, in_line_3("2.0000000e+002", "inf"), "line 3: it holds an infinite number"),
     "NaN": (TRAINING_X, in_line_3("2.0000000e+002", "nan"), "window 3 has missing values"),
     "no labels": ("train/y_train.txt", lambda text: "", "it is empty"),
     "two labels": ("train/y_train.txt", lambda text: "1 2\n3 4\n5 6\n", "a label in each line. Received: 2 numbers"),
     "label 7": ("train/y_train.txt", lambda text: text.replace("6", "7"), "label 2 .* between 1 and 6. Received: 7"),
-    "label 1.5": ("train/y_train.txt", lambda text: text.replace("6", "1.5"), "line 2: '1.5' .* no whole number"),
+    "label 1.5": ("train/y_train.txt", lambda text: text.replace("6", "1.5"), "line 2: '1.5' .* not a whole number"),
     "subject missing": ("train/subject_train.txt", lambda text: "1\n3\n", r"3 labels. Received: \(2, 1\)"),
     "file missing": ("test/Inertial Signals/body_gyro_z_test.txt", None, "it is missing"),
 }
@@ -264,7 +264,7 @@ def test_damaged_zip(tmp_path, damage):
         content[len(content) // 2] ^= 1
     (tmp_path / ZIP).write_bytes(content)
     builder = make_builder(tmp_path)
-    with pytest.raises(ValueError, match="UCI HAR cannot be read from .*whole zip file") as error:
+    with pytest.raises(ValueError, match="UCI HAR cannot be read from .*complete zip file") as error:
         prepare(builder, tmp_path)
     assert str(tmp_path / ZIP) in str(error.value)
     assert not builder.data_path.exists()
@@ -425,8 +425,8 @@ def test_the_seed_chooses_the_subjects():
     [
         ([-1, -1, -1], 0.2, "3 of 3 rows with subject -1"),
         ([1, 2, -1], 0.2, "1 of 3 rows with subject -1"),
-        ([7, 7, 7], 0.2, "two subjects at least. Received: 1"),
-        ([], 0.2, "two subjects at least. Received: 0"),
+        ([7, 7, 7], 0.2, "at least two subjects. Received: 1"),
+        ([], 0.2, "at least two subjects. Received: 0"),
         ([[1], [2]], 0.2, r"shape \(rows,\). Received: an array of shape \(2, 1\)"),
         ([1, 2], 0.0, "`fraction` should lie between 0 and 1"),
         ([1, 2], 0.6, "leave a subject to train on. Received: 0.6 of 2 subjects"),

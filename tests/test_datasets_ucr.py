@@ -1,4 +1,4 @@
-"""`ucr` from files in the archive's own layout and in aeon's; `prepare` on numbers worked out by hand."""
+"""`ucr` from files in the archive's own layout and in aeon's; `prepare` against numbers computed by hand."""
 
 import keras
 import numpy as np
@@ -167,15 +167,15 @@ def test_says_where_the_data_can_be_had(tmp_path, given):
 
 
 DAMAGE = {
-    "truncated": ("tsv", lambda text: text[:-10], "line 2: 'Na' in column 2 is no number"),
+    "truncated": ("tsv", lambda text: text[:-10], "line 2: 'Na' in column 2 is not a number"),
     "empty tsv": ("tsv", lambda text: "", "it is empty"),
     "series missing": ("tsv", lambda text: "2\n3\n", "line 1: it should hold a label and a series"),
     "label missing": ("tsv", lambda text: "NaN" + text[1:], "line 1: its label is missing. Received: 'NaN'"),
     "label empty": ("tsv", lambda text: text[1:], "line 1: its label is missing. Received: ''"),
-    "a word": ("tsv", lambda text: text.replace("-0.125", "three"), "line 2: 'three' in column 1 is no number"),
-    "a gap": ("tsv", lambda text: text.replace("4.0", ""), "line 1: '' in column 2 is no number"),
-    "a question mark": ("tsv", lambda text: text.replace("4.0", "?"), "line 1: '\\?' in column 2 is no number"),
-    "decimal commas": ("tsv", lambda text: text.replace(".", ","), "line 1: '3,0' in column 1 is no number"),
+    "a word": ("tsv", lambda text: text.replace("-0.125", "three"), "line 2: 'three' in column 1 is not a number"),
+    "a gap": ("tsv", lambda text: text.replace("4.0", ""), "line 1: '' in column 2 is not a number"),
+    "a question mark": ("tsv", lambda text: text.replace("4.0", "?"), "line 1: '\\?' in column 2 is not a number"),
+    "decimal commas": ("tsv", lambda text: text.replace(".", ","), "line 1: '3,0' in column 1 is not a number"),
     "a comment": ("tsv", lambda text: "# mine\n" + text, "line 1: it should hold a label and a series"),
     "infinite": ("tsv", lambda text: text.replace("7.0", "inf"), "line 2: it holds an infinite number"),
     "too large": ("tsv", lambda text: text.replace("7.0", "1e40"), "line 2: it holds an infinite number"),
@@ -190,7 +190,7 @@ DAMAGE = {
     "no label": ("ts", lambda text: text.rsplit(":", 1)[0], "line 6: it should end in a colon and a label"),
     "label unknown": ("ts", lambda text: text.replace(":2\n", ":?\n"), "line 5: its label is missing"),
     "a word in a ts file": ("ts", lambda text: text.replace("3.0", "three"), "line 5: 'three' in column 1"),
-    "comma at the end": ("ts", lambda text: text.replace("6.0:", "6.0,:"), "line 5: '' in column 5 is no number"),
+    "comma at the end": ("ts", lambda text: text.replace("6.0:", "6.0,:"), "line 5: '' in column 5 is not a number"),
     "two dimensions": ("ts", lambda text: text.replace("6.0:", "6.0:1.0:"), "line 5: '6.0:1.0' in column 4"),
 }
 
@@ -292,11 +292,11 @@ def test_prepare_leaves_its_argument_alone():
 @pytest.mark.parametrize(
     ("series", "length", "message"),
     [
-        ([[1.0, 2.0], [NAN, NAN]], None, r"only missing ones in rows \[1\]"),
-        ([[NAN, NAN, 5.0]], 2, r"in its first 2 steps. Received: only missing ones in rows \[0\]"),
+        ([[1.0, 2.0], [NAN, NAN]], None, r"only missing values in rows \[1\]"),
+        ([[NAN, NAN, 5.0]], 2, r"in its first 2 steps. Received: only missing values in rows \[0\]"),
         ([1.0, 2.0], None, r"shape \(2,\)"),
         ([[[1.0, 2.0]]], None, r"shape \(1, 1, 2\)"),
-        ([[1.0, 2.0]], 0, "`length` should be 1 at least. Received: 0"),
+        ([[1.0, 2.0]], 0, "`length` should be at least 1. Received: 0"),
     ],
     ids=["all missing", "cropped to nothing", "one series", "two channels", "length 0"],
 )

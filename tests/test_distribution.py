@@ -1,6 +1,6 @@
-"""Training on several devices equals training on one, as far as Keras' own does.
+"""Training on several devices equals training on one device, as far as it does in plain Keras.
 
-The devices are simulated, and chosen when a process starts: `distribution_workers.py` runs in processes of its own.
+The devices are simulated, and chosen when a process starts: `distribution_workers.py` runs in separate processes.
 """
 
 import json

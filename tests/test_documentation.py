@@ -1,4 +1,4 @@
-"""The documents say what is: their Python blocks run, their links lead somewhere, no option is left out."""
+"""The documents are correct: their Python blocks run, their links have a target, no option is missing."""
 
 import contextlib
 import dataclasses

@@ -1,4 +1,4 @@
-"""Drawn at random: the equations on numbers of every kind, and small models of every make against plain Keras."""
+"""Random tests: the equations on all kinds of numbers, and all kinds of small models against plain Keras."""
 
 import pathlib
 import tempfile

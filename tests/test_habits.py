@@ -1,4 +1,4 @@
-"""Models and habits of users that once failed or were not heard: each does what it does with the plain model."""
+"""Models and habits of users that once failed or were ignored: each works as with the plain model."""
 
 import re
 
@@ -338,7 +338,7 @@ def test_a_teacher_that_may_put_out_logits_or_probabilities_is_refused_until_its
     student = compiled(ended("softmax"), metrics=())
     teacher = untold()
     teacher.build((None, 4))
-    with pytest.raises(ValueError, match=r"`teacher` does not tell.*output 0.*teacher\.compile\(loss="):
+    with pytest.raises(ValueError, match=r"`teacher` does not say.*output 0.*teacher\.compile\(loss="):
         keras_ssd.wrap(student, teacher=teacher)
     teacher.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     student.set_weights(teacher.get_weights())

@@ -1,4 +1,4 @@
-"""The callbacks that every user tries, with a wrapped model."""
+"""Common Keras callbacks with a wrapped model."""
 
 import csv
 import glob

@@ -1,7 +1,7 @@
-"""A process in which many models are wrapped, trained and dropped keeps no more of them than of plain ones.
+"""A process that wraps, trains and drops many models keeps no more objects of them than of plain models.
 
-Counted in objects: the memory that a process holds says as much about its allocator. In a process of their own, because
-the garbage of other tests would be counted, too.
+The tests count objects, because the memory of a process also depends on its allocator. They run in a separate process,
+because the garbage of other tests would be counted, too.
 """
 
 import collections

@@ -1,4 +1,4 @@
-"""Networks as they are published: wrapped, trained for a step, saved and loaded. docs/models.md is written from it."""
+"""Published networks: wrapped, trained for a step, saved and loaded. docs/models.md is generated from the results."""
 
 import csv
 import pathlib

@@ -1,4 +1,4 @@
-"""Noise of the teachers: which layers make it, and dropout at distillation time in networks that have none."""
+"""Noise of the teachers: the layers that make it, and dropout for distillation in networks without noise layers."""
 
 import inspect
 import random

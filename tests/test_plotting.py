@@ -1,4 +1,4 @@
-"""The pictures hold what they say."""
+"""The plots show the right values."""
 
 import importlib.util
 import sys
@@ -111,5 +111,5 @@ def test_the_library_works_without_matplotlib(monkeypatch):
         source = importlib.util.find_spec(f"keras_ssd.{name}")
         module = importlib.util.module_from_spec(source)
         source.loader.exec_module(module)
-    with pytest.raises(ModuleNotFoundError, match="Pictures need matplotlib"):
+    with pytest.raises(ModuleNotFoundError, match="Plots need matplotlib"):
         module.plot_history({"loss": [1.0]})

@@ -1,4 +1,4 @@
-"""A training process is killed, by SIGKILL, and another one goes on: it ends where the uninterrupted run does.
+"""A training process is killed by SIGKILL and another process continues: it ends like the uninterrupted run.
 
 Run as a script, this file is that process: `python test_resume.py TEACHER KILL FOLDER`.
 """

@@ -1,4 +1,4 @@
-"""The wrapper is saved and loaded in mid-training; the student alone is a plain model."""
+"""The wrapper is saved and loaded during training; the student alone is a plain model."""
 
 import json
 import zipfile

@@ -1,4 +1,4 @@
-"""What one distilled step evaluates: which layers, how often, on how many rows, and on which device."""
+"""The evaluations of one distilled step: which layers, how often, on how many rows, and on which device."""
 
 import math
 import os

@@ -1,4 +1,4 @@
-"""The user's model inside the wrapper: what its class overrides, what is asked of it, what is done to it meanwhile."""
+"""The user's model inside the wrapper: overridden methods, shared attributes, and changes between two calls."""
 
 import keras
 import numpy as np
@@ -404,7 +404,7 @@ def test_other_trainable_weights_without_a_compile_are_refused(freezes):
     ssd = keras_ssd.wrap(model)
     ssd.fit(X, Y, verbose=0)
     model.get_layer("features").trainable = not freezes
-    with pytest.raises(ValueError, match=r"What is trainable in .* has changed.*Call `ssd\.compile"):
+    with pytest.raises(ValueError, match=r"The trainable weights of .* have changed.*Call `ssd\.compile"):
         ssd.fit(X, Y, verbose=0)
     ssd.compile("adam", LOSS)
     ssd.fit(X, Y, verbose=0)

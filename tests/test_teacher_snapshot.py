@@ -1,4 +1,4 @@
-"""`TeacherSnapshot`: when weights become the teacher's, and with which optimizer the student goes on."""
+"""`TeacherSnapshot`: when the teacher gets the weights, and with which optimizer the student continues."""
 
 import math
 
@@ -148,7 +148,7 @@ def test_early_stopping_and_reduce_lr_on_plateau_restart_with_the_snapshot():
 def test_a_run_that_ends_before_the_snapshot_warns():
     ssd = make_snapshot_model()
     stopping = keras.callbacks.EarlyStopping(patience=1)
-    with pytest.warns(UserWarning, match="EarlyStopping beside it needs more patience"):
+    with pytest.warns(UserWarning, match="EarlyStopping needs more patience"):
         history = fit(ssd, [Script([1.0, 2.0, 2.0]), stopping, TeacherSnapshot(patience=1)], epochs=3)
     assert len(history["loss"]) == 2
     assert ssd._teaches
@@ -175,7 +175,7 @@ def test_a_snapshot_is_announced(capsys):
         (dict(at_epoch=0), "`at_epoch` should be an integer of at least 1. Received: at_epoch=0"),
         (dict(start_from_epoch=1.5), "`start_from_epoch` should be an integer"),
         (dict(mode="down"), '`mode` should be "auto", "min" or "max". Received: mode=\'down\''),
-        (dict(monitor="val_strange"), "`mode` cannot be told from the name of the monitored value"),
+        (dict(monitor="val_strange"), "`mode` cannot be inferred from the name of the monitored value"),
         (dict(monitor=None), "`monitor` should be a name in the logs. Received: monitor=None"),
         (dict(min_delta=-1.0), "`min_delta` should be a float that is not negative"),
         (dict(learning_rate=0.0), "`learning_rate` should be a positive float"),

@@ -1,4 +1,4 @@
-"""Statistics of the teachers: by hand, against NumPy, and where teachers are not finite."""
+"""Statistics of the teachers: computed by hand, against NumPy, and for teachers that are not finite."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The term on a part of each batch: which rows are drawn, that the estimate is unbiased, what it costs."""
+"""The term on a part of each batch: the drawn rows, the unbiased estimate, the cost."""
 
 import keras
 import numpy as np

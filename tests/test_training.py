@@ -1,4 +1,4 @@
-"""One training step against the plain model: what must be equal, what must not move, and what the term adds."""
+"""One training step against the plain model: values that must be equal, state that must not change, and the term."""
 
 import functools
 import random

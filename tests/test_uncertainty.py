@@ -1,4 +1,4 @@
-"""`predict_stochastic`: figures computed by hand, passes computed by NumPy, and that nothing is changed."""
+"""`predict_stochastic`: values computed by hand, passes computed by NumPy, and an unchanged model."""
 
 import random
 
@@ -451,7 +451,7 @@ BAD = {
     "seed": (dense_network, {"seed": "7"}, "`seed` should be an integer or None. Received: seed='7'"),
     "chunk": (dense_network, {"pass_chunk": 0}, "`pass_chunk` should be a positive integer.*pass_chunk=0"),
     "unknown_layer": (dense_network, {"stochastic_layers": "drop"}, "Unknown: \\['drop'\\]"),
-    "deterministic": (dense_network, {"stochastic_layers": ()}, "depends on the noise, of which there is none"),
+    "deterministic": (dense_network, {"stochastic_layers": ()}, r"depends on the noise \(none\)"),
 }
 
 

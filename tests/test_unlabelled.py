@@ -1,4 +1,4 @@
-"""Joined sets of labelled and unlabelled samples: what is in a batch, and that the task learns from labels alone."""
+"""Joined sets of labelled and unlabelled samples: the content of a batch, and a task that learns only from labels."""
 
 import copy
 import fractions
@@ -156,7 +156,7 @@ def test_structures_of_inputs_and_targets():
         (dict(labelled=(X, Y[:5])), "arrays of `labelled` should have the same, positive length"),
         (dict(unlabelled=U[:0]), "arrays of `unlabelled` should have the same, positive length"),
         (dict(unlabelled=[]), "arrays of `unlabelled`"),
-        (dict(unlabelled=iter([(U,)])), "`unlabelled` does not tell how many batches"),
+        (dict(unlabelled=iter([(U,)])), "`unlabelled` does not report its number of batches"),
     ],
 )
 def test_refused_arguments(arguments, message):
@@ -168,7 +168,7 @@ def test_refused_arguments(arguments, message):
     "arguments, message",
     [
         (dict(labelled=X), "`labelled` should hold targets"),
-        (dict(unlabelled=np.zeros((24, 2), "float32")), "inputs of one structure and shape"),
+        (dict(unlabelled=np.zeros((24, 2), "float32")), "inputs of the same structure and shape"),
         (dict(unlabelled=iter([]), steps_per_epoch=2), "`unlabelled` yields no batch"),
     ],
 )

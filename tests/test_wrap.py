@@ -1,4 +1,4 @@
-"""What `wrap` takes over from a compiled model, and what it refuses: by name, with what was received and the remedy."""
+"""The settings that `wrap` copies from a compiled model, and its refusals: argument, received value and remedy."""
 
 import contextlib
 import subprocess

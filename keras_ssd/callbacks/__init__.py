@@ -1,15 +1,15 @@
-"""Callbacks for `fit`: what changes between epochs, what the teachers do, and how a killed run goes on.
+"""Callbacks for `fit`: changes between epochs, statistics of the teachers, and resumption of a killed run.
 
 | callback | what it does |
 |---|---|
 | `TeacherSnapshot` | plain training, then distillation from the best weights |
 | `KDWeightSchedule` | sets the weight of the distillation term for each epoch |
-| `TeacherMonitor` | shows in the logs what the teachers do, and warns of a collapse |
+| `TeacherMonitor` | adds statistics of the teachers to the logs, and warns of a collapse |
 | `SeedEachEpoch` | seeds every random generator for each epoch, so that a resumed run draws the same |
-| `AtomicBackup` | writes a backup after each epoch that is whole or absent |
+| `AtomicBackup` | writes a backup after each epoch that is complete or absent |
 
-The first three need teachers and say so by the attribute `needs_teachers`; the last two work with every Keras model.
-Every callback can be deep-copied and pickled. All of them write into variables only where JAX sees it, at the beginning
+The first three need teachers, as their attribute `needs_teachers` says; the last two work with every Keras model.
+Every callback can be deep-copied and pickled. All of them write to variables only when JAX sees it, at the beginning
 and the end of an epoch.
 """
 

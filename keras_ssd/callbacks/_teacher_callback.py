@@ -18,7 +18,7 @@ class TeacherCallback(keras.callbacks.Callback):
     needs_teachers = True
 
     def set_model(self, model: Any) -> None:
-        """Take the model of `fit`.
+        """Set the model of `fit`.
 
         Raises:
             ValueError: if the model is not wrapped, or has no teachers.

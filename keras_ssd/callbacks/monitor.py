@@ -11,16 +11,16 @@ from keras_ssd.settings import check_integer, is_number
 
 
 class TeacherMonitor(TeacherCallback):
-    """Shows in the logs what the teachers do, and warns once if they collapse.
+    """Adds statistics of the teachers to the logs, and warns once if the teachers collapse.
 
-    The statistics come from the training batches' own teachers, so they cost no further pass;
-    `keras_ssd.callbacks.statistics.teacher_statistics` defines them. They are Keras metrics while `fit` runs, hence
+    The statistics come from the teachers of the training batches, so they need no additional pass;
+    `keras_ssd.callbacks.statistics.teacher_statistics` defines them. They are Keras metrics while `fit` runs, so
     History, CSVLogger, TensorBoard and the progress bar show them, and they are absent from validation. In epochs that
-    are not measured, or that have no teachers, they are NaN. `teacher_disagreement` exists for classification, where
-    the teachers are run as far as the outputs. `kd_fraction` and `teacher_cost` are those of `SSDModel.teacher_cost`.
+    are not measured, or that have no teachers, they are NaN. `teacher_disagreement` exists for classification, if the
+    teachers are run up to the outputs. `kd_fraction` and `teacher_cost` are the values of `SSDModel.teacher_cost`.
 
     Args:
-        every: measure every so many epochs, beginning with the first. Defaults to `1`.
+        every: number of epochs from one measured epoch to the next, starting with the first. Defaults to `1`.
         norm_factor: warn when the norm of the representation exceeds this multiple of the first measured norm, > 1.
             Defaults to `10.0`.
 
@@ -50,14 +50,14 @@ class TeacherMonitor(TeacherCallback):
             self.model._observe(TeacherStatistics(has_votes=self.model._teachers_classify))
 
     def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
-        """Measure this epoch, if it is its turn."""
+        """Measure this epoch, if it is due."""
         if epoch % self.every == 0:
             for metric in self.model.metrics:
                 if isinstance(metric, TeacherStatistics):
                     metric.activate()
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
-        """Show the cost of the teachers, and warn of a collapse."""
+        """Add the cost of the teachers to the logs, and warn of a collapse."""
         logs = {} if logs is None else logs
         logs["kd_fraction"], logs["teacher_cost"] = self.model.teacher_cost
         statistics = {name: float(logs[name]) for name in TeacherStatistics.names if name in logs}
@@ -81,13 +81,13 @@ class TeacherMonitor(TeacherCallback):
                 f'{epoch + 1}. Distil outputs (distill="outputs", similarity="kl"), or use similarity="uniform" or '
                 '"cosine", a frozen teacher (teacher="snapshot") or a smaller kd_weight.',
             )
-        # Rounding leaves a trace of a spread where the teachers are equal.
+        # Rounding leaves a tiny spread if the teachers are equal.
         if self.model.settings.num_teachers > 1 and statistics["teacher_spread"] < 1e-6:
             self._warn(
                 "spread",
-                f"All teachers are identical (spread 0 in epoch {epoch + 1}): their noise is off, or the units behind "
+                f"All teachers are identical (spread 0 in epoch {epoch + 1}): their noise is off, or the units after "
                 "it are dead. Check the rates of the noise layers and `dropout_rate`, and choose a `representation` "
-                "behind an active noise layer.",
+                "after an active noise layer.",
             )
 
     def _warn(self, what: str, message: str) -> None:

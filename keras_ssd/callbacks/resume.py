@@ -18,15 +18,15 @@ from keras_ssd.settings import check_integer
 class SeedEachEpoch(keras.callbacks.Callback):
     """Seeds all random generators at the beginning of every epoch, from a seed and the number of the epoch.
 
-    Keras does not store the states of its generators, so a resumed run draws other dropout masks than an uninterrupted
-    run. With this callback, and `AtomicBackup` or `BackupAndRestore` beside it, both end with the same weights, bit for
-    bit. It works with any Keras model, wrapped or not.
+    Keras does not store the states of its generators, so a resumed run draws different dropout masks than an
+    uninterrupted run. With this callback and `AtomicBackup` or `BackupAndRestore`, both end with the same weights, bit
+    for bit. It works with any Keras model, wrapped or not.
 
     It seeds the generators of the model's layers and of its teachers, and, by `keras.utils.set_random_seed`, those of
-    Python, NumPy and the backend. Whether the order of the samples is repeated, too, depends on the backend and the
+    Python, NumPy and the backend. Whether the order of the samples is also repeated depends on the backend and the
     data:
 
-    - JAX and PyTorch: yes. Each epoch has an order of its own, drawn from the epoch's seed.
+    - JAX and PyTorch: yes. Each epoch has its own order, drawn from the epoch's seed.
     - TensorFlow, arrays: only if `keras.utils.set_random_seed` was called before `fit`, with the same seed in both
       runs. Keras then uses the same order in all epochs. For an order that differs between epochs on every backend,
       draw it in the data set:
@@ -35,12 +35,12 @@ class SeedEachEpoch(keras.callbacks.Callback):
               def on_epoch_begin(self):
                   self.order = np.random.permutation(n_samples)
 
-    - A set made by `join_unlabelled`: yes if it was made of arrays, with its `seed` or after
-      `keras.utils.set_random_seed`; no if it was made of sets that come in batches.
-    - A `tf.data.Dataset` with a `shuffle` of its own: no, its state cannot be reached. Use a `PyDataset`.
+    - A set made by `join_unlabelled`: yes if it was made from arrays, with its `seed` or after
+      `keras.utils.set_random_seed`; no if it was made from sets that come in batches.
+    - A `tf.data.Dataset` with its own `shuffle`: no, its state cannot be accessed. Use a `PyDataset`.
 
-    It needs backups after whole epochs, `BackupAndRestore(save_freq="epoch")`, which is the default: an epoch that is
-    repeated draws the same again.
+    It needs backups after whole epochs, `BackupAndRestore(save_freq="epoch")`, which is the default: a repeated epoch
+    draws the same numbers again.
 
     Args:
         seed: integer, >= 0.
@@ -74,13 +74,13 @@ class SeedEachEpoch(keras.callbacks.Callback):
 class AtomicBackup(keras.callbacks.Callback):
     """`keras.callbacks.BackupAndRestore` after every epoch, for runs that may be killed at any moment.
 
-    Keras' callback writes the weights and then, into a second file, the number of the epoch. A process that is killed
+    Keras' callback writes the weights and then, to a second file, the number of the epoch. A process that is killed
     in between leaves new weights with an old number, and the resumed run silently trains an epoch twice. A process that
     is killed while the first backup or the second file is written cannot be resumed at all.
 
-    This callback lets Keras write each backup into a new folder, renames the folder when it is complete, and then
-    removes the previous backup. A backup lists its files and their sizes in `manifest.json`, so that a file
-    that was lost or cut later, in a copy or on a full disk, is an error that names it.
+    This callback lets Keras write each backup to a new folder, renames the folder when it is complete, and then
+    removes the previous backup. A backup lists its files and their sizes in `manifest.json`: if a file is lost or
+    truncated later, in a copy or on a full disk, resuming raises an error that names the file.
 
     It works with any Keras model, wrapped or not. Place it after callbacks that change the model at the end of an epoch
     (`TeacherSnapshot`), and use it together with `SeedEachEpoch`.
@@ -92,8 +92,8 @@ class AtomicBackup(keras.callbacks.Callback):
             Defaults to `True`.
 
     Raises:
-        ValueError: if `backup_dir` is not a local path, or holds a backup of which a file is missing or cut, or which
-            cannot be loaded into the model.
+        ValueError: if `backup_dir` is not a local path, or holds a backup with a missing or truncated file, or a backup
+            that cannot be loaded into the model.
 
     Example:
         >>> callbacks = [keras_ssd.callbacks.SeedEachEpoch(7), keras_ssd.callbacks.AtomicBackup("backup")]
@@ -108,14 +108,14 @@ class AtomicBackup(keras.callbacks.Callback):
         is_path = isinstance(backup_dir, (str, os.PathLike)) and os.fspath(backup_dir)
         if not is_path or "://" in os.fspath(backup_dir):
             raise ValueError(
-                "`backup_dir` should be the path of a local folder; elsewhere use keras.callbacks.BackupAndRestore. "
+                "`backup_dir` should be the path of a local folder; for others use keras.callbacks.BackupAndRestore. "
                 f"Received: backup_dir={backup_dir!r}"
             )
         self.backup_dir = os.fspath(backup_dir)
         self.delete_checkpoint = delete_checkpoint
 
     def on_train_begin(self, logs: Logs = None) -> None:
-        """Resume from the newest backup, if there is any."""
+        """Resume from the newest backup, if there is one."""
         os.makedirs(self.backup_dir, exist_ok=True)
         for name in os.listdir(self.backup_dir):
             if name.startswith(UNFINISHED):
@@ -130,7 +130,7 @@ class AtomicBackup(keras.callbacks.Callback):
         except (OSError, ValueError, KeyError) as error:
             raise ValueError(
                 f"`backup_dir` holds a backup that cannot be loaded into the model {self.model.name!r}: {folder} "
-                f"({error}). If it is of another model, pass another folder; to begin anew remove it."
+                f"({error}). If it belongs to another model, pass another folder; to start again remove it."
             ) from error
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
@@ -149,7 +149,7 @@ class AtomicBackup(keras.callbacks.Callback):
                 os.rmdir(self.backup_dir)
 
     def _check_files(self, folder: str) -> None:
-        """Raise unless the files of a backup are what its manifest says."""
+        """Raise unless the files of a backup match its manifest."""
         manifest = pathlib.Path(folder, self._MANIFEST)
         try:
             expected = json.loads(manifest.read_text())
@@ -160,7 +160,7 @@ class AtomicBackup(keras.callbacks.Callback):
             if name not in sizes:
                 raise _damaged(pathlib.Path(folder, name), "is missing")
             if sizes[name] != size:
-                raise _damaged(pathlib.Path(folder, name), f"has {sizes[name]} bytes, where {size} were written")
+                raise _damaged(pathlib.Path(folder, name), f"has {sizes[name]} bytes, but {size} were written")
 
     def _of_keras(self, folder: str) -> keras.callbacks.BackupAndRestore:
         callback = keras.callbacks.BackupAndRestore(folder)
@@ -176,7 +176,7 @@ class AtomicBackup(keras.callbacks.Callback):
 
     def _remove(self, numbers: list[int]) -> None:
         for number in numbers:
-            # Renamed first: what is left of a removal that was interrupted must not be taken for a backup.
+            # Renamed first: the rest of an interrupted removal must not be taken for a backup.
             removed = os.path.join(self.backup_dir, f"{UNFINISHED}{number}")
             os.replace(self._folder(number), removed)
             shutil.rmtree(removed)
@@ -191,7 +191,7 @@ def _file_sizes(folder: str) -> dict[str, int]:
 def _damaged(path: pathlib.Path, what: str) -> ValueError:
     return ValueError(
         f"`backup_dir` holds a damaged backup: {path} {what}. Copy the backup again, with all of its files, or remove "
-        f"{path.parent} to begin anew."
+        f"{path.parent} to start again."
     )
 
 

@@ -11,7 +11,7 @@ from keras_ssd.callbacks._teacher_callback import TeacherCallback
 class KDWeightSchedule(TeacherCallback):
     """Sets the weight of the distillation term at the beginning of every epoch.
 
-    With a ramp from 0, teachers that move with the student ("self", "ema") teach only when they have learnt something.
+    With a ramp from 0, teachers that move with the student ("self", "ema") teach only after they have learnt something.
     The logs show the weight as `kd_weight`; it keeps its last value after `fit`.
 
     Args:

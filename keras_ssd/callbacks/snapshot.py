@@ -22,14 +22,14 @@ _RISING = ("acc", "auc", "precision", "recall", "f1", "iou", "io_u", "score", "r
 class TeacherSnapshot(TeacherCallback):
     """Trains plainly, then distils from the best weights: the paper's pipeline in a single `fit`.
 
-    For models wrapped with `teacher="snapshot"`. The run begins as plain training, bit for bit that of the user's
-    model, and no teacher is run (`kd_loss` is 0 in the logs). When the monitored value has stopped improving, or at
-    `at_epoch`, the best weights become those of teacher and student, the optimizer starts afresh, and the rest of the
-    epochs distil. The training step is compiled once for each of the two stages.
+    For models wrapped with `teacher="snapshot"`. The run begins as plain training, bit for bit equal to training the
+    user's model, and no teacher is run (`kd_loss` is 0 in the logs). When the monitored value has stopped improving, or
+    at `at_epoch`, teacher and student get the best weights, the optimizer is reset, and the remaining epochs distil.
+    The training step is compiled once for each of the two stages.
 
     The switch happens at the end of an epoch, in the order of the list of callbacks. Put `TeacherSnapshot` before
     `BackupAndRestore` and `ModelCheckpoint`, so that they store the switched model. `BackupAndRestore` restores the
-    stage, but neither the best weights so far nor the epochs waited: both are counted anew after a kill. With
+    stage, but neither the best weights so far nor the number of epochs waited: both start again after a kill. With
     `at_epoch` and `restore_best_weights=False` nothing is lost.
 
     `EarlyStopping` and `ReduceLROnPlateau` keep counting across the switch unless they are named in `restart`. Give
@@ -40,15 +40,14 @@ class TeacherSnapshot(TeacherCallback):
         patience: number of epochs without improvement after which the snapshot is taken. Defaults to `10`.
         mode: `"min"`, `"max"`, or `"auto"`, which decides by the name. Defaults to `"auto"`.
         min_delta: smallest change that counts as an improvement, >= 0. Defaults to `0.0`.
-        restore_best_weights: whether the snapshot is taken of the best weights or of the last weights. Defaults to
-            `True`.
+        restore_best_weights: whether the snapshot holds the best weights or the last weights. Defaults to `True`.
         start_from_epoch: number of epochs to ignore at the beginning. Defaults to `0`.
-        at_epoch: number of plain epochs, at least 1, which replaces `patience`. Each generation takes as many. Defaults
-            to `None`.
+        at_epoch: number of plain epochs, at least 1, which replaces `patience`. Each generation takes the same number.
+            Defaults to `None`.
         generations: K, the number of snapshots: the best student of a generation becomes the teacher of the next
             (born-again networks). Defaults to `1`.
-        learning_rate: of the distilling stages. Defaults to `None`: the learning rate at the beginning of `fit`.
-        restart: callbacks of the same `fit` that begin anew with every snapshot; their `on_train_begin` is called.
+        learning_rate: learning rate of the distilling stages. Defaults to `None`: that at the beginning of `fit`.
+        restart: callbacks of the same `fit` that restart with every snapshot; their `on_train_begin` is called.
             Defaults to none.
         verbose: whether to print when a snapshot is taken. Defaults to `0`.
 
@@ -95,7 +94,7 @@ class TeacherSnapshot(TeacherCallback):
             raise ValueError(f"`min_delta` should be a float that is not negative. Received: min_delta={min_delta!r}")
         if learning_rate is not None and (not is_number(learning_rate) or learning_rate <= 0):
             raise ValueError(
-                "`learning_rate` should be a positive float, or None for that at the beginning of `fit`. Received: "
+                "`learning_rate` should be a positive float, or None for the rate at the beginning of `fit`. Received: "
                 f"learning_rate={learning_rate!r}"
             )
         restart = list(restart) if isinstance(restart, (list, tuple)) else [restart]
@@ -155,7 +154,7 @@ class TeacherSnapshot(TeacherCallback):
         """Restore the stage of a resumed run."""
         if self._stage_is_known:
             return
-        # Only now have BackupAndRestore, wherever it stands in the list, and `initial_epoch` had their say.
+        # Only now have BackupAndRestore, wherever it is in the list, and `initial_epoch` taken effect.
         self._stage_is_known = True
         steps = self.model._held_weights.steps
         if epoch == 0:
@@ -182,25 +181,25 @@ class TeacherSnapshot(TeacherCallback):
     def on_train_end(self, logs: Logs = None) -> None:
         """Warn if there was no snapshot."""
         self._best_weights = None
-        # Without a single epoch (a run resumed after its end) nothing is known.
+        # Without a single epoch (a run resumed after its end) the stage is unknown.
         if self.generation == 0 and self._stage_is_known:
             warnings.warn(
                 "Training ended before TeacherSnapshot had taken a snapshot, so nothing was distilled: it was plain "
-                "training. Train for more epochs, or lower `patience` or `at_epoch`; EarlyStopping beside it needs "
-                "more patience than it.",
+                "training. Train for more epochs, or lower `patience` or `at_epoch`. EarlyStopping needs more patience "
+                "than TeacherSnapshot.",
                 stacklevel=2,
             )
 
     def _track(self, epoch: int, logs: dict[str, Any]) -> None:
         value = logs.get(self.monitor)
         if value is None:
-            # Validation need not run in every epoch (`validation_freq`).
+            # Validation does not have to run in every epoch (`validation_freq`).
             if self._was_seen:
                 return
             raise ValueError(
                 f"`monitor` names a value that is not in the logs. Received: monitor={self.monitor!r}; the logs hold "
                 f"{sorted(logs)}. Pass validation_data to `fit` for the names that begin with `val_`; if "
-                "`validation_freq` leaves out the first epochs, pass their number as `start_from_epoch`. With "
+                "`validation_freq` skips the first epochs, pass their number as `start_from_epoch`. With "
                 "`at_epoch`, restore_best_weights=False needs no monitor."
             )
         self._was_seen = True
@@ -241,7 +240,7 @@ def restart_optimizer(
 ) -> None:
     """Reset every variable of an optimizer to its initial value: slots, step count, loss scale.
 
-    The optimizer stays the same object, so nothing is compiled anew.
+    The optimizer stays the same object, so nothing is compiled again.
 
     Args:
         optimizer: a `keras.optimizers.Optimizer`.
@@ -269,11 +268,11 @@ def _direction(monitor: str, mode: str) -> str:
     if mode != "auto":
         return mode
     name = monitor.lower()
-    # A loss may be called "precision_loss", so names that fall are looked for first.
+    # A loss may be called "precision_loss", so the falling names are checked first.
     for direction, parts in (("min", _FALLING), ("max", _RISING)):
         if any(part in name for part in parts):
             return direction
     raise ValueError(
-        f'`mode` cannot be told from the name of the monitored value. Received: monitor={monitor!r}, mode="auto". Pass '
-        'mode="min" or mode="max".'
+        f"`mode` cannot be inferred from the name of the monitored value. Received: monitor={monitor!r}, "
+        'mode="auto". Pass mode="min" or mode="max".'
     )

@@ -15,10 +15,10 @@ from keras_ssd.outputs import Output
 class TeacherStatistics(keras.metrics.Metric):
     """Means of `teacher_statistics` over the batches of an epoch. `TeacherMonitor` makes and uses it.
 
-    It computes nothing, and its result is NaN, until `activate` is called; every `reset_state` undoes that.
+    It computes nothing, and its result is NaN, until `activate` is called; every `reset_state` deactivates it.
 
     Args:
-        has_votes: whether there are classifications, for which the teachers' disagreement is computed.
+        has_votes: whether the model has classifications, for which the teachers' disagreement is computed.
 
     Attributes:
         names: the names of the statistics, which are the keys of the result.
@@ -87,7 +87,7 @@ def teacher_statistics(
     | `teachers_kept` | share of the teachers whose weight is not 0 |
     | `target_similarity` | cosine of the student and the target `sum_i a[i] f_T[i]` |
     | `representation_norm` | `\|f_S\|` |
-    | `teacher_disagreement` | share of the teachers that do not predict what most of them predict |
+    | `teacher_disagreement` | share of the teachers whose prediction differs from that of the majority |
 
     Args:
         weights: `(batch, teachers)`, the teachers' weights `a`.

@@ -1,7 +1,7 @@
 """Real data sets for TensorFlow Datasets: importing this module registers `uci_har` and `ucr`.
 
-The only module that imports tensorflow-datasets (the extra `datasets`). `hold_out_subjects` and `prepare` turn what was
-read into arrays to train and validate on.
+The only module that imports tensorflow-datasets (the extra `datasets`). `hold_out_subjects` and `prepare` turn the data
+into arrays for training and validation.
 
 Example:
     import keras_ssd.datasets

@@ -6,7 +6,7 @@ import numpy as np
 
 
 def prepare(series: Any, length: int | None = None) -> np.ndarray:
-    """Fill gaps, give every series the same length, and mean 0 and deviation 1.
+    """Fill gaps, give every series the same length, and normalise it to mean 0 and deviation 1.
 
     The steps, in this order: values missing between two others are interpolated linearly; the tail is cropped to
     `length`; each series is normalised by the mean and the deviation of its own values; values missing at either end,
@@ -34,13 +34,13 @@ def prepare(series: Any, length: int | None = None) -> np.ndarray:
         )
     length = series.shape[1] if length is None else length
     if length < 1:
-        raise ValueError(f"`length` should be 1 at least. Received: {length}")
+        raise ValueError(f"`length` should be at least 1. Received: {length}")
     filled = np.stack([_interpolate(values) for values in series])[:, :length] if len(series) else series[:, :length]
     empty = np.isnan(filled).all(axis=1)
     if empty.any():
         raise ValueError(
-            f"Each series should hold a value in its first {length} steps. Received: only missing ones in rows "
-            f"{np.flatnonzero(empty).tolist()}. Leave them out."
+            f"Each series should hold a value in its first {length} steps. Received: only missing values in rows "
+            f"{np.flatnonzero(empty).tolist()}. Leave these rows out."
         )
     centred = filled - np.nanmean(filled, axis=1, keepdims=True)
     deviation = np.nanstd(filled, axis=1, keepdims=True)
@@ -50,7 +50,7 @@ def prepare(series: Any, length: int | None = None) -> np.ndarray:
 
 
 def _interpolate(values: np.ndarray) -> np.ndarray:
-    """Fill the gaps between values; what is missing before the first and after the last stays so."""
+    """Fill the gaps between values; values missing before the first and after the last stay missing."""
     known = np.flatnonzero(~np.isnan(values))
     if not len(known):
         return values

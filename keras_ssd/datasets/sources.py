@@ -1,4 +1,4 @@
-"""Published files: in a given folder, or on the publisher's server, where their checksums are known."""
+"""Published files: in a given folder, or on the publisher's server, with known checksums."""
 
 import contextlib
 import queue
@@ -9,18 +9,18 @@ import requests
 from tensorflow_datasets.core.download import resource
 
 TIMEOUT = 5  # seconds
-N_NAMES = 8  # of what lies in a folder, in an error
+N_NAMES = 8  # number of names in a folder that an error lists
 
 
 def given_folder(dl_manager: Any) -> Any:
-    """Return the folder of `DownloadConfig(manual_dir=...)`, or `None` where it does not exist or is empty."""
-    with contextlib.suppress(AssertionError):  # so TFDS says it
+    """Return the folder of `DownloadConfig(manual_dir=...)`, or `None` if it does not exist or is empty."""
+    with contextlib.suppress(AssertionError):  # how TFDS reports this
         return dl_manager.manual_dir
     return None
 
 
 def describe(folder: Any) -> str:
-    """Return what an error says of the result of `given_folder`: the folder and what lies in it."""
+    """Return a description of the result of `given_folder`, for an error: the folder and its entries."""
     if folder is None:
         return "a folder that does not exist or is empty"
     names = sorted(path.name for path in folder.iterdir())
@@ -32,9 +32,9 @@ def download(dl_manager: Any, name: str, url: str, url_infos: dict[str, Any] | N
 
     Args:
         dl_manager: TFDS' download manager.
-        name: string, the data set's.
+        name: string, name of the data set.
         url: string.
-        url_infos: the builder's property of that name: sizes and checksums by URL, from its checksums.tsv.
+        url_infos: the builder's property with this name: sizes and checksums by URL, from its checksums.tsv.
 
     Returns:
         The file's path.
@@ -52,7 +52,7 @@ def download(dl_manager: Any, name: str, url: str, url_infos: dict[str, Any] | N
 
 
 def _check_reachable(url: str) -> None:
-    """Ask for the file's header. In a thread, as looking up a name knows no timeout."""
+    """Request the header of the file. In a thread, because the name lookup has no timeout."""
     answer: queue.Queue[Exception | None] = queue.Queue()
 
     def ask() -> None:

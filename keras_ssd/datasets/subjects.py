@@ -26,12 +26,12 @@ def hold_out_subjects(subjects: Any, fraction: float = 0.2, seed: int = 0) -> tu
         raise ValueError(f"`subjects` should be of shape (rows,). Received: an array of shape {subjects.shape}")
     if np.any(subjects < 0):
         raise ValueError(
-            f"`subjects` should say whose each row is. Received: {np.sum(subjects < 0)} of {len(subjects)} rows with "
-            "subject -1, unknown. Prepare the data set with its subject files, or split the rows by class instead."
+            f"`subjects` should hold the subject of each row. Received: {np.sum(subjects < 0)} of {len(subjects)} rows "
+            "with subject -1 (unknown). Prepare the data set with its subject files, or split the rows by class."
         )
     n_subjects = len(np.unique(subjects))
     if n_subjects < 2:
-        raise ValueError(f"`subjects` should hold two subjects at least. Received: {n_subjects}")
+        raise ValueError(f"`subjects` should hold at least two subjects. Received: {n_subjects}")
     if not 0 < fraction < 1 or np.ceil(fraction * n_subjects) == n_subjects:
         raise ValueError(
             f"`fraction` should lie between 0 and 1 and leave a subject to train on. Received: {fraction} of "

@@ -1,4 +1,4 @@
-"""Tables of numbers in text files, read so that an error names the line and what is wrong with it."""
+"""Tables of numbers in text files; errors name the faulty line and its fault."""
 
 from typing import Any
 
@@ -11,13 +11,13 @@ def read_lines(path: Any) -> Lines:
     """Read the lines of a text file that are not blank.
 
     Args:
-        path: A `pathlib.Path`, or what reads like one.
+        path: A `pathlib.Path`, or an object with the same methods.
 
     Returns:
         List of `(number, text)`, numbers counted from 1 as editors do.
 
     Raises:
-        ValueError: if the file is not UTF-8 text, or holds nothing.
+        ValueError: if the file is not UTF-8 text, or is empty.
     """
     try:
         text = path.read_bytes().decode("utf-8-sig")
@@ -32,7 +32,7 @@ def read_lines(path: Any) -> Lines:
 
 
 def to_numbers(lines: Lines, dtype: Any, delimiter: str | None = None) -> np.ndarray:
-    """Turn lines into a table of numbers, of which none is infinite.
+    """Turn lines into a table of numbers, and refuse infinite numbers.
 
     Args:
         lines: list of `(number, text)`, as `read_lines` returns it.
@@ -43,7 +43,7 @@ def to_numbers(lines: Lines, dtype: Any, delimiter: str | None = None) -> np.nda
         Array of shape `(lines, columns)`.
 
     Raises:
-        ValueError: if a line holds what is no number, or more or fewer numbers than the first.
+        ValueError: if a line holds a field that is not a number, or more or fewer numbers than the first line.
     """
     options: dict[str, Any] = {"dtype": dtype, "delimiter": delimiter, "comments": None, "ndmin": 2}
     try:
@@ -57,7 +57,7 @@ def to_numbers(lines: Lines, dtype: Any, delimiter: str | None = None) -> np.nda
 
 
 def _first_fault(lines: Lines, dtype: Any, delimiter: str | None) -> str | None:
-    """Describe the first line that cannot be read like the first one; `None` if each can."""
+    """Describe the first line with a field that is not a number, or of another length than the first; else `None`."""
     n_columns = None
     kind = "whole number" if np.issubdtype(dtype, np.integer) else "number"
     for number, text in lines:
@@ -66,8 +66,8 @@ def _first_fault(lines: Lines, dtype: Any, delimiter: str | None) -> str | None:
             try:
                 np.loadtxt([field], dtype=dtype, delimiter=delimiter, comments=None) if field.strip() else float("")
             except ValueError:
-                return f"line {number}: {field.strip()!r} in column {column} is no {kind}"
+                return f"line {number}: {field.strip()!r} in column {column} is not a {kind}"
         n_columns = n_columns or len(fields)
         if len(fields) != n_columns:
-            return f"line {number}: it holds {len(fields)} columns, the lines before it {n_columns}"
+            return f"line {number}: it holds {len(fields)} columns, but the lines before it hold {n_columns}"
     return None

@@ -45,8 +45,9 @@ class SSDHyperModel(keras_tuner.HyperModel):
     With `teacher="snapshot"` the plain stage is trained once per search, not once per trial. The first trial trains the
     user's model with early stopping and keeps the weights in the project's directory. All trials, including undistilled
     trials, continue from these weights with a fresh optimizer. The undistilled trial is therefore a fair control: it is
-    trained for as many epochs. If the user's build function has hyper-parameters of its own, each combination of them
-    has its own plain stage. Workers that start at the same time may each train it, but all use the same weights.
+    trained for the same number of epochs. If the user's build function has its own hyper-parameters, each combination
+    of them has its own plain stage. Workers that start at the same time may each train it, but all use the same
+    weights.
 
     `get_best_models` of a tuner returns `SSDModel`s; deploy their `student`.
 
@@ -58,7 +59,7 @@ class SSDHyperModel(keras_tuner.HyperModel):
         space: dict from a name (without the prefix) to its range: a tuple `(min, max)`, a list of choices, a single
             value to fix, or `None` for the default of `keras_ssd.wrap`. Defaults to `None`, the table above.
         snapshot_epochs: maximum number of epochs of the plain stage. `keras_tuner.Hyperband` needs it, because its
-            first trials are short. Defaults to `None`: as many as a trial has.
+            first trials are short. Defaults to `None`: the number of epochs of a trial.
         **options: further arguments of `keras_ssd.wrap`, the same for all distilled trials.
 
     Raises:
@@ -101,7 +102,7 @@ class SSDHyperModel(keras_tuner.HyperModel):
         """Forget the state of an earlier search. `search` calls it.
 
         Args:
-            objectives: names that every trial has to report.
+            objectives: names of values that every trial has to report.
             directory: folder in which plain stages are kept. Defaults to `None`: in the memory of this process only.
         """
         self._objectives = tuple(objectives)
@@ -140,11 +141,11 @@ class SSDHyperModel(keras_tuner.HyperModel):
         except ValueError as error:
             # Fatal, because the same error would come again in other trials; their tracebacks are only printed.
             raise keras_tuner.errors.FatalValueError(
-                f"{error} (The trial has {options}; fix or drop what does not fit by `space`, for example "
+                f"{error} (The trial has {options}; use `space` to fix or drop options that do not fit, for example "
                 'space={"similarity": "kl"}.)'
             ) from error
         if ssd._averages:
-            # The score was measured with the averaged weights, so a loaded student gets these.
+            # The score was measured with the averaged weights, so a loaded student gets them.
             ssd.load_weights = functools.partial(self._load_averaged, ssd)  # type: ignore[method-assign]
         # Weights are loaded into this model, and both are saved: without the optimizers' variables Keras warns.
         for network in (ssd, ssd.student):
@@ -152,13 +153,13 @@ class SSDHyperModel(keras_tuner.HyperModel):
         return ssd
 
     def fit(self, hp: keras_tuner.HyperParameters, model: SSDModel, *args: Any, **kwargs: Any) -> Any:
-        """Train a trial, with the user's `HyperModel.fit` if there is any.
+        """Train a trial, with the user's `HyperModel.fit` if there is one.
 
         Args:
             hp: a `keras_tuner.HyperParameters`.
             model: the `SSDModel` that was built for it.
-            *args: of `search`.
-            **kwargs: of `search`, and the callbacks of Keras Tuner.
+            *args: arguments of `search`.
+            **kwargs: arguments of `search`, and the callbacks of Keras Tuner.
 
         Returns:
             The result of the user's `fit`, by default a `History`.
@@ -193,7 +194,7 @@ class SSDHyperModel(keras_tuner.HyperModel):
             return self._plain_weights[key]
         path = None if self._directory is None else self._directory / f"ssd_plain_{key}.npz"
         if path is None or not path.exists():
-            # The tuner's overrides (optimizer, loss, metrics) hold here, too.
+            # The tuner's overrides (optimizer, loss, metrics) apply here, too.
             plain.compile(**_backend.copied(_backend.compile_arguments(model)))
             self._fit(hp, plain, *args, **self._plain_arguments(kwargs))
             weights = plain.get_weights()
@@ -239,8 +240,8 @@ def _checked_options(options: dict[str, Any]) -> dict[str, Any]:
     unknown = sorted(set(options) - allowed)
     if unknown:
         raise ValueError(
-            f"`options` should be among {sorted(allowed)}; what is searched or fixed belongs in `space`. Received: "
-            f"{unknown}"
+            f"`options` should be among {sorted(allowed)}; each hyper-parameter of the search belongs in `space`. "
+            f"Received: {unknown}"
         )
     return options
 
@@ -267,8 +268,8 @@ def check_objectives(names: Iterable[str], reported: Collection[str]) -> None:
     """Raise unless a trial reports every objective.
 
     Args:
-        names: of the objectives.
-        reported: names that a trial reports.
+        names: names of the objectives.
+        reported: names of the values that a trial reports.
 
     Raises:
         keras_tuner.errors.FatalValueError: if a name is not reported.
@@ -276,7 +277,7 @@ def check_objectives(names: Iterable[str], reported: Collection[str]) -> None:
     missing = [name for name in names if name not in reported]
     if missing:
         raise keras_tuner.errors.FatalValueError(
-            f"`objective` should be something that every trial reports. Received: objective={missing[0]!r}; the trials "
+            f"`objective` should be a value that every trial reports. Received: objective={missing[0]!r}; the trials "
             f"report {sorted(reported)}. Name one of them, add it to the metrics of `compile`, or pass validation data."
         )
 
@@ -287,7 +288,7 @@ def _without_teachers(callbacks: Iterable[keras.callbacks.Callback] | None) -> l
 
 
 def write_once(path: pathlib.Path, weights: Sequence[np.ndarray]) -> None:
-    """Write weights to a file that other processes see whole or not at all; an existing file stays.
+    """Write weights to a file that other processes see completely or not at all; an existing file stays.
 
     Args:
         path: a `pathlib.Path`, ending in `.npz`.

@@ -1,4 +1,4 @@
-"""`search`: runs a tuner of Keras Tuner, fails loudly, and resumes only a project of the same space."""
+"""`search`: runs a tuner of Keras Tuner, fails loudly, and resumes only a project with the same space."""
 
 import functools
 import inspect
@@ -96,7 +96,7 @@ def _all_failed(oracle: keras_tuner.Oracle) -> RuntimeError:
     trials = [oracle.trials[name] for name in oracle.start_order]
     if not trials:
         return RuntimeError("The search ran no trial: `max_trials` is 0 or the space is exhausted.")
-    reason = trials[0].message or f"Its {oracle.objective.name} was {trials[0].score}, which is no finite number."
+    reason = trials[0].message or f"Its {oracle.objective.name} was {trials[0].score}, which is not a finite number."
     return RuntimeError(
         f"None of the {len(trials)} trials ended with a finite score. The first, trial {trials[0].trial_id}:\n{reason}"
     )
@@ -136,7 +136,7 @@ def _check_project(tuner: keras_tuner.Tuner) -> None:
     hypermodel, oracle = tuner.hypermodel, tuner.oracle
     path = pathlib.Path(tuner.project_dir, _RECORD)
     with tempfile.TemporaryDirectory() as directory:
-        # A fresh oracle: that of a reloaded tuner holds the space of the project.
+        # A fresh oracle: the oracle of a reloaded tuner holds the space of the project.
         fresh = keras_tuner.Tuner(
             keras_tuner.oracles.RandomSearchOracle(keras_tuner.Objective("loss", "min")),
             hypermodel,

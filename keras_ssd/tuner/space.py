@@ -8,7 +8,7 @@ import keras_tuner
 from keras_ssd.guidance import SIMILARITIES
 from keras_ssd.settings import DEFAULTS, GUIDANCE_TEMPERATURES, Settings
 
-# Searched in this order: a condition stands before the hyper-parameters that depend on it.
+# Searched in this order: a condition comes before the hyper-parameters that depend on it.
 PARAMETERS = (
     "similarity",
     "num_teachers",
@@ -29,7 +29,7 @@ def sample(
 
     Args:
         hp: a `keras_tuner.HyperParameters`.
-        kind: of teacher.
+        kind: kind of teacher.
         space: as `checked_space` returns it.
         options: further options of `wrap`, the same in all trials.
         functional: whether the model is a graph of layers.
@@ -41,7 +41,7 @@ def sample(
     defaults.update(temperature=3.0, dropout_rate=0.3)
     ranges = {**_ranges(defaults, functional), **space}
     if kind == "self" and options.get("distill", "outputs") != "outputs" and "similarity" not in space:
-        # `wrap` warns of this pair: the norms run away.
+        # `wrap` warns of this combination: the norms run away.
         ranges["similarity"] = [name for name in ranges["similarity"] if name != "dot"]
     similarities = _listed(ranges["similarity"], defaults["similarity"])
     guided = [similarity for similarity in similarities if similarity != "uniform"]
@@ -73,14 +73,14 @@ def checked_space(kind: str, space: dict[str, Any] | None) -> dict[str, Any]:
     """Check the user's `space` for a kind of teacher.
 
     Args:
-        kind: of teacher.
+        kind: kind of teacher.
         space: as given to `SSDHyperModel`.
 
     Returns:
         A copy of `space`.
 
     Raises:
-        ValueError: if a name is unknown, or its value is no range, list or value that `wrap` takes.
+        ValueError: if a name is unknown, or its value is not a range, list or value that `wrap` takes.
     """
     space = dict(space or {})
     unknown = sorted(set(space) - set(PARAMETERS))
@@ -107,7 +107,7 @@ def checked_space(kind: str, space: dict[str, Any] | None) -> dict[str, Any]:
             raise ValueError(f"`similarity` should list some of {SIMILARITIES}. Received: similarity={domain!r}")
         similarity = "uniform" if only_uniform else None
         for value in values:
-            # By the defaults of a frozen network, which suit every value; "ema" has to have an average.
+            # With the defaults of a frozen network, which suit every value; "ema" needs an average.
             Settings(kind, None if kind == "ema" else "model", **{"similarity": similarity, name: value})
         if name == "kd_weight" and 0 in values:
             raise ValueError(f"A plain trial is part of every search: leave 0 out. Received: kd_weight={domain!r}")

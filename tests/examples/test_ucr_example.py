@@ -107,11 +107,11 @@ def test_a_tab_at_the_end_of_each_line_is_no_value(tmp_path):
 @pytest.mark.parametrize(
     ("text", "cause"),
     [
-        pytest.param(GOOD.replace("1.5", "?"), r"line 1: '\?' in column 2 is no number", id="question mark"),
+        pytest.param(GOOD.replace("1.5", "?"), r"line 1: '\?' in column 2 is not a number", id="question mark"),
         pytest.param(GOOD.replace(".", ","), "line 1: '0,5' in column 1", id="decimal comma"),
         pytest.param("# mine\n" + GOOD, "line 1: it should hold a label and a series", id="comment"),
         pytest.param(GOOD.encode("utf-16"), "it should be UTF-8 text", id="UTF-16"),
-        pytest.param(GOOD + "2\t5\t6\n", "line 3: it holds 2 columns, the lines before it 3", id="short line"),
+        pytest.param(GOOD + "2\t5\t6\n", "line 3: it holds 2 columns, but the lines before it hold 3", id="short line"),
         pytest.param(GOOD.replace("6", ""), "line 2: '' in column 2", id="empty cell"),
         pytest.param(GOOD.replace("6", "inf"), "line 2: it holds an infinite number", id="infinite"),
         pytest.param("", "it is empty", id="empty"),
@@ -156,7 +156,7 @@ def test_bad_input_is_named(archive, tmp_path):
     with pytest.raises(FileNotFoundError, match="`data_dir` should hold .* Received: .*empty"):
         ucr_data.names(tmp_path / "empty")
     write(tmp_path, "Hollow", "1\t0\t1\n2\tNaN\tNaN\n", "1\t0\t1\n")
-    with pytest.raises(ValueError, match=r"Hollow, TRAIN part: .*only missing ones in rows \[1\]"):
+    with pytest.raises(ValueError, match=r"Hollow, TRAIN part: .*only missing values in rows \[1\]"):
         ucr_data.load("Hollow", tmp_path)
 
 

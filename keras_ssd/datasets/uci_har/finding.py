@@ -1,4 +1,4 @@
-"""Where the files of UCI HAR lie: in a folder or a zip, doubled, renamed or in lower case."""
+"""Finds the files of UCI HAR: in a folder or a zip, nested, renamed or in lower case."""
 
 import contextlib
 import zipfile
@@ -13,7 +13,7 @@ ZIPS = ("human+activity+recognition+using+smartphones.zip", f"{FOLDER}.zip")  # 
 def find_given(folder: Any) -> Any:
     """Return the data set's folder inside `folder`, or its zip, or `folder` itself; `None` if it is not there.
 
-    Names may be in lower case, folders lie in each other up to three deep, and the zip have another name.
+    Names may be in lower case, folders may be nested up to three deep, and the zip may have another name.
     """
     if folder is None:
         return None
@@ -21,7 +21,7 @@ def find_given(folder: Any) -> Any:
 
 
 def find_root(folder: Any, depth: int = 3) -> Any:
-    """Return `folder` or the first folder in it that holds the windows, else one that has its name."""
+    """Return `folder` or the first folder in it that holds the windows, else a folder with the name of the data set."""
     if is_root(folder):
         return folder
     inner = [path for path in entries(folder) if path.is_dir() and path.name[0] not in "._"] if depth else []
@@ -37,7 +37,7 @@ def is_root(folder: Any) -> bool:
 
 
 def find_zip(folder: Any) -> Any:
-    """Return the zip under one of its published names, else the only one that holds such files."""
+    """Return the zip with one of its published names, else the only zip that holds such files."""
     zips = [path for path in entries(folder) if path.is_file() and path.name.lower().endswith(".zip")]
     published = [path for name in ZIPS for path in zips if same(path.name, name)]
     return next(iter(published or filter(holds_the_data, zips)), None)
@@ -53,7 +53,7 @@ def holds_the_data(path: Any) -> bool:
 
 
 def inner_zip(archive: zipfile.ZipFile) -> str | None:
-    """Return the name of the zip that lies in the published one, or `None`."""
+    """Return the name of the zip inside the published zip, or `None`."""
     return next((name for name in archive.namelist() if same(name.rpartition("/")[2], f"{FOLDER}.zip")), None)
 
 
@@ -65,27 +65,27 @@ def root_in_zip(archive: zipfile.ZipFile) -> str | None:
 
 
 def entries(folder: Any) -> list[Any]:
-    """Return what lies in a folder, sorted by name."""
+    """Return the entries of a folder, sorted by name."""
     return sorted(folder.iterdir(), key=lambda path: path.name) if folder.is_dir() else []
 
 
 def child(folder: Any, name: str) -> Any:
-    """Return the entry of a folder by its name, whether or not its letters are capital; it may be missing."""
+    """Return the entry of a folder by its name, ignoring case; it may be missing."""
     path = folder / name
     return path if path.exists() else next((entry for entry in entries(folder) if same(entry.name, name)), path)
 
 
 def same(name: str, other: str) -> bool:
-    """Return whether two names differ in capital letters at most."""
+    """Return whether two names are equal, ignoring case."""
     return name.lower() == other.lower()
 
 
 @contextlib.contextmanager
 def opened(path: Any) -> Iterator[Any]:
-    """Give the data set's folder as a path: `path`, or what lies in it if it is a zip, or in the zip in that.
+    """Yield the data set's folder as a path: `path`, or the folder in it if it is a zip or a zip that holds a zip.
 
     Raises:
-        ValueError: if the zip is damaged, or holds something else.
+        ValueError: if the zip is damaged, or holds other files.
     """
     if path.is_dir():
         yield path
@@ -94,7 +94,7 @@ def opened(path: Any) -> Iterator[Any]:
         with contextlib.ExitStack() as stack:
             archive = stack.enter_context(zipfile.ZipFile(path))
             if name := inner_zip(archive):
-                inner = stack.enter_context(archive.open(name))  # never as a whole in memory
+                inner = stack.enter_context(archive.open(name))  # never read into memory as a whole
                 archive = stack.enter_context(zipfile.ZipFile(inner))
                 archive.filename = f"{path}/{name}"  # for messages
             root = root_in_zip(archive)
@@ -104,4 +104,4 @@ def opened(path: Any) -> Iterator[Any]:
                 )
             yield zipfile.Path(archive, root)
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise ValueError(f"{path}: it is not a whole zip file ({error})") from error
+        raise ValueError(f"{path}: it is not a complete zip file ({error})") from error

@@ -35,7 +35,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
                         doc=f"{', '.join(SIGNALS)}; acceleration in g, angular velocity in rad/s, at 50 Hz",
                     ),
                     "label": tfds.features.ClassLabel(names=ACTIVITIES),
-                    "subject": tfds.features.Scalar(np.int32, doc="1 to 30, whose window it is; -1 if unknown"),
+                    "subject": tfds.features.Scalar(np.int32, doc="1 to 30, subject of the window; -1 if unknown"),
                 }
             ),
             supervised_keys=("signals", "label"),
@@ -67,6 +67,6 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             return sources.download(dl_manager, self.name, URL, self.url_infos)
         except Exception as error:
             raise RuntimeError(
-                f"UCI HAR lies in no folder that was given, and could not be downloaded. {WHAT_TO_DO} "
+                f"UCI HAR was not found in a given folder, and could not be downloaded. {WHAT_TO_DO} "
                 f"Received: manual_dir={sources.describe(folder)}, {type(error).__name__}: {error}"
             ) from error

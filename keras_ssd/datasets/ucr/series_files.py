@@ -9,7 +9,7 @@ import numpy as np
 
 from keras_ssd.datasets import tables
 
-# As numbers are written; `007`, `1_000` and `inf`, which `float` takes as well, are words.
+# Numbers as they are usually written; `007`, `1_000` and `inf`, which `float` also accepts, count as words.
 _NUMBER = re.compile(r"[+-]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
 
 
@@ -17,7 +17,7 @@ def read(path: Any) -> tuple[np.ndarray, list[str]]:
     """Read the series and labels of a .tsv or .ts file.
 
     Args:
-        path: A `pathlib.Path`, or what reads like one.
+        path: A `pathlib.Path`, or an object with the same methods.
 
     Returns:
         Tuple `(series, labels)`: floats of shape `(rows, steps)`, NaN where a value or the tail is missing, and a list
@@ -36,7 +36,7 @@ def read_tsv(path: Any) -> tuple[np.ndarray, list[str]]:
     """Read the archive's own layout: a line is a label and the values, separated by tabs; NaN is a missing value."""
     rows, labels = [], []
     for number, line in tables.read_lines(path):
-        label, _, values = line.rstrip("\t\r ").partition("\t")  # a tab at the end of the line begins no value
+        label, _, values = line.rstrip("\t\r ").partition("\t")  # a tab at the end of the line starts no value
         if not values:
             raise ValueError(f"line {number}: it should hold a label and a series, separated by tabs")
         labels.append(_label(number, label))
@@ -72,7 +72,7 @@ def _label(number: int, text: str) -> str:
 def label_name(label: str) -> str:
     """Return the name of a class, the same from both layouts: `1`, `1.0` and `1.0000000e+00` are one class.
 
-    Numbers are compared digit by digit, however many they have; anything else is a word.
+    Numbers are compared by all of their digits, however many there are; any other text is a word.
     """
     label = label.strip()
     if not _NUMBER.fullmatch(label):
@@ -83,7 +83,7 @@ def label_name(label: str) -> str:
 
 
 def sorted_labels(labels: Iterable[str]) -> list[str]:
-    """Return the distinct names of classes in order: by number if all are numbers, else by letter."""
+    """Return the distinct names of classes in order: numerical if all are numbers, else alphabetical."""
     distinct = set(labels)
     are_numbers = all(_NUMBER.fullmatch(label) for label in distinct)
     return sorted(distinct, key=Decimal if are_numbers else None)

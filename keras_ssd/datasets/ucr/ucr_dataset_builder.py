@@ -35,11 +35,11 @@ NAMES = """
 
 
 def config_name(archive_name: str) -> str:
-    """TFDS' name of a data set, in snake case: `ECGFiveDays` is `ecg_five_days`."""
+    """Return TFDS' name of a data set, in snake case: `ECGFiveDays` is `ecg_five_days`."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", archive_name).lower()
 
 
-# The configuration's name of each data set, by its name in the archive.
+# The name of the configuration of each data set, by its name in the archive.
 UCR_CONFIGS = {name: config_name(name) for name in NAMES}
 
 
@@ -73,7 +73,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
                     "series": tfds.features.Tensor(
                         shape=(None, 1), dtype=np.float32, doc="NaN stands for missing values and for a missing tail"
                     ),
-                    # Named when the files are read: 0 to K-1 are the archive's own labels in sorted order.
+                    # Names are set when the files are read: 0 to K-1 are the archive's own labels in sorted order.
                     "label": tfds.features.ClassLabel(),
                 }
             ),
