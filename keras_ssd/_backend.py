@@ -158,7 +158,7 @@ def seeds_of_this_replica(seeds: Tensor) -> Tensor:
 
 
 def _replica() -> Any:
-    """Return the number of the running replica (`tf.distribute`, `torch.distributed`); `None` if there is only one."""
+    """Return the number of the running replica (`tf.distribute`, `torch.distributed`); `None` if none was started."""
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 

@@ -239,7 +239,7 @@ def _find_batch(graph: Graph, tensors: Sequence[Any]) -> tuple[dict[int, bool], 
         warnings.warn(
             f"The model {graph.model.name!r} moves samples along the first axis before the first noise layer (a "
             "reshape, or a custom layer, that folds windows into the batch), so the teachers are run one at a time, "
-            "which is slower. To run them side by side, put the first noise layer after it, or fold within a layer.",
+            "which is slower. To run them side by side, put the first noise layer before it, or fold within a layer.",
             stacklevel=2,
         )
         return dict.fromkeys(has_batch, True), False

@@ -87,7 +87,7 @@ class Settings:
         self.kd_sample_weight = bool(self.kd_sample_weight)
         if self.kind == "self" and self.similarity == "dot" and self.distill != "outputs":
             warnings.warn(
-                'teacher="self" with similarity="dot" and distill="representation" makes the norm of the '
+                f'teacher="self" with similarity="dot" and distill={self.distill!r} makes the norm of the '
                 'representation run away and accuracy fall. Use distill="outputs", or teacher="snapshot".',
                 stacklevel=_level_of_user(),
             )

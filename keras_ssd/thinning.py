@@ -93,7 +93,7 @@ class Thinning:
             take.rows = None  # its tensors belong to this step only
 
     def mask_scales(self, full: Sequence[Tensor], thinned: Sequence[Tensor]) -> list[Tensor]:
-        """Return a factor for the loss of each output, so that its mean is that of the whole batch.
+        """Return a factor for the loss of each output, so that its expectation is the loss of the whole batch.
 
         Keras divides a masked loss by the number of values that are not masked, and the drawn rows may have a larger or
         smaller share of these than the batch.

@@ -61,7 +61,7 @@ def predict_stochastic(
 
     Args:
         model: a built `keras.Model`, the plain student after loading for example, or an `SSDModel`, which deploys the
-            averaged weights if it holds them (`teacher="ema"`). A subclassed model is run as a whole for every pass.
+            averaged weights if it holds them. A subclassed model is run as a whole for every pass.
         x: inputs, as for `model.predict`: arrays, a `tf.data.Dataset`, a `keras.utils.PyDataset`, a `DataLoader`.
         num_passes: number of passes, at least 2. Defaults to `30`.
         batch_size: samples per batch of arrays. Defaults to `None`: 32, as in `model.predict`.

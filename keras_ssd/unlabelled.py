@@ -65,7 +65,7 @@ class JoinedDataset(keras.utils.PyDataset):
     """The data set that `join_unlabelled` returns.
 
     Attributes:
-        epoch: number of completed epochs; it determines the order of arrays.
+        epoch: number of the epoch, from 0; it determines the order of arrays.
     """
 
     def __init__(

@@ -88,9 +88,9 @@ def wrap(
             Defaults to `True`.
 
         ema_momentum: (average) momentum in [0, 1) of an exponential moving average of the student's weights, which
-            validation uses and which the student carries after `fit`. 0 switches it off; the raw weights are the same
-            with and without it. Defaults to `None`: 0.99 with `"ema"`, and with `"self"` unless `kd_weight` is 0; else
-            0.
+            validation uses and which the student carries after `fit`. 0 switches it off. It does
+            not change the raw weights, except with `"ema"`, where it teaches. Defaults to `None`: 0.99 with `"ema"`,
+            and with `"self"` unless `kd_weight` is 0; else 0.
 
     | | `"self"`, `"ema"` | a model | `"snapshot"` (the paper) |
     |---|---|---|---|

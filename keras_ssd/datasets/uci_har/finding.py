@@ -37,7 +37,7 @@ def is_root(folder: Any) -> bool:
 
 
 def find_zip(folder: Any) -> Any:
-    """Return the zip with one of its published names, else the only zip that holds such files."""
+    """Return the zip with one of its published names, else the first zip that holds the data."""
     zips = [path for path in entries(folder) if path.is_file() and path.name.lower().endswith(".zip")]
     published = [path for name in ZIPS for path in zips if same(path.name, name)]
     return next(iter(published or filter(holds_the_data, zips)), None)
