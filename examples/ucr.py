@@ -1,6 +1,6 @@
 """Compares plain and distilled training of a small Conv1D net on data sets of the UCR archive, on the test split.
 
-    python examples/ucr.py                                  # three bundled data sets, under a minute, no download
+    python examples/ucr.py                                  # three bundled data sets, about a minute, no download
     python examples/ucr.py --seeds 5                         # the same, five times
     python examples/ucr.py --dataset Coffee Ham --data-dir path --paper  # the paper's pipeline and setting
     python examples/ucr.py --long --dataset all --data-dir path          # every data set of the archive, for hours
