@@ -180,10 +180,10 @@ def memory_of(case_name, variant, batch):
 
 def measure_memory(case_name, variants, batch=64):
     """Peak memory of the plain model and of variants, `(name, num_teachers, chunk)`; a row of results for each."""
-    plain, rows = None, []
-    for name, num_teachers, chunk in [("plain", 0, None), *variants]:
-        peak = memory_of(case_name, (name, num_teachers, chunk), batch)
-        plain = plain or peak
+    variants = [("plain", 0, None), *variants]
+    peaks = [memory_of(case_name, variant, batch) for variant in variants]
+    rows = []
+    for (name, num_teachers, chunk), peak in zip(variants, peaks, strict=True):
         rows.append(
             {
                 "backend": BACKEND,
@@ -194,7 +194,7 @@ def measure_memory(case_name, variants, batch=64):
                 "batch": batch,
                 "chunk": chunk,
                 "peak_mb": peak,
-                "memory_ratio": peak / plain,
+                "memory_ratio": peak / peaks[0],
             }
         )
     return rows
@@ -292,7 +292,7 @@ def draw(rows, path):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a smaller run, five minutes on two cores")
+    parser.add_argument("--quick", action="store_true", help="a smaller run, six to twenty-four minutes on two cores")
     parser.add_argument("--case", action="append", choices=CASES, help="only these networks in table and memory")
     parser.add_argument("--only", action="append", choices=("table", "sweep", "memory"), help="only these experiments")
     parser.add_argument("--out", type=pathlib.Path, default=RESULTS, help="folder for the CSV and the plot")

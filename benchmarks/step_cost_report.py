@@ -1,17 +1,23 @@
-"""Tables of what a distilled step costs, of the rows that step_cost.py left for each backend; bold: misses its target.
+"""Prints tables of what a distilled step costs, from the rows that step_cost.py left for each backend.
 
-python benchmarks/step_cost_report.py
+    python benchmarks/step_cost_report.py
+
+What misses its target is bold.
 """
 
 import argparse
 import os
 import pathlib
+import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import pandas as pd
 
 from cases import CASES
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent / "accuracy"))
+from analysis import markdown  # noqa: E402
 
 BACKENDS = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}
 FIRST_STEP, MEMORY = 2.0, 1.3  # the targets that are the same for all networks
@@ -29,13 +35,13 @@ def cell(rows, column, target=None):
 
 def table(rows, keys, column, target=None, describe=()):
     """One line for each combination of `keys`, one column for each backend."""
-    print("| " + " | ".join([*keys, *describe, *BACKENDS.values()]) + " |")
-    print("|---" * (len(keys) + len(describe) + len(BACKENDS)) + "|")
+    lines = []
     for values, group in rows.groupby(keys, sort=False):
-        described = [f"{group[name].dropna().iloc[0]:.3g}" if group[name].notna().any() else "" for name in describe]
-        cells = [cell(group[group.backend == backend], column, target) for backend in BACKENDS]
-        print("| " + " | ".join([*map(str, values), *described, *cells]) + " |")
-    print()
+        known = {name: group[name].dropna() for name in describe}
+        described = {name: "" if seen.empty else f"{seen.iloc[0]:.3g}" for name, seen in known.items()}
+        cells = {title: cell(group[group.backend == name], column, target) for name, title in BACKENDS.items()}
+        lines.append(dict(zip(keys, values, strict=True)) | described | cells)
+    print(markdown(pd.DataFrame(lines).set_index(keys[0]), {}) + "\n")
 
 
 def main():

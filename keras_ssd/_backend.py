@@ -82,12 +82,13 @@ def move_average(averages: Sequence[Any], variables: Sequence[Any], momentum: Te
         momentum: m, a tensor `()` of float32.
     """
     is_torch = keras.backend.backend() == "torch"
+    share = 1.0 - momentum
     for average, variable in zip(averages, variables, strict=True):
         value = ops.stop_gradient(variable.value)
         if not keras.backend.is_float_dtype(average.dtype):
             average.assign(value)
         elif is_torch:
-            _lerp(average.value, value, 1.0 - momentum)  # one operation for five, of every variable in every step
+            _lerp(average.value, value, share)  # one operation for five, of every variable in every step
         else:
             average.assign(value - ops.cast(momentum, average.dtype) * (value - average.value))
 
