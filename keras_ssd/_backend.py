@@ -82,7 +82,7 @@ def move_average(averages: Sequence[Any], variables: Sequence[Any], momentum: Te
         momentum: m, a tensor `()` of float32.
     """
     is_torch = keras.backend.backend() == "torch"
-    share = 1.0 - momentum
+    share = 1.0 - momentum if is_torch else None
     for average, variable in zip(averages, variables, strict=True):
         value = ops.stop_gradient(variable.value)
         if not keras.backend.is_float_dtype(average.dtype):

@@ -44,3 +44,20 @@ def compiled(model, optimizer=None, loss="sparse_categorical_crossentropy", metr
     optimizer = keras.optimizers.SGD(0.1) if optimizer is None else optimizer
     model.compile(optimizer, loss, metrics=list(metrics) or None, **options)
     return model
+
+
+def sequential_network():
+    """Dense, Dropout, Dense, the layers with weights by name; compiled. Takes `(batch, 4)`."""
+    stack = [layers.Dense(8, name="features"), layers.Dropout(0.3), layers.Dense(2, activation="softmax", name="head")]
+    return compiled(keras.Sequential([keras.Input((4,)), *stack]), keras.optimizers.Adam(0.05), metrics=())
+
+
+def softmax_head(x, units=2):
+    """Class probabilities of a symbolic tensor."""
+    return layers.Dense(units, activation="softmax")(x)
+
+
+def classifier(inputs=(4,), rate=0.3):
+    """Dropout and a softmax head, not compiled."""
+    inputs = keras.Input(inputs)
+    return keras.Model(inputs, softmax_head(layers.Dropout(rate)(inputs)))

@@ -8,7 +8,7 @@ import pytest
 from keras import layers, ops
 
 import keras_ssd
-from models import compiled
+from models import compiled, softmax_head
 from passes import passes
 from same_weights import arrays, assert_close, assert_same
 
@@ -17,15 +17,6 @@ Y = (X[:, 0] > 0).astype("int32")
 SPARSE = "sparse_categorical_crossentropy"
 IMAGES = np.random.default_rng(1).normal(size=(6, 8, 8, 3)).astype("float32")
 SEQUENCES = np.random.default_rng(2).normal(size=(6, 8, 3)).astype("float32")
-
-
-def softmax_head(x, units=2):
-    return layers.Dense(units, activation="softmax")(x)
-
-
-def classifier(inputs=(4,), rate=0.3):
-    inputs = keras.Input(inputs)
-    return keras.Model(inputs, softmax_head(layers.Dropout(rate)(inputs)))
 
 
 # What is not needed is not looked up: heads that are no Dense layer.
@@ -302,67 +293,7 @@ def test_a_cross_entropy_of_the_users_own_is_of_what_the_model_puts_out():
     assert terms[0] > 1e-3
 
 
-# Another network as the teacher.
-
-
-def ended(activation, units=3):
-    stack = [layers.Dense(32, activation="relu"), layers.Dropout(0.01), layers.Dense(units, activation=activation)]
-    return keras.Sequential([keras.Input((4,)), *stack])
-
-
-@pytest.mark.parametrize("of_teacher", ["softmax", None])
-@pytest.mark.parametrize("of_student", ["softmax", None])
-def test_the_outputs_of_the_teacher_are_read_as_its_own(of_student, of_teacher):
-    """The very same network, with a softmax at its end or without: there is nothing to distil."""
-    teacher, student = ended(of_teacher), ended(of_student)
-    teacher.set_weights([4 * value for value in teacher.get_weights()])
-    student.set_weights(teacher.get_weights())
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=of_student is None)
-    ssd = keras_ssd.wrap(compiled(student, keras.optimizers.SGD(0.0), loss, metrics=()), teacher=teacher, seed=0)
-    assert ssd.fit(X, Y, verbose=0).history["kd_loss"][0] < 0.02
-
-
-@keras.saving.register_keras_serializable(package="tests")
-class Untold(layers.Layer):
-    """Puts out what nobody knows."""
-
-    def call(self, x):
-        return x
-
-
-def untold():
-    return keras.Sequential([*ended(None).layers, Untold()])
-
-
-def test_a_teacher_that_may_put_out_logits_or_probabilities_is_refused_until_its_loss_tells():
-    student = compiled(ended("softmax"), metrics=())
-    teacher = untold()
-    teacher.build((None, 4))
-    with pytest.raises(ValueError, match=r"`teacher` does not say.*output 0.*teacher\.compile\(loss="):
-        keras_ssd.wrap(student, teacher=teacher)
-    teacher.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    student.set_weights(teacher.get_weights())
-    ssd = keras_ssd.wrap(student, teacher=teacher, seed=0)
-    ssd.compile(keras.optimizers.SGD(0.0), SPARSE)
-    assert ssd.fit(X, Y, verbose=0).history["kd_loss"][0] < 0.02
-    # A regression has but one meaning.
-    values = compiled(ended(None), loss="mse", metrics=())
-    of_values = untold()
-    of_values.build((None, 4))
-    keras_ssd.wrap(values, teacher=of_values)
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: classifier((20,)),
-        lambda: keras.Model([a := keras.Input((4,)), b := keras.Input((4,))], softmax_head(layers.Dropout(0.3)(a + b))),
-    ],
-    ids=["wider", "two inputs"],
-)
-def test_a_teacher_of_other_inputs_is_refused_when_wrapping(make):
-    with pytest.raises(ValueError, match=r"`teacher` takes inputs of shape .*\(4,\)"):
-        keras_ssd.wrap(classifier(), teacher=make())
+# Modules of PyTorch.
 
 
 @pytest.mark.skipif(keras.backend.backend() != "torch", reason="modules of PyTorch")

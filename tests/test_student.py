@@ -3,10 +3,10 @@
 import keras
 import numpy as np
 import pytest
-from keras import layers, ops
+from keras import layers
 
 import keras_ssd
-from models import compiled
+from models import compiled, sequential_network
 from same_weights import arrays, assert_same
 
 X = np.random.default_rng(0).normal(size=(16, 4)).astype("float32")
@@ -14,14 +14,9 @@ Y = (X[:, 0] > 0).astype("int32")
 LOSS = "sparse_categorical_crossentropy"
 
 
-def network():
-    stack = [layers.Dense(8, name="features"), layers.Dropout(0.3), layers.Dense(2, activation="softmax", name="head")]
-    return compiled(keras.Sequential([keras.Input((4,)), *stack]), keras.optimizers.Adam(0.05), metrics=())
-
-
 def in_training(**options):
     """Wrapped and in the midst of training, where the student carries raw weights and `predict` uses the average."""
-    ssd = keras_ssd.wrap(network(), **options)
+    ssd = keras_ssd.wrap(sequential_network(), **options)
     for _ in range(3):
         ssd.train_on_batch(X, Y)
     return ssd
@@ -154,7 +149,7 @@ QUESTIONS = {
 
 @pytest.mark.parametrize("question", QUESTIONS.values(), ids=QUESTIONS)
 def test_the_wrapper_answers_as_the_model(question):
-    model = keras.models.clone_model(network())
+    model = keras.models.clone_model(sequential_network())
     model = keras.Model(model.inputs[0], model.outputs[0])
     answers = question(keras_ssd.wrap(model)), question(model)
     if isinstance(answers[0], list):
@@ -172,14 +167,14 @@ def test_what_the_model_lacks_the_wrapper_lacks():
 
 
 def test_summary_is_the_students():
-    model, lines, own = network(), [], []
+    model, lines, own = sequential_network(), [], []
     keras_ssd.wrap(model).summary(print_fn=lambda line, **_: lines.append(line))
     model.summary(print_fn=lambda line, **_: own.append(line))
     assert lines == own and "99" not in lines[0]
 
 
 def test_weights_of_the_plain_model_can_be_set():
-    model, other = network(), network()
+    model, other = sequential_network(), sequential_network()
     ssd = keras_ssd.wrap(model)
     ssd.set_weights(other.get_weights())
     assert_same(model.get_weights(), other.get_weights())
@@ -190,7 +185,7 @@ def test_weights_of_the_plain_model_can_be_set():
 
 def test_features_of_a_layer_are_looked_at():
     """The recipe `keras.Model(model.input, model.get_layer(name).output)`."""
-    model = network()
+    model = sequential_network()
     ssd = keras_ssd.wrap(compiled(keras.Model(model.inputs[0], model.outputs[0]), metrics=()))
     ssd.fit(X, Y, verbose=0)
     features = keras.Model(ssd.input, ssd.get_layer("features").output)
@@ -242,11 +237,11 @@ def test_a_weights_file_of_the_wrapper_is_one_of_the_model(tmp_path, options):
     raw, said = ssd.student.get_weights(), ssd.predict(X, verbose=0)
     ssd.save_weights(tmp_path / "a.weights.h5")
     assert_same(ssd.student.get_weights(), raw)
-    plain = network()
+    plain = sequential_network()
     plain.optimizer.build(plain.trainable_variables)
     plain.load_weights(tmp_path / "a.weights.h5")
     np.testing.assert_allclose(plain.predict(X, verbose=0), said, atol=1e-6)
-    loaded = keras_ssd.wrap(network(), **options)
+    loaded = keras_ssd.wrap(sequential_network(), **options)
     loaded.optimizer.build(loaded.trainable_variables)
     loaded.load_weights(tmp_path / "a.weights.h5")
     assert_same(arrays(loaded.weights), arrays(ssd.weights))
@@ -257,10 +252,10 @@ def test_a_weights_file_of_the_wrapper_is_one_of_the_model(tmp_path, options):
 def test_the_best_weights_are_loaded_by_the_plain_model(tmp_path):
     path = str(tmp_path / "best.weights.h5")
     best = keras.callbacks.ModelCheckpoint(path, save_best_only=True, save_weights_only=True)
-    model = network()
+    model = sequential_network()
     ssd = keras_ssd.wrap(model)
     history = ssd.fit(X, Y, batch_size=8, epochs=4, validation_data=(X, Y), verbose=0, callbacks=[best]).history
-    plain = network()
+    plain = sequential_network()
     plain.optimizer.build(plain.trainable_variables)
     for one in (plain, model, ssd):
         one.load_weights(path)
@@ -268,7 +263,7 @@ def test_the_best_weights_are_loaded_by_the_plain_model(tmp_path):
 
 
 def test_the_average_begins_anew_with_weights_of_the_plain_model(tmp_path):
-    other = network()
+    other = sequential_network()
     other.fit(X, Y, verbose=0)
     other.save_weights(tmp_path / "plain.weights.h5")
     ssd = in_training()
@@ -289,7 +284,7 @@ def test_a_weights_file_is_replaced_when_the_user_agrees(tmp_path, monkeypatch, 
     monkeypatch.setattr("builtins.input", lambda _="": answer)
     ssd.save_weights(path, overwrite=False)
     assert (path.read_bytes() == before) == is_kept
-    loaded = keras_ssd.wrap(network())
+    loaded = keras_ssd.wrap(sequential_network())
     loaded.optimizer.build(loaded.trainable_variables)
     loaded.load_weights(path)
     assert (arrays(loaded.optimizer.iterations)[0] == 3) == is_kept
@@ -299,7 +294,7 @@ def test_a_weights_file_is_replaced_when_the_user_agrees(tmp_path, monkeypatch, 
 def test_sharded_weights_are_keras_own(tmp_path):
     ssd = in_training()
     ssd.save_weights(tmp_path / "a.weights.json", max_shard_size=0.001)
-    loaded = keras_ssd.wrap(network())
+    loaded = keras_ssd.wrap(sequential_network())
     loaded.optimizer.build(loaded.trainable_variables)
     loaded.load_weights(tmp_path / "a.weights.json")
     assert_same(arrays(loaded.weights), arrays(ssd.weights))
@@ -322,7 +317,7 @@ FORMATS = {"tensorflow": "tf_saved_model", "jax": "tf_saved_model", "torch": "on
 @pytest.mark.parametrize("kind", ["functional", "subclassed"])
 def test_export_is_what_predict_says(tmp_path, kind):
     """In the midst of training, where the student carries other weights."""
-    model = network() if kind == "functional" else compiled(built(Called()), metrics=())
+    model = sequential_network() if kind == "functional" else compiled(built(Called()), metrics=())
     ssd = keras_ssd.wrap(model)
     for _ in range(5):
         ssd.train_on_batch(X, Y)
@@ -350,7 +345,7 @@ def test_export_is_what_predict_says(tmp_path, kind):
 @pytest.mark.filterwarnings("ignore")
 def test_lite_rt_converts_the_wrapper():
     tf = pytest.importorskip("tensorflow")
-    ssd = keras_ssd.wrap(network())
+    ssd = keras_ssd.wrap(sequential_network())
     ssd.fit(X, Y, verbose=0)
     content = tf.lite.TFLiteConverter.from_keras_model(ssd).convert()
     interpreter = pytest.importorskip("ai_edge_litert.interpreter").Interpreter(model_content=content)
@@ -359,144 +354,3 @@ def test_lite_rt_converts_the_wrapper():
     interpreter.invoke()
     served = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
     np.testing.assert_allclose(served, ssd.predict(X[:1], verbose=0), atol=1e-5)
-
-
-# What is done to the student between two calls.
-
-
-def test_a_compile_of_the_student_is_heard():
-    """Freeze, fit, unfreeze, compile, fit: the recipe of transfer learning."""
-    model = network()
-    model.get_layer("features").trainable = False
-    model.compile("adam", LOSS)
-    ssd = keras_ssd.wrap(model)
-    before = model.get_layer("features").get_weights()
-    ssd.fit(X, Y, verbose=0)
-    assert_same(model.get_layer("features").get_weights(), before)
-    model.get_layer("features").trainable = True
-    model.compile(keras.optimizers.SGD(0.25), LOSS)
-    ssd.fit(X, Y, epochs=20, verbose=0)
-    assert float(ssd.optimizer.learning_rate) == 0.25 and isinstance(ssd.optimizer, keras.optimizers.SGD)
-    assert np.abs(model.get_layer("features").get_weights()[0] - before[0]).max() > 1e-3
-
-
-def test_the_first_compile_may_be_the_students():
-    model = keras.models.clone_model(network())
-    ssd = keras_ssd.wrap(model)
-    model.compile("sgd", LOSS)
-    assert ssd.fit(X, Y, verbose=0).history["kd_loss"][0] > 0
-
-
-def test_a_compile_of_the_wrapper_counts_more_than_an_older_one_of_the_student():
-    model = network()
-    ssd = keras_ssd.wrap(model)
-    model.compile(keras.optimizers.SGD(0.5), LOSS)
-    ssd.compile(keras.optimizers.SGD(0.125), LOSS)
-    ssd.fit(X, Y, verbose=0)
-    assert float(ssd.optimizer.learning_rate) == 0.125
-
-
-@pytest.mark.parametrize("freezes", [True, False], ids=["frozen", "unfrozen"])
-def test_other_trainable_weights_without_a_compile_are_refused(freezes):
-    model = network()
-    model.get_layer("features").trainable = freezes
-    model.compile("adam", LOSS)
-    ssd = keras_ssd.wrap(model)
-    ssd.fit(X, Y, verbose=0)
-    model.get_layer("features").trainable = not freezes
-    with pytest.raises(ValueError, match=r"The trainable weights of .* have changed.*Call `ssd\.compile"):
-        ssd.fit(X, Y, verbose=0)
-    ssd.compile("adam", LOSS)
-    ssd.fit(X, Y, verbose=0)
-
-
-@pytest.mark.parametrize("options", [{"ema_momentum": 0}, {}, {"teacher": "ema"}], ids=["none", "self", "ema"])
-def test_a_layer_frozen_between_two_fits_keeps_its_weights(options):
-    model = network()
-    ssd = keras_ssd.wrap(model, **options)
-    ssd.fit(X, Y, epochs=5, verbose=0)
-    model.get_layer("features").trainable = False
-    ssd.compile("adam", LOSS)
-    before = model.get_layer("features").get_weights()
-    ssd.fit(X, Y, epochs=5, verbose=0)
-    np.testing.assert_array_equal(model.get_layer("features").get_weights()[0], before[0])
-
-
-def test_a_learning_rate_given_to_the_students_optimizer_is_taken_over():
-    model = network()
-    ssd = keras_ssd.wrap(model)
-    model.optimizer.learning_rate = 0.0
-    before = model.get_weights()
-    ssd.fit(X, Y, verbose=0)
-    np.testing.assert_allclose(model.get_weights()[0], before[0], atol=1e-7)
-    ssd.optimizer.learning_rate = 0.5  # what is given to the wrapper's own stays
-    ssd.fit(X, Y, verbose=0)
-    assert float(ssd.optimizer.learning_rate) == 0.5
-
-
-def test_the_rate_of_a_schedule_is_the_wrappers_own():
-    model = network()
-    model.compile(keras.optimizers.SGD(keras.optimizers.schedules.ExponentialDecay(0.5, 1, 0.5)), LOSS)
-    ssd = keras_ssd.wrap(model)
-    model.fit(X, Y, verbose=0)
-    ssd.fit(X, Y, batch_size=16, epochs=2, verbose=0)
-    assert float(ssd.optimizer.learning_rate) == pytest.approx(0.125)
-
-
-@pytest.mark.parametrize("who", ["student", "wrapper"])
-def test_a_closure_ends_the_training(who):
-    model = network()
-    ssd = keras_ssd.wrap(model)
-
-    def stop(epoch, logs):
-        (model if who == "student" else ssd).stop_training = epoch == 1
-
-    history = ssd.fit(X, Y, epochs=5, verbose=0, callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=stop)])
-    assert len(history.epoch) == 2
-    assert len(ssd.fit(X, Y, epochs=3, verbose=0).epoch) == 3
-
-
-@pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize`")  # Keras of layers without weights
-@pytest.mark.parametrize("quantizer", ["student", "wrapper"])
-def test_a_quantised_student_predicts_and_has_to_be_wrapped_again(quantizer):
-    model = network()
-    ssd = keras_ssd.wrap(model)
-    ssd.train_on_batch(X, Y) if quantizer == "wrapper" else ssd.fit(X, Y, verbose=0)
-    before = ssd.predict(X, verbose=0)
-    (model if quantizer == "student" else ssd).quantize("int8")
-    np.testing.assert_allclose(ssd.predict(X, verbose=0), before, atol=0.1)
-    np.testing.assert_array_equal(ssd.predict(X, verbose=0), model.predict(X, verbose=0))
-    with pytest.raises(ValueError, match="LoRA, quantisation.*Wrap the model again"):
-        ssd.fit(X, Y, verbose=0)
-
-
-@pytest.mark.parametrize(
-    "options", [{}, {"ema_momentum": 0}, {"teacher": "snapshot"}], ids=["self", "none", "snapshot"]
-)
-def test_lora_works_before_wrapping_and_asks_for_wrapping_anew_after(options):
-    model = network()
-    ssd = keras_ssd.wrap(model, **options)
-    ssd.fit(X, Y, verbose=0)
-    model.get_layer("features").enable_lora(2)
-    ssd.compile("adam", LOSS)
-    if ssd._averages or options.get("teacher"):
-        with pytest.raises(ValueError, match="LoRA, quantisation.*Wrap the model again"):
-            ssd.fit(X, Y, verbose=0)
-    ssd = keras_ssd.wrap(model, **options)
-    ssd.compile("adam", LOSS)
-    kernel = arrays(model.get_layer("features")._kernel)
-    ssd.fit(X, Y, verbose=0)
-    assert_same(arrays(model.get_layer("features")._kernel), kernel)
-
-
-def test_a_wrapped_model_is_a_classifier_of_scikit_learn():
-    """With SciKeras, where it is installed."""
-    scikeras = pytest.importorskip("scikeras.wrappers")
-
-    def make():
-        return keras_ssd.wrap(network())
-
-    classifier = scikeras.KerasClassifier(make, epochs=2, verbose=0)
-    classifier.fit(X, Y)
-    assert classifier.predict(X).shape == (16,)
-    assert ops.shape(classifier.predict_proba(X)) == (16, 2)

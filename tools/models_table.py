@@ -40,8 +40,10 @@ HABITS = {
     "a cross-entropy of the user's own": (
         "test_habits.py::test_a_cross_entropy_of_the_users_own_is_of_what_the_model_puts_out"
     ),
-    "a teacher that puts out logits": "test_habits.py::test_the_outputs_of_the_teacher_are_read_as_its_own",
-    "a teacher of other inputs: refused": ("test_habits.py::test_a_teacher_of_other_inputs_is_refused_when_wrapping"),
+    "a teacher that puts out logits": "test_teacher_network.py::test_the_outputs_of_the_teacher_are_read_as_its_own",
+    "a teacher of other inputs: refused": (
+        "test_teacher_network.py::test_a_teacher_of_other_inputs_is_refused_when_wrapping"
+    ),
     "a model that is not built: refused": "test_habits.py::test_an_unbuilt_model_is_refused_with_the_remedy",
     "a siamese model": "test_habits.py::test_a_siamese_model_learns_as_the_plain_one",
     "a class with a `train_step` of its own: refused": (
@@ -55,17 +57,19 @@ HABITS = {
     ),
     "`export`": "test_student.py::test_export_is_what_predict_says",
     "TensorFlow's converter to LiteRT": "test_student.py::test_lite_rt_converts_the_wrapper",
-    "freeze, fit, unfreeze, `model.compile`, fit": "test_student.py::test_a_compile_of_the_student_is_heard",
-    "a layer frozen between two fits": "test_student.py::test_a_layer_frozen_between_two_fits_keeps_its_weights",
+    "freeze, fit, unfreeze, `model.compile`, fit": "test_student_changes.py::test_a_compile_of_the_student_is_heard",
+    "a layer frozen between two fits": (
+        "test_student_changes.py::test_a_layer_frozen_between_two_fits_keeps_its_weights"
+    ),
     "a learning rate assigned to the model's optimizer": (
-        "test_student.py::test_a_learning_rate_given_to_the_students_optimizer_is_taken_over"
+        "test_student_changes.py::test_a_learning_rate_given_to_the_students_optimizer_is_taken_over"
     ),
-    "`model.stop_training` in a closure": "test_student.py::test_a_closure_ends_the_training",
-    "`quantize`": "test_student.py::test_a_quantised_student_predicts_and_has_to_be_wrapped_again",
+    "`model.stop_training` in a closure": "test_student_changes.py::test_a_closure_ends_the_training",
+    "`quantize`": "test_student_changes.py::test_a_quantised_student_predicts_and_has_to_be_wrapped_again",
     "LoRA before wrapping; after it, wrap again": (
-        "test_student.py::test_lora_works_before_wrapping_and_asks_for_wrapping_anew_after"
+        "test_student_changes.py::test_lora_works_before_wrapping_and_asks_for_wrapping_anew_after"
     ),
-    "SciKeras": "test_student.py::test_a_wrapped_model_is_a_classifier_of_scikit_learn",
+    "SciKeras": "test_student_changes.py::test_a_wrapped_model_is_a_classifier_of_scikit_learn",
     "new weights between two fits (folds)": "test_averaging.py::test_an_average_of_other_weights_is_not_used",
     "Ctrl-C": "test_averaging.py::test_after_a_fit_that_is_cut_short_the_student_is_what_the_wrapper_says",
     "stateful layers": ("test_averaging.py::test_a_stateful_layer_keeps_its_state_between_the_batches_of_predict"),

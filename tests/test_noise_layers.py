@@ -1,0 +1,84 @@
+"""Every layer of Keras, and layers of the user's: which of them make noise, which augment, and which do neither."""
+
+import inspect
+
+import keras
+import pytest
+from keras import layers, ops
+
+from keras_ssd.noise import is_augmentation, is_noise
+from structures import Block
+
+RATE = 0.5
+MADE_OF = {
+    "Activation": lambda kind: kind("relu"),
+    "Bidirectional": lambda kind: kind(layers.LSTM(2, dropout=0.5)),
+    "CategoryEncoding": lambda kind: kind(3),
+    "Discretization": lambda kind: kind(bin_boundaries=[0.0]),
+    "InputLayer": lambda kind: kind(shape=(2,)),
+    "Lambda": lambda kind: kind(lambda x: x),
+    "RNN": lambda kind: kind(layers.LSTMCell(2, dropout=0.5)),
+    "RandomPosterization": lambda kind: kind(4),
+    "RandomTranslation": lambda kind: kind(0.1, 0.1),
+    "RandomZoom": lambda kind: kind(0.1),
+    "SpectralNormalization": lambda kind: kind(layers.Dense(2)),
+    "StackedRNNCells": lambda kind: kind([layers.LSTMCell(2), layers.GRUCell(2, dropout=0.5)]),
+    "TimeDistributed": lambda kind: kind(layers.Dropout(0.5)),
+    "Wrapper": lambda kind: kind(layers.Dropout(0.5)),
+    "Pipeline": lambda kind: kind([layers.RandomFlip(), layers.RandomContrast(0.5)]),
+}
+FOREIGN = {"FlaxLayer", "JaxLayer", "TFSMLayer", "TorchModuleWrapper"}  # they hold what is not Keras'
+NOISE = {
+    *("Dropout", "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D", "AlphaDropout", "GaussianDropout"),
+    *("GaussianNoise", "Attention", "AdditiveAttention", "MultiHeadAttention", "GroupQueryAttention"),
+    *("LSTM", "GRU", "SimpleRNN", "LSTMCell", "GRUCell", "SimpleRNNCell", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D"),
+    *("Bidirectional", "RNN", "StackedRNNCells", "TimeDistributed", "Wrapper"),
+}
+AUGMENTATION = {"AugMix", "CutMix", "MixUp", "Pipeline", "RandAugment", "Solarization"}  # and all Random...
+# What is not given by name: every argument without a default.
+VALUES = {"factor": 0.5, "dims": (1,), "target_shape": (2,)}
+RATES = ("rate", "dropout", "recurrent_dropout", "stddev")
+
+
+def layer_classes():
+    named = {name: getattr(layers, name) for name in dir(layers)}
+    return {name: kind for name, kind in named.items() if inspect.isclass(kind) and issubclass(kind, layers.Layer)}
+
+
+def instance(name, kind, rate):
+    """A layer with as much noise as `rate` where it has any such argument."""
+    if name in MADE_OF:
+        return MADE_OF[name](kind)
+    parameters = inspect.signature(kind.__init__).parameters.values()
+    given = {p.name: rate for p in parameters if p.name in RATES}
+    for p in parameters:
+        if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD and p.name not in ("self", *given):
+            given[p.name] = VALUES.get(p.name, 2)
+    layer = kind(**given)
+    if name in ("GroupQueryAttention", "MultiHeadAttention"):
+        layer.build((2, 3, 4), (2, 3, 4))  # only then they have a Dropout
+    return layer
+
+
+@pytest.mark.parametrize("name", sorted(set(layer_classes()) - FOREIGN))
+def test_a_layer_of_keras_is_noise_or_augmentation_or_neither(name):
+    layer = instance(name, layer_classes()[name], RATE)
+    assert is_augmentation(layer) == (name in AUGMENTATION or name.startswith("Random"))
+    assert is_noise(layer) == (name in NOISE)
+    if name in NOISE and name not in MADE_OF:
+        assert not is_noise(instance(name, layer_classes()[name], 0.0))
+
+
+def test_a_layer_of_the_users_that_holds_a_generator_is_noise():
+    assert is_noise(Block("dropout")) and not is_augmentation(Block("dropout"))
+    assert not is_noise(layers.Dense(2))
+
+    class Bootstrapped(layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.generator = keras.random.SeedGenerator(1)
+
+        def call(self, x, training=False):
+            return ops.multiply(x, keras.random.uniform(ops.shape(x), seed=self.generator)) if training else x
+
+    assert is_noise(Bootstrapped())

@@ -1,0 +1,152 @@
+"""Changes of the student between two calls: each is heard by the wrapper, or refused with the way out."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_ssd
+from models import sequential_network
+from same_weights import arrays, assert_same
+
+X = np.random.default_rng(0).normal(size=(16, 4)).astype("float32")
+Y = (X[:, 0] > 0).astype("int32")
+LOSS = "sparse_categorical_crossentropy"
+
+
+def test_a_compile_of_the_student_is_heard():
+    """Freeze, fit, unfreeze, compile, fit: the recipe of transfer learning."""
+    model = sequential_network()
+    model.get_layer("features").trainable = False
+    model.compile("adam", LOSS)
+    ssd = keras_ssd.wrap(model)
+    before = model.get_layer("features").get_weights()
+    ssd.fit(X, Y, verbose=0)
+    assert_same(model.get_layer("features").get_weights(), before)
+    model.get_layer("features").trainable = True
+    model.compile(keras.optimizers.SGD(0.25), LOSS)
+    ssd.fit(X, Y, epochs=20, verbose=0)
+    assert float(ssd.optimizer.learning_rate) == 0.25 and isinstance(ssd.optimizer, keras.optimizers.SGD)
+    assert np.abs(model.get_layer("features").get_weights()[0] - before[0]).max() > 1e-3
+
+
+def test_the_first_compile_may_be_the_students():
+    model = keras.models.clone_model(sequential_network())
+    ssd = keras_ssd.wrap(model)
+    model.compile("sgd", LOSS)
+    assert ssd.fit(X, Y, verbose=0).history["kd_loss"][0] > 0
+
+
+def test_a_compile_of_the_wrapper_counts_more_than_an_older_one_of_the_student():
+    model = sequential_network()
+    ssd = keras_ssd.wrap(model)
+    model.compile(keras.optimizers.SGD(0.5), LOSS)
+    ssd.compile(keras.optimizers.SGD(0.125), LOSS)
+    ssd.fit(X, Y, verbose=0)
+    assert float(ssd.optimizer.learning_rate) == 0.125
+
+
+@pytest.mark.parametrize("freezes", [True, False], ids=["frozen", "unfrozen"])
+def test_other_trainable_weights_without_a_compile_are_refused(freezes):
+    model = sequential_network()
+    model.get_layer("features").trainable = freezes
+    model.compile("adam", LOSS)
+    ssd = keras_ssd.wrap(model)
+    ssd.fit(X, Y, verbose=0)
+    model.get_layer("features").trainable = not freezes
+    with pytest.raises(ValueError, match=r"The trainable weights of .* have changed.*Call `ssd\.compile"):
+        ssd.fit(X, Y, verbose=0)
+    ssd.compile("adam", LOSS)
+    ssd.fit(X, Y, verbose=0)
+
+
+@pytest.mark.parametrize("options", [{"ema_momentum": 0}, {}, {"teacher": "ema"}], ids=["none", "self", "ema"])
+def test_a_layer_frozen_between_two_fits_keeps_its_weights(options):
+    model = sequential_network()
+    ssd = keras_ssd.wrap(model, **options)
+    ssd.fit(X, Y, epochs=5, verbose=0)
+    model.get_layer("features").trainable = False
+    ssd.compile("adam", LOSS)
+    before = model.get_layer("features").get_weights()
+    ssd.fit(X, Y, epochs=5, verbose=0)
+    np.testing.assert_array_equal(model.get_layer("features").get_weights()[0], before[0])
+
+
+def test_a_learning_rate_given_to_the_students_optimizer_is_taken_over():
+    model = sequential_network()
+    ssd = keras_ssd.wrap(model)
+    model.optimizer.learning_rate = 0.0
+    before = model.get_weights()
+    ssd.fit(X, Y, verbose=0)
+    np.testing.assert_allclose(model.get_weights()[0], before[0], atol=1e-7)
+    ssd.optimizer.learning_rate = 0.5  # what is given to the wrapper's own stays
+    ssd.fit(X, Y, verbose=0)
+    assert float(ssd.optimizer.learning_rate) == 0.5
+
+
+def test_the_rate_of_a_schedule_is_the_wrappers_own():
+    model = sequential_network()
+    model.compile(keras.optimizers.SGD(keras.optimizers.schedules.ExponentialDecay(0.5, 1, 0.5)), LOSS)
+    ssd = keras_ssd.wrap(model)
+    model.fit(X, Y, verbose=0)
+    ssd.fit(X, Y, batch_size=16, epochs=2, verbose=0)
+    assert float(ssd.optimizer.learning_rate) == pytest.approx(0.125)
+
+
+@pytest.mark.parametrize("who", ["student", "wrapper"])
+def test_a_closure_ends_the_training(who):
+    model = sequential_network()
+    ssd = keras_ssd.wrap(model)
+
+    def stop(epoch, logs):
+        (model if who == "student" else ssd).stop_training = epoch == 1
+
+    history = ssd.fit(X, Y, epochs=5, verbose=0, callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=stop)])
+    assert len(history.epoch) == 2
+    assert len(ssd.fit(X, Y, epochs=3, verbose=0).epoch) == 3
+
+
+@pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize`")  # Keras of layers without weights
+@pytest.mark.parametrize("quantizer", ["student", "wrapper"])
+def test_a_quantised_student_predicts_and_has_to_be_wrapped_again(quantizer):
+    model = sequential_network()
+    ssd = keras_ssd.wrap(model)
+    ssd.train_on_batch(X, Y) if quantizer == "wrapper" else ssd.fit(X, Y, verbose=0)
+    before = ssd.predict(X, verbose=0)
+    (model if quantizer == "student" else ssd).quantize("int8")
+    np.testing.assert_allclose(ssd.predict(X, verbose=0), before, atol=0.1)
+    np.testing.assert_array_equal(ssd.predict(X, verbose=0), model.predict(X, verbose=0))
+    with pytest.raises(ValueError, match="LoRA, quantisation.*Wrap the model again"):
+        ssd.fit(X, Y, verbose=0)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"ema_momentum": 0}, {"teacher": "snapshot"}], ids=["self", "none", "snapshot"]
+)
+def test_lora_works_before_wrapping_and_asks_for_wrapping_anew_after(options):
+    model = sequential_network()
+    ssd = keras_ssd.wrap(model, **options)
+    ssd.fit(X, Y, verbose=0)
+    model.get_layer("features").enable_lora(2)
+    ssd.compile("adam", LOSS)
+    if ssd._averages or options.get("teacher"):
+        with pytest.raises(ValueError, match="LoRA, quantisation.*Wrap the model again"):
+            ssd.fit(X, Y, verbose=0)
+    ssd = keras_ssd.wrap(model, **options)
+    ssd.compile("adam", LOSS)
+    kernel = arrays(model.get_layer("features")._kernel)
+    ssd.fit(X, Y, verbose=0)
+    assert_same(arrays(model.get_layer("features")._kernel), kernel)
+
+
+def test_a_wrapped_model_is_a_classifier_of_scikit_learn():
+    """With SciKeras, where it is installed."""
+    scikeras = pytest.importorskip("scikeras.wrappers")
+
+    def make():
+        return keras_ssd.wrap(sequential_network())
+
+    classifier = scikeras.KerasClassifier(make, epochs=2, verbose=0)
+    classifier.fit(X, Y)
+    assert classifier.predict(X).shape == (16,)
+    assert ops.shape(classifier.predict_proba(X)) == (16, 2)
