@@ -26,7 +26,7 @@ def plain(experiment, monte_carlo=True):
     swa = [np.mean(kept, axis=0, dtype="float64") for kept in zip(*watch.weights[-n_last:], strict=True)]
 
     def with_dropout(x):
-        return keras_ssd.predict_stochastic(model, x, num_passes=30, seed=experiment.seed).mean
+        return keras_ssd.predict_stochastic(model, x, num_passes=30, seed=experiment.seed, verbose=0).mean
 
     score = functools.partial(experiment.outcome, model=model, watch=watch, n_epochs=experiment.n_epochs)
     yield score("plain, averaged", weights=averaged)
