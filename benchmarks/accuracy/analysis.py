@@ -3,6 +3,7 @@
     python benchmarks/accuracy/analysis.py results/accuracy.csv
     python benchmarks/accuracy/analysis.py benchmarks/results/accuracy/*.csv --out benchmarks/results/accuracy
     python benchmarks/accuracy/analysis.py table.csv --compare paper continued --compare paper "paper, uniform"
+    python benchmarks/accuracy/analysis.py table.csv --across schedule --compare "self, constant" "plain, cosine"
 
 Prints one section for each network, schedule, regime, budget and backend: a table of all methods, then the comparisons
 that protocol.md declares. The unit is the data set (its mean over seeds); where there is one data set only, the seed.
@@ -25,7 +26,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy import stats
 
-from run import KEY, SECTION, read
+from run import KEY, OPTIONS, SECTION, read
 
 SCORES = ["nll", "nll_calibrated", "ece", "brier"]  # of probabilities; the lower, the better
 APART = ("digits",)  # images: not among the sets over which means and tests are taken
@@ -284,11 +285,19 @@ def main(argv=None):
         help="may be repeated; default: what protocol.md declares for all",
     )
     parser.add_argument("--seeds", nargs="+", type=int, help="default: all that are there")
+    parser.add_argument(
+        "--across",
+        choices=OPTIONS,
+        help="compare methods across the values of this column, too; the value is put behind the name of a method",
+    )
     arguments = parser.parse_args(argv)
     rows = pd.concat([read(path) for path in arguments.tables], ignore_index=True)
     if arguments.seeds is not None:
         rows = rows[rows.seed.isin(arguments.seeds)]
     rows = rows.drop_duplicates([*KEY, "method"], keep="last")
+    if arguments.across is not None:
+        values = rows[arguments.across].astype(str)
+        rows = rows.assign(method=rows.method + ", " + values, **{arguments.across: "any"})
     for key, section in rows.groupby(SECTION, sort=False):
         title = "{}, {} learning rate, {}, {} epochs, {}".format(*key)
         print(report(section, title, arguments.compare) + "\n")

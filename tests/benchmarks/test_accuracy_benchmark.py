@@ -160,6 +160,27 @@ def test_comparison_is_over_seeds_that_both_have_on_every_set():
     assert (found["better"], found["worse"], found["seeds"]) == (2, 0, 1)
 
 
+def test_comparison_across_schedules(tmp_path, capsys):
+    sets = [("a", 0.5, 0.6), ("b", 0.7, 0.8), ("c", 0.8, 0.8)]
+    rows = pd.DataFrame(
+        [
+            ("conv", schedule, "all labels", 20, "jax", name, 0, method, accuracy, "finished", 50, 1.0)
+            for name, *of_both in sets
+            for schedule, method, accuracy in zip(("cosine", "constant"), ("plain", "self"), of_both, strict=True)
+        ],
+        columns=[*run.KEY, "method", "accuracy", "status", "steps", "seconds"],
+    ).assign(**dict.fromkeys(analysis.SCORES, 0.0))
+    path = tmp_path / "table.csv"
+    run.write(rows, path)
+    with pytest.raises(SystemExit, match="no seed was run on every data set"):  # one schedule each: nothing in common
+        analysis.main([str(path), "--compare", "self", "plain"])
+    capsys.readouterr()
+    analysis.main([str(path), "--across", "schedule", "--compare", "self, constant", "plain, cosine"])
+    printed = capsys.readouterr().out
+    assert "### conv, any learning rate, all labels, 20 epochs, jax" in printed
+    assert "| self, constant | plain, cosine | +0.0667 |" in printed
+
+
 def test_table_of_methods():
     rows = pd.DataFrame(
         [("a", 0, "plain", 0.1 + 0.2, 10, 2.0), ("a", 0, "ours", 0.3, 10, 3.0), ("a", 0, "theirs", 0.2, 35, 8.0)]
