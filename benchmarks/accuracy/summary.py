@@ -29,7 +29,7 @@ class Regime(NamedTuple):
 
     Attributes:
         name: as the table has it.
-        files: below the folder of results.
+        files: below the folder of results, one or several.
         rows: what they have in common, by column.
         wrap: the method of the column `wrap`.
         paper: that of the column `paper`.
@@ -38,7 +38,7 @@ class Regime(NamedTuple):
     """
 
     name: str
-    files: str
+    files: str | tuple[str, ...]
     rows: dict = {}
     wrap: str = "self, averaged"
     paper: str = "paper"
@@ -59,14 +59,29 @@ REGIMES = [
             ("stress", "stress_predict", "conv", "balanced_accuracy"),
         )
     ),
-    Regime("residual network", "accuracy/networks_jax.csv", {"network": "resnet"}),
-    Regime("transformer", "accuracy/networks_jax.csv", {"network": "transformer"}),
+    *(
+        Regime(f"{name}{suffix}", files, {"network": network}, wrap)
+        for name, network in (("residual network", "resnet"), ("transformer", "transformer"))
+        for suffix, files, wrap in (
+            ("", ("accuracy/networks_jax.csv", "accuracy/thinned/thinned_jax.csv"), "thinned {}, averaged"),
+            (", whole batches", "accuracy/networks_jax.csv", "self, averaged"),
+        )
+    ),
     Regime(
-        "FCN, no dropout of its own",
+        "FCN, noise in the teachers only",
         "accuracy/published/fcn_half_jax.csv",
         wrap="self, dropout behind the blocks, averaged",
+        paper="paper, dropout behind the blocks",
     ),
-    Regime("images", "accuracy/images/images_jax.csv"),
+    *(
+        Regime(
+            f"{name}, noise in the teachers only",
+            f"accuracy/published/{network}_half_jax.csv",
+            wrap="self, dropout before the head, averaged",
+        )
+        for name, network in (("ResNet", "resnet_published"), ("InceptionTime", "inception_time"))
+    ),
+    Regime("images", "accuracy/images/images_tensorflow.csv"),
     Regime("four of ten labels wrong", "accuracy/wrong_labels_jax.csv", wrap="noise, averaged"),
     *(
         Regime(
@@ -112,10 +127,11 @@ MARKS = [("#0072B2", "o"), ("#E69F00", "s"), ("#CC79A7", "D"), ("#009E73", "^")]
 
 def rows_of(regime, folder):
     """The rows of a regime without the sets that stand apart, or `None` if it was not run."""
-    path = folder / regime.files
-    if not path.exists():
+    files = [regime.files] if isinstance(regime.files, str) else regime.files
+    paths = [folder / file for file in files]
+    if not all(path.exists() for path in paths):
         return None
-    rows = read(path)
+    rows = pd.concat([read(path) for path in paths], ignore_index=True)
     for column, value in regime.rows.items():
         rows = rows[rows[column] == value]
     if "subject" in rows:
