@@ -19,8 +19,8 @@ _CACHED_BYTES = 2 * 2**20
 # The largest number of teachers for which a repeating layer is made in advance: PyTorch's compiler cannot make layers.
 _REPEATS_MADE = 32
 
-# A batch size that no other axis is likely to have, to follow the batch through the layers.
-_MARKED_BATCH = 61
+# Batch sizes that no other axis is likely to have, to follow the batch through the layers.
+_MARKED_BATCH, _OTHER_BATCH = 61, 59
 
 
 class _RepeatForTeachers(keras.layers.Layer):
@@ -64,6 +64,7 @@ class StochasticPasses:
         cut_has_batch: for each of these tensors, whether it has a row for each sample.
         is_random: for each output, whether it depends on noise.
         is_row_wise: whether the batch can be tiled, so that several passes are run at a time.
+        mixes_samples: whether the passes compute with several samples of a batch together.
         prefix: the steps that `run` runs once.
         suffix: the steps that `run` runs for every pass.
     """
@@ -109,6 +110,8 @@ class StochasticPasses:
             read = _unique([x for step in self.prefix for x in step.inputs] + self._suffix_inputs)
             self.cut = [x for x in read if id(x) not in produced]
         self._has_batch, self.is_row_wise = _find_batch(graph, self._suffix_inputs)
+        self.mixes_samples = _mixes_samples(graph, needed, self.suffix)
+        self.is_row_wise = self.is_row_wise and not self.mixes_samples
         self.cut_has_batch = [self._has_batch.get(id(x), True) for x in self.cut]
         layers = {id(s.layer): s.layer for s in self.prefix + self.suffix if isinstance(s.layer, keras.Layer)}
         self.layers = list(layers.values())
@@ -228,7 +231,7 @@ def _find_batch(graph: Graph, tensors: Sequence[Any]) -> tuple[dict[int, bool], 
     steps = [] if graph.is_opaque else graph.needed(tensors)
     if all(_keeps_rows(step.layer) for step in steps):
         return has_batch, True
-    values = {id(x): _marked(x) for x in tree.flatten(graph.inputs)}
+    values = {id(x): _marked(x, _MARKED_BATCH) for x in tree.flatten(graph.inputs)}
     try:
         for step in steps:
             step.run(values, training=False)
@@ -246,6 +249,38 @@ def _find_batch(graph: Graph, tensors: Sequence[Any]) -> tuple[dict[int, bool], 
     return {key: size == _MARKED_BATCH for key, size in sizes.items()}, True
 
 
+def _mixes_samples(graph: Graph, needed: Sequence[Step], suffix: Sequence[Step]) -> bool:
+    """Find out whether the passes compute with several samples together, as a matrix `(batch, batch)` of scores does.
+
+    Such passes need the whole batch, and one batch for each teacher. Only shapes are looked at: an operation that
+    mixes samples without an axis for them, such as subtracting the mean over the batch, is not found.
+
+    Args:
+        graph: the `Graph`.
+        needed: its steps.
+        suffix: those of them that are run for every pass.
+    """
+    if graph.is_opaque or all(_keeps_rows(step.layer) for step in suffix):
+        return False
+    shapes = []
+    for batch in (_MARKED_BATCH, _OTHER_BATCH):
+        values = {id(x): _marked(x, batch) for x in tree.flatten(graph.inputs)}
+        try:
+            for step in needed:
+                step.run(values, training=False)
+        except Exception:  # a layer that accepts one batch size only, which has to be that of each teacher then
+            return tree.flatten(graph.inputs)[0].shape[0] is not None
+        shapes.append([tuple(values[id(x)].shape[1:]) for step in suffix for x in step.outputs])
+    if shapes[0] == shapes[1]:
+        return False
+    warnings.warn(
+        f"The model {graph.model.name!r} combines the samples of a batch behind the first noise layer (as scores of "
+        "each sample against each do), so the teachers are run one at a time, on whole batches, which is slower.",
+        stacklevel=2,
+    )
+    return True
+
+
 def _keeps_rows(layer: Any) -> bool:
     """Return whether a layer is one of Keras' own layers, which return a row for each row."""
     return getattr(keras.layers, type(layer).__name__, None) is type(layer) and not isinstance(
@@ -253,9 +288,9 @@ def _keeps_rows(layer: Any) -> bool:
     )
 
 
-def _marked(x: Any) -> Any:
+def _marked(x: Any, batch: int) -> Any:
     """Return a symbolic tensor like `x` with a recognisable batch size, and with 64 for unknown lengths."""
-    return keras.KerasTensor((_MARKED_BATCH, *(64 if size is None else size for size in x.shape[1:])), x.dtype)
+    return keras.KerasTensor((batch, *(64 if size is None else size for size in x.shape[1:])), x.dtype)
 
 
 def _split(x: Tensor, n: int) -> Tensor:

@@ -153,6 +153,37 @@ def test_teachers_keep_the_rows_of_a_sample_together(make, is_folded, chunk):
     np.testing.assert_allclose(teachers, np.repeat(said[:, None], 3, axis=1), atol=1e-5)
 
 
+def test_scores_of_each_sample_against_each_are_taught_by_whole_batches():
+    """Each teacher drops features of the first factor only, so that they can be computed back from its scores."""
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, ops.matmul(layers.Dropout(0.5)(inputs), ops.transpose(inputs)))
+    compiled(model, loss="mse", metrics=())
+    with pytest.warns(UserWarning, match="combines the samples of a batch.*one at a time"):
+        ssd = keras_ssd.wrap(model, num_teachers=8)
+    assert ssd.teacher_cost.fraction == 1
+    x = X[:4]
+    (scores,) = passes(ssd, x).teacher_outputs
+    factors = np.moveaxis(scores, 1, 0) @ np.linalg.inv(x.T)
+    kept = np.abs(factors) > 1e-3
+    np.testing.assert_allclose(factors[kept], np.broadcast_to(2 * x, factors.shape)[kept], rtol=1e-2)
+    assert 0.3 < kept.mean() < 0.7 and len({k.tobytes() for k in kept}) == 8
+    assert np.isfinite(ssd.fit(x, np.eye(4), verbose=0).history["kd_loss"]).all()
+    with pytest.warns(UserWarning, match="combines the samples"):
+        assert keras_ssd.predict_stochastic(model, X, 3, batch_size=4, verbose=0).mean.shape == (16, 4)
+    with pytest.warns(UserWarning, match="combines"), pytest.raises(ValueError, match="`kd_fraction` should be 1 or"):
+        keras_ssd.wrap(model, kd_fraction=0.5)
+
+
+def test_a_model_for_one_batch_size_is_taught_by_batches_of_it():
+    inputs = keras.Input(batch_shape=(8, 4))
+    x = ops.reshape(layers.Dropout(0.3)(inputs), (8, 2, 2))
+    model = compiled(keras.Model(inputs, softmax_head(layers.Flatten()(x))), metrics=())
+    ssd = keras_ssd.wrap(model, num_teachers=3)
+    (teachers,) = passes(ssd, X[:8]).teacher_outputs
+    assert teachers.shape == (8, 3, 2) and np.ptp(teachers, axis=1).max() > 1e-3
+    assert ssd.fit(X, Y, batch_size=8, verbose=0).history["kd_loss"][0] > 0
+
+
 # Calls as Keras makes them.
 
 
