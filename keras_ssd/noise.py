@@ -1,7 +1,9 @@
 """Which layers of a model make noise, which layers augment, and which are random in a teacher."""
 
 import contextlib
+import numbers
 import random
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -11,8 +13,8 @@ from keras_ssd.augmentation import Augmentation
 from keras_ssd.graph import Graph
 
 # Attributes for the strength of a layer's noise. Recurrent layers hold a seed generator even if their dropout is 0.
-_RATES = ("rate", "dropout", "recurrent_dropout", "stddev")
-_DROPOUT_RATES = ("rate", "dropout", "recurrent_dropout")
+_DROPOUT_RATES = ("rate", "dropout", "recurrent_dropout", "drop_path_rate", "drop_prob", "drop_rate")
+_RATES = (*_DROPOUT_RATES, "stddev")
 
 AUGMENTATION: tuple[type, ...] = (
     Augmentation,
@@ -135,6 +137,12 @@ def choose_noise(
             "`dropout_rate` (0.3, for example) to send their outputs through dropout in the teachers, or name noise "
             f"layers, which here are {_names(noise)}."
         )
+    if dropout_rate is not None and own and not quiet and not any(_rates_to_replace(layer) for layer in own):
+        warnings.warn(
+            f"`dropout_rate` has no effect: the noise layers {_names(own)} have no dropout rate of their own (an "
+            f"attribute of a name in {list(_DROPOUT_RATES)}). They keep their own noise.",
+            stacklevel=2,
+        )
     for layer in own:
         shape = getattr(layer, "noise_shape", None)
         if shape is not None and shape[0] == 1:
@@ -183,11 +191,7 @@ def noise_switched_on(layer: Any, dropout_rate: float | None) -> Iterator[None]:
     """
     parts = parts_of(layer)
     frozen = [part for part in parts if isinstance(part, keras.layers.BatchNormalization) and part.trainable]
-    changed = []
-    if dropout_rate is not None:
-        for part in parts:
-            if makes_noise(part) and not isinstance(part, AUGMENTATION):
-                changed += [(part, name, rate) for name, rate in _rates(part, _DROPOUT_RATES).items() if rate > 0]
+    changed = [] if dropout_rate is None else _rates_to_replace(layer)
     try:
         for part in frozen:
             part.trainable = False
@@ -276,9 +280,15 @@ def _names(layers: Sequence[Any]) -> list[str]:
     return [layer.name for layer in layers]
 
 
-def _rates(part: Any, names: Sequence[str]) -> dict[str, float]:
+def _rates(part: Any, names: Sequence[str]) -> dict[str, Any]:
     values = {name: vars(part).get(name) for name in names}
-    return {n: v for n, v in values.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
+    return {n: v for n, v in values.items() if not isinstance(v, bool) and isinstance(v, numbers.Real)}
+
+
+def _rates_to_replace(layer: Any) -> list[tuple[Any, str, Any]]:
+    """Return `(part, attribute, rate)` of all dropout in a noise layer that is on."""
+    parts = [part for part in parts_of(layer) if makes_noise(part) and not isinstance(part, AUGMENTATION)]
+    return [(part, name, rate) for part in parts for name, rate in _rates(part, _DROPOUT_RATES).items() if rate > 0]
 
 
 def _held(item: Any, wanted: Any, enter: Any) -> list[Any]:

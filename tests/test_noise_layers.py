@@ -3,10 +3,13 @@
 import inspect
 
 import keras
+import numpy as np
 import pytest
 from keras import layers, ops
 
+import keras_ssd
 from keras_ssd.noise import is_augmentation, is_noise
+from passes import passes
 from structures import Block
 
 RATE = 0.5
@@ -67,6 +70,34 @@ def test_a_layer_of_keras_is_noise_or_augmentation_or_neither(name):
     assert is_noise(layer) == (name in NOISE)
     if name in NOISE and name not in MADE_OF:
         assert not is_noise(instance(name, layer_classes()[name], 0.0))
+
+
+class DropPath(layers.Layer):
+    """Stochastic depth, as many repositories write it."""
+
+    def __init__(self, drop_prob):
+        super().__init__()
+        self.drop_prob = drop_prob
+        self.generator = keras.random.SeedGenerator(1)
+
+    def call(self, x, training=False):
+        return keras.random.dropout(x, self.drop_prob, seed=self.generator) if training else x
+
+
+@pytest.mark.parametrize("make, rate", [(DropPath, 0.1), (layers.Dropout, np.float32(0.1))], ids=["user's", "NumPy"])
+def test_dropout_rate_reaches_the_rates_of_layers(make, rate):
+    inputs = keras.Input((16,))
+    model = keras.Model(inputs, layers.Identity()(make(rate)(inputs)))
+    ssd = keras_ssd.wrap(model, dropout_rate=0.9, ema_momentum=0)
+    (teachers,) = passes(ssd, np.ones((16, 16), "float32")).teacher_outputs
+    assert 0.8 < (teachers == 0).mean() < 1
+
+
+def test_a_dropout_rate_without_effect_warns():
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, layers.Dense(2)(layers.GaussianNoise(0.1, name="noise")(inputs)))
+    with pytest.warns(UserWarning, match=r"`dropout_rate` has no effect: the noise layers \['noise'\]"):
+        keras_ssd.wrap(model, dropout_rate=0.5)
 
 
 def test_a_layer_of_the_users_that_holds_a_generator_is_noise():
