@@ -23,7 +23,9 @@ class Storage(_Model):
     _averaging: Any
     _averages: Any
     _build_optimizer_of_student: Any
+    _end_training: Any
     _evaluates_average: Any
+    _fit_state: Any
     _teacher_network: Any
 
     def save(self, filepath: Any, overwrite: bool = True, zipped: bool | None = None, **kwargs: Any) -> None:
@@ -81,7 +83,10 @@ class Storage(_Model):
         if not is_legacy:
             with saving.state_in_weights(filepath) as whole:
                 if whole is not None:
-                    return super().load_weights(whole, skip_mismatch=skip_mismatch, **kwargs)
+                    super().load_weights(whole, skip_mismatch=skip_mismatch, **kwargs)
+                    if not self._fit_state.is_running:
+                        self._end_training()  # of a file that was written during training the student gets the average
+                    return None
         self.student.load_weights(filepath, skip_mismatch=skip_mismatch, **kwargs)
         if self._averaging is not None:
             self._averaging.restart()

@@ -10,7 +10,7 @@ from keras import layers, ops
 
 import keras_ssd
 from models import compiled, dense_network
-from same_weights import arrays, assert_same
+from same_weights import arrays, assert_close, assert_same
 from structures import Subclassed
 
 X = np.random.default_rng(0).normal(size=(16, 4)).astype("float32")
@@ -334,3 +334,22 @@ def test_the_weights_before_an_average_are_not_those_of_another_run(tmp_path):
     note = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: begin.extend(arrays(ssd.student.weights)))
     ssd.fit(X, Y, epochs=1, verbose=0, callbacks=[note])
     assert_same(begin, loaded)
+
+
+def test_weights_of_a_run_that_is_going_on_leave_the_average_in_the_student(tmp_path):
+    """What `ModelCheckpoint` validated is what the student predicts; training goes on from the raw weights."""
+    path, raw = tmp_path / "best.weights.h5", []
+    ssd = keras_ssd.wrap(network(), seed=1)
+    checkpoint = keras.callbacks.ModelCheckpoint(path, save_weights_only=True)
+    note = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: raw.append(arrays(ssd.student.weights)))
+    validated = ssd.fit(X, Y, batch_size=8, verbose=0, validation_data=(X, Y), callbacks=[checkpoint, note]).history
+    other = keras_ssd.wrap(network(), seed=1)
+    other.fit(X, Y, verbose=0)  # the optimizer of a new model has no variables to load
+    other.load_weights(path)
+    loss, *_ = other.student.evaluate(X, Y, verbose=0)
+    assert loss == pytest.approx(validated["val_loss"][0], rel=1e-5)
+    assert_close(other.student.predict(X, verbose=0), other.predict(X, verbose=0), 1e-6)
+    begin, weights = [], other.student.weights
+    note = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: begin.extend(arrays(weights)))
+    other.fit(X, Y, epochs=1, verbose=0, callbacks=[note])
+    assert_same(begin, raw[0])
