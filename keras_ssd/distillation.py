@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import keras
-from keras import ops, tree
+from keras import ops
 
 from keras_ssd._backend import wide
 from keras_ssd._typing import Tensor
@@ -73,7 +73,7 @@ def distillation_loss(
     guidance: Tensor,
     outputs: Sequence[Output],
     settings: Settings,
-    sample_weight: Tensor | None,
+    sample_weights: Sequence[Tensor | None],
 ) -> Tensor:
     """Return the distance between the student and the weighted teachers: in outputs, representation or both.
 
@@ -82,12 +82,11 @@ def distillation_loss(
         guidance: the weights of the teachers, `(batch, teachers)`.
         outputs: the `Output` of each output.
         settings: a `Settings`.
-        sample_weight: the sample weights, one tensor for all outputs or a structure like the outputs, or `None`.
+        sample_weights: for each output the sample weights, or `None`.
 
     Returns:
         Scalar tensor.
     """
-    sample_weights = weights_per_output(sample_weight, len(step.outputs))
     loss = 0.0
     if settings.distill != "representation":
         scales = [None] * len(outputs) if step.scales is None else step.scales
@@ -113,12 +112,6 @@ def representation_loss(target: Tensor, student: Tensor, sample_weight: Tensor |
     """
     loss = keras.losses.MeanSquaredError(dtype=keras.backend.standardize_dtype(target.dtype))
     return loss(target, student, sample_weight=sample_weight)
-
-
-def weights_per_output(sample_weight: Tensor | None, num_outputs: int) -> list[Tensor | None]:
-    """Return the sample weights of each output, from one tensor for all outputs or from a structure like theirs."""
-    flat = [None] if sample_weight is None else tree.flatten(sample_weight)
-    return flat if len(flat) == num_outputs else [flat[0]] * num_outputs
 
 
 def mean_weight(sample_weights: Sequence[Tensor | None]) -> Tensor | None:

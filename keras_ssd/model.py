@@ -10,6 +10,7 @@ from keras import ops, tree
 from keras_ssd import _backend
 from keras_ssd._typing import Tensor
 from keras_ssd.averaging import Averaging, HeldWeights, HeldWeightsMethods, averaged_variables
+from keras_ssd.compiled import compile_arguments, copied, restore_compiled
 from keras_ssd.cost import TeacherCost
 from keras_ssd.distillation import StepOutputs, distillation_loss, weigh_teachers
 from keras_ssd.graph import Graph, call_student, is_functional
@@ -18,7 +19,7 @@ from keras_ssd.output_records import OutputRecords, teacher_logits
 from keras_ssd.settings import Settings, check_weight
 from keras_ssd.step import FitState, Untracked, as_training_step, current_evaluation, current_step, values_set
 from keras_ssd.storage import Storage
-from keras_ssd.student import StudentInterface, StudentWatch, check_model, check_overrides
+from keras_ssd.student import LearningRateFollower, StudentInterface, StudentWatch, check_model, check_overrides
 from keras_ssd.teachers import StudentTeacherGraph, check_replaceable, resolve_kind
 from keras_ssd.thinning import Thinning
 from keras_ssd.unlabelled import as_joined_dataset, weigh_metrics
@@ -182,8 +183,8 @@ class SSDModel(Inspection, HeldWeightsMethods, Storage, StudentInterface, keras.
         if self._fit_state.statistics is not None:
             predictions = list(zip(outputs, step.teacher_outputs, strict=False))
             self._fit_state.statistics.update_state(guidance, *step.compared, predictions)
-        weight = sample_weight if self.settings.kd_sample_weight else None
-        return distillation_loss(step, guidance, outputs, self.settings, weight)
+        weights = self._outputs.weights_of(sample_weight if self.settings.kd_sample_weight else None, y_pred)
+        return distillation_loss(step, guidance, outputs, self.settings, weights)
 
     def _run_teachers(self, y_pred: Any, representation: Tensor | None, cut_values: Any) -> StepOutputs:
         weights: list[Any] = []
@@ -210,7 +211,7 @@ class SSDModel(Inspection, HeldWeightsMethods, Storage, StudentInterface, keras.
         if not self.settings.kd_sample_weight:
             weigh_metrics(arguments)
         super().compile(**arguments)
-        _backend.restore_compiled(self.student)
+        restore_compiled(self.student)
         self._watch.content.note_compile(self.student)
         self._evaluation_functions.content.clear()
         self._outputs.note_compile(arguments.get("loss"), arguments.get("loss_weights"))
@@ -218,7 +219,7 @@ class SSDModel(Inspection, HeldWeightsMethods, Storage, StudentInterface, keras.
     def _compile_as(self, model: keras.Model) -> None:
         """Compile with another model's optimizer settings (with fresh state), loss, metrics and options."""
         with _backend.variable_scope(self):
-            self.compile(**_backend.copied(_backend.compile_arguments(model)))
+            self.compile(**copied(compile_arguments(model)))
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compile as stored. Keras skips models that override `compile`, unless they override this method, too."""
@@ -228,6 +229,10 @@ class SSDModel(Inspection, HeldWeightsMethods, Storage, StudentInterface, keras.
     @functools.wraps(keras.Model.fit)
     def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
         arguments = inspect.signature(keras.Model.fit).bind(self, *args, **kwargs).arguments
+        arguments.pop("self")
+        if not isinstance(arguments.get("callbacks"), keras.callbacks.CallbackList):
+            # The last one, so that it sees what the others did.
+            arguments["callbacks"] = [*tree.flatten(arguments.get("callbacks") or []), LearningRateFollower()]
         self._watch.content.before_training(self)
         state = self._fit_state
         state.joined_dataset = as_joined_dataset(arguments.get("x"), self.settings)
@@ -235,7 +240,7 @@ class SSDModel(Inspection, HeldWeightsMethods, Storage, StudentInterface, keras.
         self._begin_training()
         state.is_running = True
         try:
-            return super().fit(*args, **kwargs)
+            return super().fit(**arguments)
         finally:
             # Keras does not notify callbacks of an exception, so the flags they switched are switched back here.
             state.is_running, state.joined_dataset = False, None

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 from keras import tree
 
-from keras_ssd import _backend
+from keras_ssd.compiled import compile_arguments
 from keras_ssd.graph import Graph, is_functional, output_structure
 from keras_ssd.outputs import Output
 
@@ -80,6 +80,15 @@ class OutputRecords:
                 of_teacher,
             )
         return self._records
+
+    def weights_of(self, sample_weight: Any, y_pred: Any) -> list[Any]:
+        """Return the sample weights of each output, `None` where there are none.
+
+        Args:
+            sample_weight: one tensor for all outputs, a structure like theirs, or a dict of the outputs that have some.
+            y_pred: the outputs.
+        """
+        return per_output(sample_weight, y_pred, getattr(self._student, "output_names", None))
 
     def _check_axes(self, structure: Any) -> None:
         losses = per_output(self.loss, structure, getattr(self._student, "output_names", None))
@@ -205,7 +214,7 @@ def teacher_logits(model: keras.Model, network: keras.Model, teacher: keras.Mode
     if type(network) is type(model) and not is_functional(network):
         return None
     compiled = teacher if teacher.compiled else network
-    loss = _backend.compile_arguments(compiled).get("loss") if compiled.compiled else None
+    loss = compile_arguments(compiled).get("loss") if compiled.compiled else None
     graph = Graph(network)
     forms = [output_form(graph, x) for x in graph.outputs]
     losses = per_output(loss, list(graph.outputs), getattr(network, "output_names", None))

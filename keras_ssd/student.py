@@ -4,7 +4,7 @@ from typing import Any
 
 import keras
 
-from keras_ssd import _backend
+from keras_ssd.compiled import compile_record, constant_learning_rate
 
 # Methods that a user's class may override and that the wrapper would replace by Keras' own.
 _REPLACED = (
@@ -91,11 +91,11 @@ class StudentWatch:
 
     def note_compile(self, student: keras.Model) -> None:
         """Record that the wrapper was compiled, which overrides an earlier `compile` of the student."""
-        self._record = _backend.compile_record(student)
+        self._record = compile_record(student)
         self._rate = _learning_rate(student)
         self._trained: tuple[Any, list[int]] = (None, [])
 
-    def _follow_learning_rate(self, ssd: Any) -> None:
+    def follow_learning_rate(self, ssd: Any) -> None:
         """Copy a learning rate that was assigned to the student's optimizer since the wrapper was compiled."""
         rate = _learning_rate(ssd.student)
         if rate is not None and rate != self._rate and _learning_rate(ssd) is not None:
@@ -104,7 +104,7 @@ class StudentWatch:
 
     def before_evaluation(self, ssd: Any) -> None:
         """Compile the wrapper like the student if it was never compiled, and detect new variables."""
-        if not ssd.compiled and _backend.compile_record(ssd.student) is not None:
+        if not ssd.compiled and compile_record(ssd.student) is not None:
             ssd._compile_as(ssd.student)
         variables = [id(v) for v in ssd.student.weights]
         if variables != self._evaluated:  # quantised, for example: traced functions use the former variables
@@ -117,10 +117,10 @@ class StudentWatch:
         Raises:
             ValueError: if the optimizer, the moving average or the snapshot belongs to other variables.
         """
-        record = _backend.compile_record(ssd.student)
+        record = compile_record(ssd.student)
         if record is not None and record is not self._record:
             ssd._compile_as(ssd.student)
-        self._follow_learning_rate(ssd)
+        self.follow_learning_rate(ssd)
         holds_copies = ssd._averages or (ssd._distills and ssd.settings.kind == "snapshot")
         if holds_copies and [id(v) for v in ssd.student.weights] != self._variables:
             raise ValueError(
@@ -139,6 +139,14 @@ class StudentWatch:
                 "the wrapper follows) after freezing, unfreezing or adding weights."
             )
         self._trained = ssd.optimizer, trainable
+
+
+class LearningRateFollower(keras.callbacks.Callback):
+    """Passes a learning rate on that a user's callback assigned to the optimizer of the plain model in this epoch."""
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Copy the rate, if it was assigned."""
+        self.model._watch.content.follow_learning_rate(self.model)
 
 
 class StudentInterface:
@@ -241,8 +249,4 @@ class StudentInterface:
 def _learning_rate(model: keras.Model) -> float | None:
     """Return the learning rate of a model's optimizer, `None` if there is none or it follows a schedule."""
     optimizer = getattr(model, "optimizer", None) if model.compiled else None
-    try:
-        rate = None if optimizer is None else optimizer.get_config().get("learning_rate")
-    except (NotImplementedError, TypeError):  # a custom schedule without a configuration
-        return None
-    return None if isinstance(rate, dict) else rate
+    return None if optimizer is None else constant_learning_rate(optimizer)

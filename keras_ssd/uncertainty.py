@@ -9,6 +9,7 @@ from keras import ops, tree
 from keras_ssd import _backend
 from keras_ssd._typing import Tensor
 from keras_ssd.averaging import HeldWeights, averaged_variables
+from keras_ssd.compiled import compile_arguments
 from keras_ssd.graph import Graph, output_structure
 from keras_ssd.noise import choose_noise
 from keras_ssd.output_records import describe_outputs, output_form
@@ -107,7 +108,7 @@ def _deployed(model: Any) -> tuple[keras.Model, Sequence[Any], Any]:
         raise ValueError(f"`model` should be a keras.Model. Received: {model!r} of type {type(model).__name__}")
     if hasattr(model, "_deployed"):
         return model._deployed()  # an SSDModel
-    return model, averaged_variables(model), _backend.compile_arguments(model).get("loss") if model.compiled else None
+    return model, averaged_variables(model), compile_arguments(model).get("loss") if model.compiled else None
 
 
 def _check(model: keras.Model, num_passes: Any, seed: Any, pass_chunk: Any) -> None:

@@ -7,7 +7,7 @@ from keras import ops
 
 import keras_ssd
 from models import sequential_network
-from same_weights import arrays, assert_same
+from same_weights import arrays, assert_close, assert_same
 
 X = np.random.default_rng(0).normal(size=(16, 4)).astype("float32")
 Y = (X[:, 0] > 0).astype("int32")
@@ -82,6 +82,32 @@ def test_a_learning_rate_given_to_the_students_optimizer_is_taken_over():
     ssd.optimizer.learning_rate = 0.5  # what is given to the wrapper's own stays
     ssd.fit(X, Y, verbose=0)
     assert float(ssd.optimizer.learning_rate) == 0.5
+
+
+def test_a_learning_rate_given_behind_the_scaling_of_a_loss_is_taken_over():
+    model = sequential_network()
+    model.compile(keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.5)), LOSS)
+    ssd = keras_ssd.wrap(model)
+    model.optimizer.learning_rate = 0.0
+    before = arrays(model.weights)
+    ssd.fit(X, Y, verbose=0)
+    assert_close(arrays(model.weights), before, 1e-7)
+
+
+def test_a_learning_rate_that_a_closure_gives_the_model_counts_in_the_same_epoch():
+    def trained(wrapped):
+        keras.utils.set_random_seed(1)
+        model = sequential_network()
+
+        def fall(epoch, logs):
+            model.optimizer.learning_rate = [0.05, 0.5, 0.0][epoch]
+
+        callback = keras.callbacks.LambdaCallback(on_epoch_begin=fall)
+        trained = keras_ssd.wrap(model, kd_weight=0) if wrapped else model
+        trained.fit(X, Y, epochs=3, shuffle=False, verbose=0, callbacks=callback)
+        return arrays(model.weights)
+
+    assert_same(trained(True), trained(False))
 
 
 def test_the_rate_of_a_schedule_is_the_wrappers_own():

@@ -217,6 +217,16 @@ def test_a_monitored_value_that_does_not_exist_is_named_with_those_that_do():
     assert ssd._teaches
 
 
+@pytest.mark.skipif(not hasattr(keras.optimizers, "MultiOptimizer"), reason="of newer Keras")
+def test_several_optimizers_restart_together():
+    optimizers = keras.optimizers.OptimizerMap(keras.optimizers.Adam(0.1))
+    optimizers["dense.*"] = keras.optimizers.SGD(0.1, momentum=0.9)
+    ssd = make_snapshot_model(keras.optimizers.MultiOptimizer(optimizers))
+    callback = TeacherSnapshot(at_epoch=1, restore_best_weights=False)
+    fit(ssd, [callback], epochs=2)
+    assert callback.snapshot_epochs == [0]
+
+
 OPTIMIZERS = {
     "adam": lambda: keras.optimizers.Adam(0.1),
     "momentum": lambda: keras.optimizers.SGD(0.1, momentum=0.9),

@@ -10,6 +10,7 @@ import pytest
 from keras import layers
 
 import keras_ssd
+from passes import passes
 from structures import Subclassed
 
 
@@ -247,6 +248,21 @@ def test_losses_and_weights_by_output_name():
     assert {"a_loss", "b_loss", "kd_loss"} <= set(logs)
 
 
+def test_sample_weights_of_some_outputs_weigh_these():
+    inputs = keras.Input((4,))
+    x = layers.Dropout(0.5)(layers.Dense(6)(inputs))
+    net = keras.Model(inputs, {name: layers.Dense(2, name=name)(x) for name in "abc"})
+    net.compile("sgd", {"a": "mse", "c": "mse"})
+    ssd = keras_ssd.wrap(net, num_teachers=1, similarity="uniform", kd_fraction=1)
+    x, targets = np.random.default_rng(0).normal(size=(3, 4)).astype("float32"), np.zeros((3, 2), "float32")
+    weights = {"a": np.array([0.0, 1.0, 3.0], "float32"), "c": np.array([2.0, 0.5, 0.0], "float32")}
+    step = passes(ssd, x)
+    of_output = [np.square(s - t[:, 0]).mean(axis=-1) for s, t in zip(step.outputs, step.teacher_outputs, strict=True)]
+    expected = np.mean(weights["a"] * of_output[0]) + np.mean(weights["c"] * of_output[2])
+    logs = ssd.train_on_batch(x, {"a": targets, "c": targets}, sample_weight=weights, return_dict=True)
+    assert logs["kd_loss"] == pytest.approx(expected, rel=1e-5)
+
+
 def test_dictionary_of_outputs_whose_keys_are_not_layer_names():
     inputs = keras.Input((4,))
     x = layers.Dropout(0.5)(layers.Dense(6)(inputs))
@@ -271,19 +287,6 @@ def test_an_output_without_a_loss_is_not_taught(similarity):
     ssd.train_on_batch(np.ones((4, 4), "float32"), [np.zeros(4), np.zeros((4, 2))])
     for a, b in zip(before, free.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
-
-
-def test_an_optimizer_that_cannot_be_copied_is_named():
-    class Warmup(keras.optimizers.schedules.LearningRateSchedule):
-        def __call__(self, step):
-            return 0.1
-
-    net = noisy()
-    net.compile(keras.optimizers.SGD(Warmup()), "mse")
-    with pytest.raises(ValueError, match="cannot be copied.*get_config.*SSDModel"):
-        keras_ssd.wrap(net)
-    ssd = keras_ssd.SSDModel(net)
-    ssd.compile(keras.optimizers.SGD(Warmup()), "mse")
 
 
 def test_generators_in_a_list_are_found():

@@ -12,6 +12,7 @@ from keras import ops
 from keras_ssd._backend import variable_scope
 from keras_ssd._typing import Logs
 from keras_ssd.callbacks._teacher_callback import TeacherCallback
+from keras_ssd.compiled import constant_learning_rate, copied
 from keras_ssd.settings import check_integer, is_number
 
 # Parts of the names of metrics that fall or rise: "loss", "val_auc", "val_mean_absolute_error", ...
@@ -138,7 +139,7 @@ class TeacherSnapshot(TeacherCallback):
                 'TeacherSnapshot needs a model wrapped with teacher="snapshot". Received: '
                 f'teacher={model.settings.kind!r}. Use keras_ssd.wrap(model, teacher="snapshot").'
             )
-        self._start_rate = _constant_rate(model.optimizer)
+        self._start_rate = constant_learning_rate(model.optimizer)
         if self.learning_rate is not None and self._start_rate is None:
             raise ValueError(
                 "`learning_rate` cannot be set on an optimizer that follows a schedule: the schedule starts again with "
@@ -247,7 +248,7 @@ def restart_optimizer(
         variables: the variables that it trains.
         learning_rate: float. Defaults to `None`, which keeps a schedule; the schedule starts again.
     """
-    fresh = type(optimizer).from_config(optimizer.get_config())
+    fresh = copied(optimizer)
     if optimizer.built:
         fresh.build(variables)
     for variable, initial in zip(optimizer.variables, fresh.variables, strict=True):
@@ -255,13 +256,6 @@ def restart_optimizer(
         variable.assign(initial.numpy())
     if learning_rate is not None:
         optimizer.learning_rate = learning_rate
-
-
-def _constant_rate(optimizer: keras.optimizers.Optimizer) -> float | None:
-    """Return the learning rate, or `None` if a schedule or a callable gives it."""
-    inner = getattr(optimizer, "inner_optimizer", optimizer)
-    rate = inner.get_config()["learning_rate"]
-    return float(rate) if is_number(rate) else None
 
 
 def _direction(monitor: str, mode: str) -> str:

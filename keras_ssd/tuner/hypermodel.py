@@ -15,7 +15,7 @@ import keras
 import keras_tuner
 import numpy as np
 
-from keras_ssd import _backend
+from keras_ssd.compiled import compile_arguments, copied
 from keras_ssd.graph import is_functional
 from keras_ssd.model import SSDModel
 from keras_ssd.teachers import resolve_kind
@@ -195,7 +195,7 @@ class SSDHyperModel(keras_tuner.HyperModel):
         path = None if self._directory is None else self._directory / f"ssd_plain_{key}.npz"
         if path is None or not path.exists():
             # The tuner's overrides (optimizer, loss, metrics) apply here, too.
-            plain.compile(**_backend.copied(_backend.compile_arguments(model)))
+            plain.compile(**copied(compile_arguments(model)))
             self._fit(hp, plain, *args, **self._plain_arguments(kwargs))
             weights = plain.get_weights()
             if path is not None:

@@ -12,7 +12,7 @@ from typing import Any
 import keras
 import keras_tuner
 
-from keras_ssd import _backend
+from keras_ssd.compiled import compile_arguments, copied
 from keras_ssd.tuner.hypermodel import SSDHyperModel, check_objectives
 
 _RECORD = "ssd_space.json"
@@ -123,7 +123,7 @@ def _try_objectives(tuner: keras_tuner.Tuner, names: list[str], args: tuple[Any,
     try:
         model = tuner.hypermodel.build(keras_tuner.HyperParameters())
         overrides = {name: getattr(tuner, name, None) for name in ("loss", "metrics")}
-        arguments = _backend.copied(_backend.compile_arguments(model))
+        arguments = copied(compile_arguments(model))
         model.compile(**{**arguments, **{name: value for name, value in overrides.items() if value}})
         history = model.fit(**bound).history
     except Exception:
