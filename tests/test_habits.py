@@ -156,7 +156,8 @@ def test_teachers_keep_the_rows_of_a_sample_together(make, is_folded, chunk):
 def test_scores_of_each_sample_against_each_are_taught_by_whole_batches():
     """Each teacher drops features of the first factor only, so that they can be computed back from its scores."""
     inputs = keras.Input((4,))
-    model = keras.Model(inputs, ops.matmul(layers.Dropout(0.5)(inputs), ops.transpose(inputs)))
+    features = layers.Dense(4)
+    model = keras.Model(inputs, ops.matmul(layers.Dropout(0.5)(features(inputs)), ops.transpose(inputs)))
     compiled(model, loss="mse", metrics=())
     with pytest.warns(UserWarning, match="combines the samples of a batch.*one at a time"):
         ssd = keras_ssd.wrap(model, num_teachers=8)
@@ -165,7 +166,8 @@ def test_scores_of_each_sample_against_each_are_taught_by_whole_batches():
     (scores,) = passes(ssd, x).teacher_outputs
     factors = np.moveaxis(scores, 1, 0) @ np.linalg.inv(x.T)
     kept = np.abs(factors) > 1e-3
-    np.testing.assert_allclose(factors[kept], np.broadcast_to(2 * x, factors.shape)[kept], rtol=1e-2)
+    whole = 2 * ops.convert_to_numpy(features(x))
+    np.testing.assert_allclose(factors[kept], np.broadcast_to(whole, factors.shape)[kept], rtol=1e-2)
     assert 0.3 < kept.mean() < 0.7 and len({k.tobytes() for k in kept}) == 8
     assert np.isfinite(ssd.fit(x, np.eye(4), verbose=0).history["kd_loss"]).all()
     with pytest.warns(UserWarning, match="combines the samples"):
