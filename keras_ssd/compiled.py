@@ -1,4 +1,8 @@
-"""What a model is compiled with, and copies of it for a second model: the same settings, a state of their own."""
+"""What a model is compiled with, and copies of it for a second model: the same settings, a state of their own.
+
+Attributes that Keras does not export are read here: `_compile_config`, `_learning_rate`, `_fn`, `_fn_kwargs`, and those
+of `exclude_from_weight_decay`.
+"""
 
 import inspect
 from typing import Any
@@ -8,6 +12,7 @@ from keras import ops
 
 # Optimizers keep these outside of their configuration, if `exclude_from_weight_decay` was called.
 _NOT_DECAYED = ("_exclude_from_weight_decay", "_exclude_from_weight_decay_pattern")
+_COPIED = (keras.optimizers.Optimizer, keras.metrics.Metric)
 
 
 def compile_arguments(model: keras.Model) -> dict[str, Any]:
@@ -44,18 +49,16 @@ def copied(settings: Any) -> Any:
         return {name: copied(value) for name, value in settings.items()}
     if isinstance(settings, (list, tuple)):
         return [copied(value) for value in settings]
-    copy = {keras.optimizers.Optimizer: _copied_optimizer, keras.metrics.Metric: _copied_metric}
-    for kind, function in copy.items():
-        if isinstance(settings, kind):
-            try:
-                return function(settings)
-            except (AttributeError, NotImplementedError, TypeError, ValueError) as error:
-                raise ValueError(
-                    f"`model` is compiled with an object that cannot be copied: {settings!r} has no usable "
-                    f"`get_config` ({error}). Define `get_config` (it returns every argument of `__init__`), or make "
-                    "the wrapper with keras_ssd.SSDModel(model, ...), which copies nothing, and compile the wrapper."
-                ) from error
-    return settings
+    if not isinstance(settings, _COPIED):
+        return settings
+    try:
+        return _copied_metric(settings) if isinstance(settings, keras.metrics.Metric) else _copied_optimizer(settings)
+    except (AttributeError, NotImplementedError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"`model` is compiled with an object that cannot be copied: {settings!r} has no usable `get_config` "
+            f"({error}). Define `get_config` (it returns every argument of `__init__`), or make the wrapper with "
+            "keras_ssd.SSDModel(model, ...), which copies nothing, and compile the wrapper."
+        ) from error
 
 
 def constant_learning_rate(optimizer: keras.optimizers.Optimizer) -> float | None:
@@ -78,14 +81,17 @@ def _copied_optimizer(optimizer: keras.optimizers.Optimizer) -> keras.optimizers
     replaced = {"_learning_rate": ops.convert_to_tensor(0.0)} if _computes(rate) else {}
     if inner is not None:
         replaced["inner_optimizer"] = keras.optimizers.SGD()
-    config = _config(optimizer, replaced)
+    config, fixed = _config(optimizer, replaced)
     if inner is None:
         copy = type(optimizer).from_config(config)
     else:
         config.pop("inner_optimizer")
         copy = type(optimizer)(_copied_optimizer(inner), **config)
+    fixed.pop("name", None)  # numbered by Keras, and shown nowhere
     if _computes(rate):
         copy.learning_rate = rate
+        fixed.pop("learning_rate", None)
+    _check_fixed(copy, fixed)
     for name in _NOT_DECAYED:
         if name in vars(optimizer):
             setattr(copy, name, getattr(optimizer, name))
@@ -94,17 +100,19 @@ def _copied_optimizer(optimizer: keras.optimizers.Optimizer) -> keras.optimizers
 
 def _copied_metric(metric: keras.metrics.Metric) -> keras.metrics.Metric:
     is_function = isinstance(metric, keras.metrics.MeanMetricWrapper)
-    config = _config(metric, {"_fn": keras.losses.mean_squared_error} if is_function else {})
+    config, fixed = _config(metric, {"_fn": keras.losses.mean_squared_error} if is_function else {})
     if is_function and "fn" in config:
         own = {"fn": metric._fn, **metric._fn_kwargs}  # the function itself, which may be a lambda
         names = _arguments(type(metric))
         if "fn" not in names:  # a user's class that gives `MeanMetricWrapper` its function
             config, own = {name: config[name] for name in config if name in names or name not in own}, {}
         return type(metric)(**config | own)
-    return type(metric).from_config(config)
+    copy = type(metric).from_config(config)
+    _check_fixed(copy, fixed)
+    return copy
 
 
-def _config(original: Any, replaced: dict[str, Any]) -> dict[str, Any]:
+def _config(original: Any, replaced: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the configuration of an object, with the arguments of `__init__` that its `get_config` does not return.
 
     These are taken from attributes of the same name.
@@ -112,6 +120,9 @@ def _config(original: Any, replaced: dict[str, Any]) -> dict[str, Any]:
     Args:
         original: an optimizer or metric.
         replaced: attributes to be ignored, with values in their place: what may not be serialised.
+
+    Returns:
+        The configuration that `__init__` takes, and that which a user's `__init__` does not take, but fixes.
 
     Raises:
         ValueError: if an argument of a user's class is in no attribute.
@@ -121,10 +132,10 @@ def _config(original: Any, replaced: dict[str, Any]) -> dict[str, Any]:
     vars(stand_in).update(attributes | replaced)
     config = dict(stand_in.get_config())
     for cls in type(original).__mro__:
-        if cls.__module__.partition(".")[0] == "keras":
+        if _is_of_keras(cls):
             # In Keras' own classes this concerns arguments of a metric's function (the axis of `CosineSimilarity`).
             kept = attributes.get("_fn_kwargs", {})
-            return config | {name: kept[name] for name in _arguments(cls) if name in kept and name not in config}
+            return config | {name: kept[name] for name in _arguments(cls) if name in kept and name not in config}, {}
         if "__init__" not in vars(cls):
             continue
         for name in _arguments(cls):
@@ -133,10 +144,25 @@ def _config(original: Any, replaced: dict[str, Any]) -> dict[str, Any]:
             attribute = next((key for key in (name, f"_{name}") if key in attributes), None)
             if attribute is None or isinstance(attributes[attribute], keras.Variable):
                 raise ValueError(f"it does not return the argument {name!r}, and no attribute holds it")
-            config[name] = copied(attributes[attribute])
+            value = attributes[attribute]
+            config[name] = copied(value) if isinstance(value, _COPIED) else value
         if not _takes_more(cls):
-            return config
-    return config
+            taken = _arguments(cls) if _is_of_keras(type(original).get_config) else list(config)
+            return {n: config[n] for n in config if n in taken}, {n: config[n] for n in config if n not in taken}
+    return config, {}
+
+
+def _check_fixed(copy: Any, fixed: dict[str, Any]) -> None:
+    """Raise if what `__init__` fixes is another value in the copy."""
+    config = copy.get_config() if fixed else {}
+    for name, value in fixed.items():
+        if config.get(name) != value:
+            raise ValueError(f"its `__init__` does not take {name!r}, which is {value!r} here")
+
+
+def _is_of_keras(item: Any) -> bool:
+    """Return whether a class or function is Keras' own."""
+    return item.__module__.partition(".")[0] == "keras"
 
 
 def _arguments(cls: type) -> list[str]:

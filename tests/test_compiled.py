@@ -58,12 +58,21 @@ def scaled_loss(inner):
     return keras.optimizers.LossScaleOptimizer(inner, initial_scale=4.0)
 
 
+class Fixed(keras.optimizers.SGD):
+    """A user's optimizer with a rate of its own."""
+
+    def __init__(self):
+        super().__init__(0.5)
+        self.learning_rate = 0.25
+
+
 OPTIMIZERS = {
     "weights excluded from decay": without_decay_of_biases,
     "a schedule without a configuration": lambda: keras.optimizers.SGD(Constant(0.5)),
     "a schedule that is not registered": lambda: keras.optimizers.SGD(Registered(0.5)),
     "a callable": lambda: keras.optimizers.SGD(lambda: 0.5),
     "an argument that the configuration lacks": lambda: Scaled(5.0, learning_rate=0.1),
+    "a class without arguments": Fixed,
     "the same in a subclass": lambda: ScaledTwice(scale=5.0, learning_rate=0.1),
     "the same within a scaled loss": lambda: scaled_loss(Scaled(5.0, learning_rate=0.1)),
     "a schedule within a scaled loss": lambda: scaled_loss(keras.optimizers.SGD(Constant(0.5))),
@@ -108,6 +117,13 @@ class Confident(keras.metrics.Metric):
         return self.above / self.seen
 
 
+class Positive(keras.metrics.BinaryAccuracy):
+    """A user's metric whose `__init__` takes a name only."""
+
+    def __init__(self, name="positive"):
+        super().__init__(name=name, threshold=0.4)
+
+
 class Second(keras.metrics.MeanMetricWrapper):
     """A user's metric that brings its own function."""
 
@@ -121,6 +137,7 @@ METRICS = {
     "a lambda": lambda: keras.metrics.MeanMetricWrapper(lambda y_true, y_pred: y_pred[:, 1], name="mean"),
     "an argument of the function": lambda: keras.metrics.MeanMetricWrapper(_power, name="power", exponent=3.0),
     "a class with its own function": Second,
+    "a class that fixes the arguments of its base": lambda: Positive("above"),
 }
 
 
@@ -153,9 +170,13 @@ class Demanding(keras.optimizers.SGD):
         raise NotImplementedError("none")
 
 
-@pytest.mark.parametrize("optimizer, message", [(Forgetful, "argument 'scale'"), (Demanding, "none")])
+@pytest.mark.parametrize(
+    "optimizer, message", [(Forgetful, "argument 'scale'"), (Demanding, "none"), (Fixed, "not take 'learning_rate'")]
+)
 def test_what_cannot_be_copied_is_refused(optimizer, message):
     model = compiled(classifier(), optimizer(), metrics=())
+    if optimizer is Fixed:
+        model.optimizer.learning_rate = 0.125
     with pytest.raises(ValueError, match=f"cannot be copied.*{message}.*SSDModel"):
         keras_ssd.wrap(model)
     keras_ssd.SSDModel(model).compile(optimizer(), "mse")

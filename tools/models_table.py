@@ -32,9 +32,14 @@ HABITS = {
     "samples folded into the batch, tensors without a batch": (
         "test_habits.py::test_teachers_keep_the_rows_of_a_sample_together"
     ),
+    "scores of each sample against each (in-batch negatives)": (
+        "test_habits.py::test_scores_of_each_sample_against_each_are_taught_by_whole_batches"
+    ),
+    "a model of one fixed batch size": "test_habits.py::test_a_model_for_one_batch_size_is_taught_by_batches_of_it",
     "a `call` without `training`": "test_habits.py::test_a_call_without_the_argument_training_is_trained_as_in_keras",
     "optional inputs left out": "test_habits.py::test_optional_inputs_may_be_left_out",
     "outputs in a nested dictionary": "test_habits.py::test_outputs_in_a_nested_dictionary",
+    "sample weights of some outputs": "test_wrap.py::test_sample_weights_of_some_outputs_weigh_these",
     "loss weights that are variables": "test_habits.py::test_loss_weights_may_be_variables",
     "sparse targets, where Keras takes them": ("test_habits.py::test_sparse_targets_are_taken_where_keras_takes_them"),
     "a cross-entropy of the user's own": (
@@ -55,6 +60,9 @@ HABITS = {
     "`ModelCheckpoint` of weights, loaded by the plain model": (
         "test_student.py::test_the_best_weights_are_loaded_by_the_plain_model"
     ),
+    "... loaded by the wrapper: the student predicts what was validated": (
+        "test_saving.py::test_weights_of_a_run_that_is_going_on_leave_the_average_in_the_student"
+    ),
     "`export`": "test_student.py::test_export_is_what_predict_says",
     "TensorFlow's converter to LiteRT": "test_student.py::test_lite_rt_converts_the_wrapper",
     "freeze, fit, unfreeze, `model.compile`, fit": "test_student_changes.py::test_a_compile_of_the_student_is_heard",
@@ -64,6 +72,16 @@ HABITS = {
     "a learning rate assigned to the model's optimizer": (
         "test_student_changes.py::test_a_learning_rate_given_to_the_students_optimizer_is_taken_over"
     ),
+    "... behind a `LossScaleOptimizer`": (
+        "test_student_changes.py::test_a_learning_rate_given_behind_the_scaling_of_a_loss_is_taken_over"
+    ),
+    "... by a closure during `fit`": (
+        "test_student_changes.py::test_a_learning_rate_that_a_closure_gives_the_model_counts_in_the_same_epoch"
+    ),
+    "weights excluded from decay; schedules, callables, optimizers without a configuration": (
+        "test_compiled.py::test_an_optimizer_trains_as_the_users_own"
+    ),
+    "metrics without a configuration, of lambdas": "test_compiled.py::test_a_metric_measures_as_the_users_own",
     "`model.stop_training` in a closure": "test_student_changes.py::test_a_closure_ends_the_training",
     "`quantize`": "test_student_changes.py::test_a_quantised_student_predicts_and_has_to_be_wrapped_again",
     "LoRA before wrapping; after it, wrap again": (
