@@ -71,7 +71,7 @@ REGIMES = [
         "FCN, noise in the teachers only",
         "accuracy/published/fcn_half_jax.csv",
         wrap="self, dropout behind the blocks, averaged",
-        paper="paper, dropout behind the blocks",
+        paper="paper, dropout before the head",
     ),
     *(
         Regime(
