@@ -1,0 +1,193 @@
+"""The statistics of the accuracy benchmark: comparisons, tables of methods, the summary of all regimes."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import analysis
+import run
+import summary
+
+pytestmark = pytest.mark.once  # trains by every method of others, too
+
+
+def test_holm():
+    np.testing.assert_allclose(analysis.holm([0.01, 0.04, 0.03, 0.5]), [0.04, 0.09, 0.09, 0.5])
+
+
+def test_equal_within_half_a_point():
+    # t = (mean + margin) / (deviation / sqrt(n)) = (0 + .005) / (.001 / sqrt(3)) = 8.66 on both sides, 2 degrees.
+    assert analysis.equal_within(np.array([-0.001, 0.0, 0.001]), 0.005) == pytest.approx(0.0065, abs=1e-4)
+    assert analysis.equal_within(np.array([0.009, 0.01, 0.011]), 0.005) > 0.99
+
+
+def test_methods_with_fewer_seeds_are_held_against_the_same_seeds_of_others():
+    rows = pd.DataFrame(
+        [(dataset, seed, method) for dataset in "ab" for seed in (0, 1) for method in ("plain", "self")]
+        # The second seed of this one was run on one of the two sets only.
+        + [("a", 0, "R-Drop"), ("b", 0, "R-Drop"), ("a", 1, "R-Drop")],
+        columns=["dataset", "seed", "method"],
+    )
+    (all_seeds, most), (one_seed, rest) = analysis.by_seeds(rows)
+    assert all_seeds == (0, 1) and set(most.method) == {"plain", "self"} and len(most) == 8
+    assert one_seed == (0,) and set(rest.method) == {"plain", "self", "R-Drop"} and len(rest) == 6
+
+
+def test_comparison_of_paired_means():
+    rows = pd.DataFrame(
+        [
+            (dataset, seed, method, accuracy)
+            for dataset, plain, ours in (("a", 0.5, 0.6), ("b", 0.7, 0.7), ("c", 0.8, 0.9))
+            for seed in (0, 1)
+            for method, accuracy in (("plain", plain + seed / 100), ("ours", ours + seed / 100))
+        ],
+        columns=["dataset", "seed", "method", "accuracy"],
+    )
+    table = analysis.means_by_unit(rows, "accuracy")
+    np.testing.assert_allclose(table.loc["a", ["plain", "ours"]], [0.505, 0.605])
+    found = analysis.compare(rows, "ours", "plain")
+    assert found["difference"] == pytest.approx(0.2 / 3)
+    # The standard error is that of (.1, 0, .1): sqrt(1/300) / sqrt(3) = 1/30; t(0.975, 2) = 4.3027.
+    assert found["+-"] == pytest.approx(4.3027 / 30, rel=1e-4)
+    assert (found["better"], found["equal"], found["worse"], found["seeds"]) == (2, 1, 0, 2)
+
+
+def test_comparison_is_over_seeds_that_both_have_on_every_set():
+    rows = pd.DataFrame(
+        [("a", 0, "plain", 0.5), ("a", 1, "plain", 0.9), ("a", 0, "ours", 0.6), ("a", 1, "ours", 0.1)]
+        + [("b", 0, "plain", 0.4), ("b", 1, "plain", 0.8), ("b", 0, "ours", 0.6)],
+        columns=["dataset", "seed", "method", "accuracy"],
+    )
+    found = analysis.compare(rows, "ours", "plain")
+    assert found["difference"] == pytest.approx(0.15)
+    assert (found["better"], found["worse"], found["seeds"]) == (2, 0, 1)
+
+
+def test_comparison_across_schedules(tmp_path, capsys):
+    sets = [("a", 0.5, 0.6), ("b", 0.7, 0.8), ("c", 0.8, 0.8)]
+    rows = pd.DataFrame(
+        [
+            ("conv", schedule, "all labels", 20, "jax", name, 0, method, accuracy, "finished", 50, 1.0)
+            for name, *of_both in sets
+            for schedule, method, accuracy in zip(("cosine", "constant"), ("plain", "self"), of_both, strict=True)
+        ],
+        columns=[*run.KEY, "method", "accuracy", "status", "steps", "seconds"],
+    ).assign(**dict.fromkeys(analysis.SCORES, 0.0))
+    path = tmp_path / "table.csv"
+    run.write(rows, path)
+    with pytest.raises(SystemExit, match="no seed was run on every data set"):  # one schedule each: nothing in common
+        analysis.main([str(path), "--compare", "self", "plain"])
+    capsys.readouterr()
+    analysis.main([str(path), "--across", "schedule", "--compare", "self, constant", "plain, cosine"])
+    printed = capsys.readouterr().out
+    assert "### conv, any learning rate, all labels, 20 epochs, jax" in printed
+    assert "| self, constant | plain, cosine | +0.0667 |" in printed
+
+
+def test_table_of_methods():
+    rows = pd.DataFrame(
+        [("a", 0, "plain", 0.1 + 0.2, 10, 2.0), ("a", 0, "ours", 0.3, 10, 3.0), ("a", 0, "theirs", 0.2, 35, 8.0)]
+        + [("b", 0, "plain", 0.5, 20, 4.0), ("b", 0, "ours", 0.7, 20, 4.0), ("b", 0, "theirs", 0.6, 50, 8.0)]
+        # Another seed may come from another machine: its seconds do not count.
+        + [("a", 1, "plain", 0.3, 10, 99.0), ("a", 1, "ours", 0.3, 10, 1.0), ("a", 1, "theirs", 0.2, 35, 1.0)]
+        + [("b", 1, "plain", 0.5, 20, 99.0), ("b", 1, "ours", 0.7, 20, 1.0), ("b", 1, "theirs", 0.6, 50, 1.0)],
+        columns=["dataset", "seed", "method", "accuracy", "steps", "seconds"],
+    ).assign(nll=0.5, nll_calibrated=0.4, ece=0.1, brier=0.2, status="finished")
+    table = analysis.methods(rows)
+    assert list(table.index) == ["ours", "plain", "theirs"]
+    # On "a" the first two are equal but for float noise: ranks 1.5, 1.5 and 3; on "b" 1, 3 and 2.
+    assert table["rank"].tolist() == [1.25, 2.25, 2.5]
+    assert table["steps"].tolist() == [1.0, 1.0, 3.0], "means of 3.5 and 2.5"
+    assert table["cost"].tolist() == [1.25, 1.0, 3.0], "medians of 1.5 and 1, of 4 and 2"
+
+
+def test_a_method_that_diverged_once_has_no_likelihood():
+    rows = pd.DataFrame(
+        [("a", 0, "plain", 0.8, 0.5, "finished"), ("a", 0, "ours", 0.9, 0.4, "finished")]
+        + [("b", 0, "plain", 0.6, 0.7, "finished"), ("b", 0, "ours", 0.0, np.nan, "diverged")],
+        columns=["dataset", "seed", "method", "accuracy", "nll", "status"],
+    ).assign(steps=1, seconds=1.0)
+    rows = rows.assign(nll_calibrated=rows.nll, ece=rows.nll, brier=rows.nll)
+    table = analysis.methods(rows)
+    assert table.loc["ours", ["accuracy", "diverged"]].tolist() == [0.45, 1]
+    assert np.isnan(table.loc["ours", "nll"]) and table.loc["plain", "nll"] == pytest.approx(0.6)
+
+
+def test_a_comparison_that_was_asked_for_is_not_left_out_silently():
+    rows = pd.DataFrame(
+        [(dataset, 0, method, 0.5) for dataset in "ab" for method in ("plain", "ours")] + [("a", 0, "theirs", 0.5)],
+        columns=["dataset", "seed", "method", "accuracy"],
+    )
+    with pytest.raises(SystemExit, match="no seed was run on every data set with both 'theirs' and 'plain'"):
+        analysis.comparisons(rows, [("ours", "plain"), ("theirs", "plain")])
+
+
+SUMMARISED = {
+    # Of two sets and two seeds; the averaged one has the first seed only.
+    "plain": {"a": (0.5, 0.6), "b": (0.7, 0.8)},
+    "self, averaged": {"a": (0.6, 0.7), "b": (0.7, 0.8)},
+    "plain, averaged": {"a": (0.6,), "b": (0.9,)},
+}
+
+
+def test_summary_of_a_regime(tmp_path, monkeypatch):
+    rows = pd.DataFrame(
+        [
+            (network, dataset, seed, method, accuracy)
+            for network in ("conv", "resnet")
+            for method, of_sets in SUMMARISED.items()
+            for dataset, of_seeds in of_sets.items()
+            for seed, accuracy in enumerate(of_seeds)
+        ]
+        + [("conv", "digits", seed, "plain", 0.1) for seed in (0, 1)],
+        columns=["network", "dataset", "seed", "method", "accuracy"],
+    )
+    rows.loc[rows.network == "resnet", "accuracy"] = 0.0
+    rows.to_csv(tmp_path / "rows.csv", index=False)
+    regimes = [
+        summary.Regime("one", "rows.csv", {"network": "conv"}),
+        summary.Regime("not run", "nowhere.csv"),
+    ]
+    monkeypatch.setattr(summary, "REGIMES", regimes)
+    table, found = summary.summary(tmp_path)
+    assert list(table.index) == list(found) == ["one"]
+    line = table.loc["one"]
+    assert line["units x seeds"] == "2 x 2", "digits stand apart"
+    assert line["`model.fit`"] == ".650" and line["`wrap`"] == ".700" and line["averaged"] == ".750 (seeds: 1)"
+    assert line["best epoch"] == line["paper"] == line["continued"] == line["paper - continued"] == ""
+    # .1 and 0: the standard error is .05, t(0.975, 1) = 12.706.
+    assert line["`wrap` - `model.fit`"] == "+5.0 ± 63.5"
+    # The first seed of both: 0 and -.2.
+    assert line["`wrap` - averaged"] == "-10.0 ± 127.1"
+    summary.forest(found, tmp_path / "forest.png")
+    assert (tmp_path / "forest.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_summary_of_new_people_has_the_subject_as_its_unit(tmp_path, monkeypatch):
+    rows = [
+        ("stress", subject, 0, method, 0.0, balanced)
+        for method, of_subjects in (("plain", (0.5, 0.7)), ("wrap(model)", (0.6, 0.7)))
+        for subject, balanced in enumerate(of_subjects)
+    ]
+    columns = ["dataset", "subject", "seed", "method", "accuracy", "balanced_accuracy"]
+    pd.DataFrame(rows, columns=columns).to_csv(tmp_path / "stress.csv", index=False)
+    regime = summary.Regime("stress", "stress.csv", score="balanced_accuracy")
+    monkeypatch.setattr(summary, "REGIMES", [regime])
+    line = summary.summary(tmp_path)[0].loc["stress"]
+    assert (line["units x seeds"], line["`model.fit`"], line["`wrap`"]) == ("2 x 1", ".600", ".650")
+    assert line["`wrap` - `model.fit`"] == "+5.0 ± 63.5"
+
+
+def test_the_stored_rows_can_be_summarised(capsys):
+    summary.main([])
+    printed = capsys.readouterr().out
+    assert "| all labels | 25 x 3 | .829 | .846 | .860 | .862 | " in printed
+    assert "| +3.3 ± 1.8 | +1.6 ± 0.9 | +0.2 ± 0.3 | +0.1 ± 1.7 |" in printed
+
+
+def test_what_only_some_sets_have_is_not_averaged():
+    rows = pd.DataFrame(
+        [("a", 0, "plain", 0.5), ("b", 0, "plain", 0.7), ("a", 0, "ours", 0.9)],
+        columns=["dataset", "seed", "method", "accuracy"],
+    )
+    assert list(analysis.means_by_unit(rows, "accuracy").columns) == ["plain"]

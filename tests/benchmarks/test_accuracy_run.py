@@ -1,0 +1,112 @@
+"""The rows of the accuracy benchmark: their scores, and that a run resumes."""
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import log_loss
+
+import analysis
+import data
+import experiments
+import methods
+import run
+
+pytestmark = pytest.mark.once  # trains by every method of others, too
+
+PREDICTIONS = np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.55, 0.45]])
+
+LABELS = np.array([0, 1, 1, 0])
+
+
+def test_scores():
+    outcome = experiments.Outcome("plain", PREDICTIONS, PREDICTIONS, seconds=2.0, steps=10)
+    row = run.scores(outcome, LABELS, LABELS)
+    assert row["accuracy"] == row["validation_accuracy"] == 0.75
+    assert row["nll"] == pytest.approx(log_loss(LABELS, PREDICTIONS))
+    # (.1^2 + .6^2 + .2^2 + .45^2) * 2 / 4
+    assert row["brier"] == pytest.approx(0.30625)
+    # Bins of a fifteenth: .9, .8 and .55 are right and .6 is not, each alone in its bin.
+    assert row["ece"] == pytest.approx((0.1 + 0.2 + 0.45 + 0.6) / 4)
+    assert row["nll_calibrated"] <= row["nll"] + 1e-6
+    assert row["status"] == "finished"
+
+
+def test_votes_have_no_likelihood():
+    votes = np.array([[1.0, 0.0], [0.6, 0.4], [0.4, 0.6], [0.0, 1.0]])
+    row = run.scores(experiments.Outcome("vote", votes, votes, 1.0, 1, has_likelihood=False), LABELS, LABELS)
+    assert row["accuracy"] == row["validation_accuracy"] == 0.5
+    assert "nll" not in row and "temperature" not in row
+
+
+def test_best_temperature_softens_what_is_too_sure():
+    """Right in 3 of 4 with one confidence: the best is 3/4, so the logit log(p / (1 - p)) is divided to log(3)."""
+    p = np.tile([0.99, 0.01], (4, 1))
+    temperature = run.best_temperature(p, np.array([0, 0, 0, 1]))
+    assert temperature == pytest.approx(np.log(99) / np.log(3), rel=1e-3)
+    np.testing.assert_allclose(run.tempered(p, temperature)[0], [0.75, 0.25], rtol=1e-3)
+
+
+def test_a_diverged_run_counts_as_wrong():
+    broken = np.full_like(PREDICTIONS, np.nan)
+    row = run.scores(experiments.Outcome("plain", broken, broken, 1.0, 1), LABELS, LABELS)
+    assert (row["status"], row["accuracy"]) == ("diverged", 0.0)
+
+
+def test_what_fails_does_not_take_the_others_along(monkeypatch):
+    def broken(experiment):
+        raise RuntimeError("no memory")
+
+    outcome = experiments.Outcome("plain", PREDICTIONS, PREDICTIONS, 1.0, 1)
+    monkeypatch.setitem(methods.TRAININGS, "self", (broken, ("self",)))
+    monkeypatch.setitem(methods.TRAININGS, "plain", (lambda experiment: [outcome], ("plain",)))
+    task = data.Task("small", (PREDICTIONS, LABELS), (PREDICTIONS, LABELS), (PREDICTIONS, LABELS), None, 2)
+    monkeypatch.setattr(data, "load", lambda *_: task)
+    options = dict(data_dir=None, regime="all labels", network="conv", schedule="constant", n_epochs=2)
+    rows, failures = run.work("small", 0, ["self", "plain"], options)
+    assert [row["method"] for row in rows] == ["plain"]
+    assert failures == ["self FAILED: RuntimeError('no memory')"]
+
+
+def test_only_what_the_table_lacks_is_run(tmp_path):
+    options = ["--datasets", "digits", "--trainings", "self", "paper", "--seeds", "2", "--epochs", "4"]
+    arguments = run.parse(options)
+    table = pd.DataFrame(
+        {
+            **dict.fromkeys(["network", "schedule", "regime"], None),
+            "method": ["self", "self, averaged", "paper"],
+            "n_epochs": 4,
+            "backend": keras.backend.backend(),
+            "dataset": "digits",
+            "seed": 0,
+        }
+    ).assign(network="conv", schedule="constant", regime="all labels")
+    table["nll"] = [3.9550361902623515e-10, 1 / 3, 0.1 + 0.2]
+    path = tmp_path / "table.csv"
+    run.write(table, path)
+    assert run.read(path).nll.tolist() == table.nll.tolist(), "to the last digit"
+    found = list(run.pending(run.read(path), arguments))
+    assert found == [("digits", 0, ["paper"]), ("digits", 1, ["self", "paper"])]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.slow
+def test_script_and_analysis(tmp_path, capsys):
+    path = tmp_path / "accuracy.csv"
+    call = ["--datasets", "digits", "GunPoint", "--trainings", "plain", "self", "--epochs", "2", "--out", str(path)]
+    assert run.main([*call, "--seeds", "0,"]) == 0
+    assert capsys.readouterr().out.count("seed 0") == 2
+    assert run.main([*call, "--seeds", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("seed 1") == 2 and "seed 0" not in printed, "the first seed is not run again"
+    rows = pd.read_csv(path)
+    assert len(rows) == 2 * 2 * 7 and rows.accuracy.between(0, 1).all()
+    analysis.main([str(path), "--out", str(tmp_path / "plots")])
+    printed = capsys.readouterr().out
+    assert "### conv, constant learning rate, all labels, 2 epochs, " in printed
+    assert "| self, averaged | plain, averaged | " in printed
+    analysis.main([str(path), "--compare", "SWA", "self"])
+    printed = capsys.readouterr().out
+    assert "| SWA | self | " in printed and "| self, averaged | plain, averaged | " not in printed
+    plot = tmp_path / "plots" / f"conv-constant-all-labels-2-{keras.backend.backend()}.png"
+    assert plot.read_bytes().startswith(b"\x89PNG")
