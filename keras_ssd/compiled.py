@@ -132,7 +132,7 @@ def _config(original: Any, replaced: dict[str, Any]) -> tuple[dict[str, Any], di
     vars(stand_in).update(attributes | replaced)
     config = dict(stand_in.get_config())
     for cls in type(original).__mro__:
-        if _is_of_keras(cls):
+        if is_of_keras(cls):
             # In Keras' own classes this concerns arguments of a metric's function (the axis of `CosineSimilarity`).
             kept = attributes.get("_fn_kwargs", {})
             return config | {name: kept[name] for name in _arguments(cls) if name in kept and name not in config}, {}
@@ -147,7 +147,7 @@ def _config(original: Any, replaced: dict[str, Any]) -> tuple[dict[str, Any], di
             value = attributes[attribute]
             config[name] = copied(value) if isinstance(value, _COPIED) else value
         if not _takes_more(cls):
-            taken = _arguments(cls) if _is_of_keras(type(original).get_config) else list(config)
+            taken = _arguments(cls) if is_of_keras(type(original).get_config) else list(config)
             return {n: config[n] for n in config if n in taken}, {n: config[n] for n in config if n not in taken}
     return config, {}
 
@@ -160,7 +160,7 @@ def _check_fixed(copy: Any, fixed: dict[str, Any]) -> None:
             raise ValueError(f"its `__init__` does not take {name!r}, which is {value!r} here")
 
 
-def _is_of_keras(item: Any) -> bool:
+def is_of_keras(item: Any) -> bool:
     """Return whether a class or function is Keras' own."""
     return item.__module__.partition(".")[0] == "keras"
 

@@ -231,10 +231,8 @@ def _find_batch(graph: Graph, tensors: Sequence[Any]) -> tuple[dict[int, bool], 
     steps = [] if graph.is_opaque else graph.needed(tensors)
     if all(_keeps_rows(step.layer) for step in steps):
         return has_batch, True
-    values = {id(x): _marked(x, _MARKED_BATCH) for x in tree.flatten(graph.inputs)}
     try:
-        for step in steps:
-            step.run(values, training=False)
+        values = _run_marked(graph, steps, _MARKED_BATCH)
         sizes = {id(x): values[id(x)].shape[0] if len(values[id(x)].shape) else 0 for x in tensors}
     except Exception:  # a custom layer that accepts no other batch size may raise any kind of error
         sizes = {id(x): None if has_batch[id(x)] else 0 for x in tensors}
@@ -264,10 +262,8 @@ def _mixes_samples(graph: Graph, needed: Sequence[Step], suffix: Sequence[Step])
         return False
     shapes = []
     for batch in (_MARKED_BATCH, _OTHER_BATCH):
-        values = {id(x): _marked(x, batch) for x in tree.flatten(graph.inputs)}
         try:
-            for step in needed:
-                step.run(values, training=False)
+            values = _run_marked(graph, needed, batch)
         except Exception:  # a layer that accepts one batch size only, which has to be that of each teacher then
             return tree.flatten(graph.inputs)[0].shape[0] is not None
         shapes.append([tuple(values[id(x)].shape[1:]) for step in suffix for x in step.outputs])
@@ -288,9 +284,15 @@ def _keeps_rows(layer: Any) -> bool:
     )
 
 
-def _marked(x: Any, batch: int) -> Any:
-    """Return a symbolic tensor like `x` with a recognisable batch size, and with 64 for unknown lengths."""
-    return keras.KerasTensor((batch, *(64 if size is None else size for size in x.shape[1:])), x.dtype)
+def _run_marked(graph: Graph, steps: Sequence[Step], batch: int) -> dict[int, Any]:
+    """Run steps on symbolic inputs with a recognisable batch size, and with 64 for unknown lengths."""
+    values = {
+        id(x): keras.KerasTensor((batch, *(64 if size is None else size for size in x.shape[1:])), x.dtype)
+        for x in tree.flatten(graph.inputs)
+    }
+    for step in steps:
+        step.run(values, training=False)
+    return values
 
 
 def _split(x: Tensor, n: int) -> Tensor:

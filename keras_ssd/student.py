@@ -4,7 +4,7 @@ from typing import Any
 
 import keras
 
-from keras_ssd.compiled import compile_record, constant_learning_rate
+from keras_ssd.compiled import compile_record, constant_learning_rate, is_of_keras
 
 # Methods that a user's class may override and that the wrapper would replace by Keras' own.
 _REPLACED = (
@@ -75,7 +75,7 @@ def check_overrides(model: keras.Model) -> None:
 
 def _is_of_keras(model: keras.Model, name: str) -> bool:
     owner = next((c for c in type(model).__mro__ if name in vars(c)), None)
-    return owner is None or owner.__module__.partition(".")[0] == "keras"
+    return owner is None or is_of_keras(owner)
 
 
 class StudentWatch:
