@@ -1,7 +1,7 @@
 """Held copies of weights, and the moving average of the student's weights: update, lending and taking back."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from typing import Any
 
 import keras
@@ -93,7 +93,8 @@ class Averaging:
     def __init__(self, student: keras.Model, average: HeldWeights, momentum: float) -> None:
         self._student, self._average, self._momentum = student, average, momentum
         self.variables, self.states = averaged_variables(student), recurrent_states(student)
-        self._lent: tuple[list[np.ndarray], list[np.ndarray]] | None = None  # raw weights, and the weights lent
+        # Raw weights, and the weights lent: `None` if a file told the raw weights.
+        self._lent: tuple[list[np.ndarray], list[np.ndarray] | None] | None = None
 
     @property
     def is_in_training(self) -> bool:
@@ -104,14 +105,33 @@ class Averaging:
         """Move the average one step towards the student's weights."""
         self._average.average(self.variables, self._momentum)
 
-    def lend(self) -> None:
-        """Write the average to the student, until training continues."""
+    def lend(self) -> list[np.ndarray] | None:
+        """Write the average to the student, until training continues; return the raw weights if they were there."""
         if not self.is_in_training:
-            return
+            return None
         raw = arrays(self.variables)
         self._average.write(self.variables)
         self._average.is_deployed.assign(np.ones((), "int32"))
         self._lent = raw, arrays(self.variables)
+        return raw
+
+    def raw_weights(self) -> list[np.ndarray] | None:
+        """Return the weights from which training continues, or `None` if it continues from those of the student."""
+        if self._lent is None or self.is_in_training or not self._is_lent():
+            return None
+        raw, lent = self._lent
+        return raw if lent is None or _equal(arrays(self.variables), lent) else None
+
+    def know_raw_weights(self, raw: list[np.ndarray] | None) -> None:
+        """Note the raw weights of a file; the average and the student's weights are loaded by themselves.
+
+        Args:
+            raw: what `raw_weights` returned when the file was written.
+        """
+        self._lent = None if raw is None else (raw, None)
+
+    def _is_lent(self) -> bool:
+        return _number(self._average.steps) > 0 and _equal(arrays(self.variables), arrays(self._average.held))
 
     def call(self, inputs: Any) -> tuple[Any, list[Tensor]]:
         """Run the student with the averaged weights; this changes only the states of stateful layers.
@@ -138,14 +158,12 @@ class Averaging:
     @contextlib.contextmanager
     def carried(self) -> Iterator[None]:
         """Let the student carry the average within the context, also during training."""
-        raw = arrays(self.variables) if self.is_in_training else None
-        if raw is not None:
-            self._average.write(self.variables)
+        raw = self.lend()
         try:
             yield
         finally:
-            for variable, value in zip(self.variables, raw or [], strict=raw is not None):
-                variable.assign(value)
+            if raw is not None:
+                self._take(raw)
 
     def restart(self) -> None:
         """Restart the average from the student's current weights."""
@@ -160,19 +178,20 @@ class Averaging:
         An average belongs to the weights it was made of: if the student was given other weights since, the average
         restarts from these. A layer that was frozen since keeps its current weights.
         """
-        lent, self._lent = self._lent, None
         if self.is_in_training:
             return
-        self._average.is_deployed.assign(np.zeros((), "int32"))
-        carried, held = arrays(self.variables), arrays(self._average.held)
-        if _number(self._average.steps) == 0 or not _equal(carried, held):
+        if not self._is_lent():
             self.restart()
-        elif lent is not None and _equal(carried, lent[1]):
-            # Not if both were loaded from a file: the weights lent are gone then.
-            frozen = {id(v) for layer in parts_of(self._student) if not layer.trainable for v in layer.weights}
-            for variable, value in zip(self.variables, lent[0], strict=True):
-                if id(variable) not in frozen:
-                    variable.assign(value)
+            return
+        frozen = {id(v) for layer in parts_of(self._student) if not layer.trainable for v in layer.weights}
+        self._take(self.raw_weights(), but=frozen)
+
+    def _take(self, raw: list[np.ndarray] | None, but: Set[int] = frozenset()) -> None:
+        for variable, value in zip(self.variables, raw or [], strict=raw is not None):
+            if id(variable) not in but:
+                variable.assign(value)
+        self._lent = None
+        self._average.is_deployed.assign(np.zeros((), "int32"))
 
 
 def averaged_variables(model: keras.Model) -> list[Any]:
@@ -232,9 +251,8 @@ class HeldWeightsMethods:
     def write_average(self) -> None:
         """Write the averaged weights to the student. `fit` does this when it ends.
 
-        Call it after training with `train_on_batch` or a custom loop, and on a wrapper that was saved during training
-        (by `ModelCheckpoint`, for example) before you deploy its student. Later training continues from the raw
-        weights.
+        Call it after training with `train_on_batch` or a custom loop, before you deploy the student. Later training
+        continues from the raw weights.
         """
         self._check_averages("write_average").lend()
         self._evaluate_with_average(False)

@@ -6,9 +6,13 @@ import os
 from typing import Any
 
 import keras
+import numpy as np
 
 from keras_ssd import saving
 from keras_ssd.settings import OPTIONS, Settings
+
+# In front of the numbers under which a wrapper's file holds the raw weights, if its student carries the average.
+_RAW = "raw_weight_"
 
 # `super()` is keras.Model here, as `Storage` is mixed into a model; type checkers do not know.
 _Model: Any = object
@@ -30,10 +34,11 @@ class Storage(_Model):
 
     def save(self, filepath: Any, overwrite: bool = True, zipped: bool | None = None, **kwargs: Any) -> None:
         # `ModelCheckpoint` calls this, too: a killed process must not leave a partial file in place of a complete one.
-        if zipped is False or not overwrite or not saving.can_be_written_beside(filepath, ".keras"):
-            return super().save(filepath, overwrite=overwrite, zipped=zipped, **kwargs)
-        with saving.written_beside(filepath) as written:
-            return super().save(written, zipped=zipped, **kwargs)
+        with self._carrying_average():
+            if zipped is False or not overwrite or not saving.can_be_written_beside(filepath, ".keras"):
+                return super().save(filepath, overwrite=overwrite, zipped=zipped, **kwargs)
+            with saving.written_beside(filepath) as written:
+                return super().save(written, zipped=zipped, **kwargs)
 
     def save_weights(self, filepath: Any, overwrite: bool = True, **kwargs: Any) -> None:
         """Save all weights in a file from which the plain model can load the deployed weights, too.
@@ -59,9 +64,26 @@ class Storage(_Model):
         with saving.written_beside(filepath) as written:
             return self._write_weights(written)
 
+    def _carrying_average(self) -> Any:
+        return contextlib.nullcontext() if self._averaging is None else self._averaging.carried()
+
+    def save_own_variables(self, store: Any) -> None:
+        super().save_own_variables(store)
+        raw = None if self._averaging is None else self._averaging.raw_weights()
+        for i, value in enumerate(raw or []):
+            store[f"{_RAW}{i}"] = value
+
+    def load_own_variables(self, store: Any) -> None:
+        own = {name: store[name] for name in store.keys() if not name.startswith(_RAW)}  # noqa: SIM118
+        if self._averaging is not None:
+            names = [f"{_RAW}{i}" for i in range(len(self._averaging.variables))]
+            raw = [np.array(store[name]) for name in names] if len(own) < len(store.keys()) else None
+            self._averaging.know_raw_weights(raw)
+        super().load_own_variables(own)
+
     def _write_weights(self, path: Any) -> None:
         self._build_optimizer_of_student()
-        with self._averaging.carried() if self._averaging is not None else contextlib.nullcontext():
+        with self._carrying_average():
             self.student.save_weights(path)
         with saving.state_beside_weights(path) as whole:
             super().save_weights(whole)
@@ -78,19 +100,22 @@ class Storage(_Model):
         """
         is_legacy = str(filepath).endswith((".h5", ".hdf5")) and not str(filepath).endswith("weights.h5")
         if not is_legacy and not (saving.is_weights_file(filepath) and os.path.isfile(filepath)):
-            return super().load_weights(filepath, skip_mismatch=skip_mismatch, **kwargs)
+            super().load_weights(filepath, skip_mismatch=skip_mismatch, **kwargs)
+            return self._end_loading()
         self._build_optimizer_of_student()
         if not is_legacy:
             with saving.state_in_weights(filepath) as whole:
                 if whole is not None:
                     super().load_weights(whole, skip_mismatch=skip_mismatch, **kwargs)
-                    if not self._fit_state.is_running:
-                        self._end_training()  # of a file that was written during training the student gets the average
-                    return None
+                    return self._end_loading()
         self.student.load_weights(filepath, skip_mismatch=skip_mismatch, **kwargs)
         if self._averaging is not None:
             self._averaging.restart()
         return None
+
+    def _end_loading(self) -> None:
+        if not self._fit_state.is_running:
+            self._end_training()  # of a file that was written during training the student gets the average
 
     def export(self, *args: Any, **kwargs: Any) -> Any:
         """Export the student as `predict` uses it: with the averaged weights, also during training.
@@ -99,7 +124,7 @@ class Storage(_Model):
             *args: as for `keras.Model.export`.
             **kwargs: likewise.
         """
-        with self._averaging.carried() if self._averaging is not None else contextlib.nullcontext():
+        with self._carrying_average():
             return self.student.export(*args, **kwargs)
 
     def get_config(self) -> dict[str, Any]:

@@ -38,13 +38,18 @@ def test_training_goes_on_from_a_file(tmp_path, teacher):
     ssd.kd_weight = 0.75
     for _ in range(4):
         ssd.train_on_batch(X, Y)
+    raw = arrays(ssd.student.weights)
     ssd.save(tmp_path / "ssd.keras")
+    assert_same(arrays(ssd.student.weights), raw)
     loaded = keras.models.load_model(tmp_path / "ssd.keras")
     assert loaded.get_config()["num_teachers"] == ssd.get_config()["num_teachers"]
     assert loaded.kd_weight == 0.75
-    assert_same(arrays(ssd.weights), arrays(loaded.weights))
+    np.testing.assert_array_equal(loaded.student.predict(X, verbose=0), loaded.predict(X, verbose=0))
     assert_same(arrays(ssd.optimizer.variables), arrays(loaded.optimizer.variables))
     np.testing.assert_array_equal(ssd.predict(X, verbose=0), loaded.predict(X, verbose=0))
+    if ssd._averages:
+        ssd.write_average()  # the file's student carries it
+    assert_same(arrays(ssd.weights), arrays(loaded.weights))
     weights = {id(v) for v in ssd.weights}
     states = [v for v in ssd.variables if id(v) not in weights and "seed" in v.path]
     for old, new in zip(states, [v for v in loaded.variables if "seed" in v.path], strict=True):
@@ -317,39 +322,61 @@ def test_a_lambda_is_refused_wherever_it_stands(tmp_path, place):
     np.testing.assert_array_equal(loaded.predict(X, verbose=0), ssd.predict(X, verbose=0))
 
 
-def test_the_weights_before_an_average_are_not_those_of_another_run(tmp_path):
-    """After `fit` the student carries the average; the next `fit` goes on from the raw weights unless others came."""
-
-    def trained(epochs):
-        keras.utils.set_random_seed(0)
-        ssd = keras_ssd.wrap(network(), teacher="ema", seed=1)
-        ssd.fit(X, Y, batch_size=8, epochs=epochs, verbose=0)
-        return ssd
-
-    source, ssd = trained(1), trained(3)
-    source.save_weights(tmp_path / "average.weights.h5")
-    ssd.load_weights(tmp_path / "average.weights.h5")
-    loaded = arrays(ssd.student.weights)
-    begin = []
-    note = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: begin.extend(arrays(ssd.student.weights)))
+def one_epoch(ssd):
+    """Train for an epoch, and return the weights from which it started."""
+    begun, student = [], ssd.student
+    note = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: begun.extend(arrays(student.weights)))
     ssd.fit(X, Y, epochs=1, verbose=0, callbacks=[note])
-    assert_same(begin, loaded)
+    return begun
 
 
-def test_weights_of_a_run_that_is_going_on_leave_the_average_in_the_student(tmp_path):
-    """What `ModelCheckpoint` validated is what the student predicts; training goes on from the raw weights."""
-    path, raw = tmp_path / "best.weights.h5", []
+def load_in_a_new_model(path):
+    if path.suffix == ".keras":
+        return keras.models.load_model(path)
     ssd = keras_ssd.wrap(network(), seed=1)
-    checkpoint = keras.callbacks.ModelCheckpoint(path, save_weights_only=True)
+    ssd.fit(X, Y, epochs=3, verbose=0)  # raw weights of its own, which are not those of the file
+    ssd.load_weights(path)
+    return ssd
+
+
+@pytest.mark.parametrize("name", ["file.keras", "file.weights.h5"])
+@pytest.mark.parametrize("times", [1, 2], ids=["saved", "saved again"])
+def test_a_file_holds_the_weights_before_the_average(tmp_path, name, times):
+    """After `fit` the student carries the average, of a loaded model, too; the next `fit` starts from raw weights."""
+    raw, ssd = [], keras_ssd.wrap(network(), seed=1)
+    note = keras.callbacks.LambdaCallback(on_train_end=lambda logs: raw.extend(arrays(ssd.student.weights)))
+    ssd.fit(X, Y, batch_size=8, verbose=0, callbacks=[note])
+    deployed, loaded = arrays(ssd.student.weights), ssd
+    for _ in range(times):
+        (loaded.save if name.endswith(".keras") else loaded.save_weights)(tmp_path / name)
+        loaded = load_in_a_new_model(tmp_path / name)
+    assert_same(arrays(loaded.student.weights), deployed)
+    assert not np.allclose(raw[0], deployed[0])
+    assert_same(one_epoch(loaded), raw)
+
+
+@pytest.mark.parametrize("name", ["file.keras", "file.weights.h5"])
+def test_a_file_of_weights_that_a_user_set_holds_no_others(tmp_path, name):
+    ssd = keras_ssd.wrap(network(), seed=1)
+    ssd.fit(X, Y, batch_size=8, verbose=0)
+    ssd.student.set_weights([w + 1 for w in ssd.student.get_weights()])
+    given = arrays(ssd.student.weights)
+    (ssd.save if name.endswith(".keras") else ssd.save_weights)(tmp_path / name)
+    loaded = load_in_a_new_model(tmp_path / name)
+    assert_same(arrays(loaded.student.weights), given)
+    assert_same(one_epoch(loaded), given)
+
+
+@pytest.mark.parametrize("name", ["best.keras", "best.weights.h5"])
+def test_of_a_run_that_is_going_on_the_student_in_the_file_is_what_was_validated(tmp_path, name):
+    """And training goes on from the raw weights."""
+    path, raw = tmp_path / name, []
+    ssd = keras_ssd.wrap(network(), seed=1)
+    checkpoint = keras.callbacks.ModelCheckpoint(path, save_weights_only=name.endswith(".h5"))
     note = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: raw.append(arrays(ssd.student.weights)))
     validated = ssd.fit(X, Y, batch_size=8, verbose=0, validation_data=(X, Y), callbacks=[checkpoint, note]).history
-    other = keras_ssd.wrap(network(), seed=1)
-    other.fit(X, Y, verbose=0)  # the optimizer of a new model has no variables to load
-    other.load_weights(path)
-    loss, *_ = other.student.evaluate(X, Y, verbose=0)
-    assert loss == pytest.approx(validated["val_loss"][0], rel=1e-5)
-    assert_close(other.student.predict(X, verbose=0), other.predict(X, verbose=0), 1e-6)
-    begin, weights = [], other.student.weights
-    note = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: begin.extend(arrays(weights)))
-    other.fit(X, Y, epochs=1, verbose=0, callbacks=[note])
-    assert_same(begin, raw[0])
+    loaded = load_in_a_new_model(path)
+    student = compiled(loaded.student)
+    assert student.evaluate(X, Y, verbose=0)[0] == pytest.approx(validated["val_loss"][0], rel=1e-5)
+    assert_close(loaded.student.predict(X, verbose=0), loaded.predict(X, verbose=0), 1e-6)
+    assert_same(one_epoch(loaded), raw[0])

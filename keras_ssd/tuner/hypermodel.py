@@ -1,7 +1,6 @@
 """A search space over distillations of the model that the user's build function returns."""
 
 import copy
-import functools
 import hashlib
 import inspect
 import json
@@ -108,7 +107,6 @@ class SSDHyperModel(keras_tuner.HyperModel):
         self._objectives = tuple(objectives)
         self._directory = None if directory is None else pathlib.Path(directory)
         self._plain_weights: dict[str, list[np.ndarray]] = {}
-        self._loaded_weights: list[np.ndarray] | None = None
 
     @property
     def fits(self) -> bool:
@@ -144,9 +142,6 @@ class SSDHyperModel(keras_tuner.HyperModel):
                 f"{error} (The trial has {options}; use `space` to fix or drop options that do not fit, for example "
                 'space={"similarity": "kl"}.)'
             ) from error
-        if ssd._averages:
-            # The score was measured with the averaged weights, so a loaded student gets them.
-            ssd.load_weights = functools.partial(self._load_averaged, ssd)  # type: ignore[method-assign]
         # Weights are loaded into this model, and both are saved: without the optimizers' variables Keras warns.
         for network in (ssd, ssd.student):
             network.optimizer.build(network.trainable_variables)
@@ -164,10 +159,8 @@ class SSDHyperModel(keras_tuner.HyperModel):
         Returns:
             The result of the user's `fit`, by default a `History`.
         """
-        # Hyperband continues an earlier trial, whose weights are loaded.
+        # Hyperband continues an earlier trial, whose weights were loaded.
         goes_on = "tuner/trial_id" in hp.values
-        if goes_on and model._averages:
-            model.student.set_weights(self._loaded_weights)
         if self.kind == "snapshot" and not goes_on:
             model.student.set_weights(self._plain_stage(hp, model, args, kwargs))
             if model._distills:
@@ -222,11 +215,6 @@ class SSDHyperModel(keras_tuner.HyperModel):
             if type(callback).__module__.partition(".")[0] not in ("keras_tuner", "tensorboard")
         ]
         return {**kwargs, "callbacks": [*users, early]}
-
-    def _load_averaged(self, ssd: SSDModel, *args: Any, **kwargs: Any) -> None:
-        SSDModel.load_weights(ssd, *args, **kwargs)
-        self._loaded_weights = ssd.student.get_weights()
-        ssd.write_average()
 
     def _check_reported(self, results: Any) -> None:
         if isinstance(results, keras.callbacks.History):
