@@ -219,12 +219,23 @@ def test_a_monitored_value_that_does_not_exist_is_named_with_those_that_do():
 
 @pytest.mark.skipif(not hasattr(keras.optimizers, "MultiOptimizer"), reason="of newer Keras")
 def test_several_optimizers_restart_together():
-    optimizers = keras.optimizers.OptimizerMap(keras.optimizers.Adam(0.1))
-    optimizers["dense.*"] = keras.optimizers.SGD(0.1, momentum=0.9)
-    ssd = make_snapshot_model(keras.optimizers.MultiOptimizer(optimizers))
+    """Those parts of the optimizer, too, that hold slots and step counts of their own."""
+
+    def make_optimizer():
+        optimizers = keras.optimizers.OptimizerMap(keras.optimizers.Adam(0.1))
+        optimizers[".*kernel"] = keras.optimizers.SGD(0.1, momentum=0.9)
+        return keras.optimizers.MultiOptimizer(optimizers)
+
+    ssd, begun = make_snapshot_model(make_optimizer()), []
+    note = keras.callbacks.LambdaCallback(on_epoch_begin=lambda *_: begun.append(arrays(ssd.optimizer.variables)))
     callback = TeacherSnapshot(at_epoch=1, restore_best_weights=False)
-    fit(ssd, [callback], epochs=2)
+    fit(ssd, [callback, note], epochs=2)
     assert callback.snapshot_epochs == [0]
+    new = make_optimizer()
+    new.build(ssd.trainable_variables)
+    assert all(len(part.variables) > 4 for part in new.optimizers)
+    assert_same(begun[1], arrays(new.variables))
+    assert not all(np.array_equal(a, b) for a, b in zip(begun[1], arrays(ssd.optimizer.variables), strict=True))
 
 
 OPTIMIZERS = {
