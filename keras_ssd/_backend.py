@@ -127,6 +127,14 @@ def replicas_in_sync() -> int:
     return tf.distribute.get_strategy().num_replicas_in_sync
 
 
+def values_of_replicas(variables: Sequence[Any]) -> list[tuple[Any, Any]]:
+    """Return `(copy, value)` of variables of which each replica of `tf.distribute` may hold another value."""
+    if keras.backend.backend() != "tensorflow":
+        return []
+    copies = [getattr(v.value, "values", None) for v in variables if not v.trainable]
+    return [(copy, copy.numpy()) for of_one in copies if isinstance(of_one, tuple) for copy in of_one]
+
+
 def devices_of_a_batch() -> int:
     """Return the number of devices over which `keras.distribution` splits the batch of a step; else 1.
 

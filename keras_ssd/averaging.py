@@ -1,6 +1,7 @@
 """Held copies of weights, and the moving average of the student's weights: update, lending and taking back."""
 
 import contextlib
+import hashlib
 from collections.abc import Iterator, Sequence, Set
 from typing import Any
 
@@ -93,8 +94,7 @@ class Averaging:
     def __init__(self, student: keras.Model, average: HeldWeights, momentum: float) -> None:
         self._student, self._average, self._momentum = student, average, momentum
         self.variables, self.states = averaged_variables(student), recurrent_states(student)
-        # Raw weights, and the weights lent: `None` if a file told the raw weights.
-        self._lent: tuple[list[np.ndarray], list[np.ndarray] | None] | None = None
+        self._lent: tuple[list[np.ndarray], np.ndarray] | None = None  # raw weights, and the digest of those lent
 
     @property
     def is_in_training(self) -> bool:
@@ -105,33 +105,34 @@ class Averaging:
         """Move the average one step towards the student's weights."""
         self._average.average(self.variables, self._momentum)
 
-    def lend(self) -> list[np.ndarray] | None:
-        """Write the average to the student, until training continues; return the raw weights if they were there."""
+    def lend(self) -> None:
+        """Write the average to the student, until training continues."""
         if not self.is_in_training:
-            return None
+            return
         raw = arrays(self.variables)
         self._average.write(self.variables)
         self._average.is_deployed.assign(np.ones((), "int32"))
-        self._lent = raw, arrays(self.variables)
-        return raw
+        self._lent = raw, _digest(arrays(self.variables))
 
-    def raw_weights(self) -> list[np.ndarray] | None:
-        """Return the weights from which training continues, or `None` if it continues from those of the student."""
-        if self._lent is None or self.is_in_training or not self._is_lent():
+    def lent(self) -> tuple[list[np.ndarray], np.ndarray] | None:
+        """Return the raw weights and the digest of the weights lent, or `None` if the student carries others."""
+        if self._lent is None or self.is_in_training or not self._carries_average():
             return None
-        raw, lent = self._lent
-        return raw if lent is None or _equal(arrays(self.variables), lent) else None
+        return self._lent if np.array_equal(self._lent[1], _digest(arrays(self.variables))) else None
 
-    def know_raw_weights(self, raw: list[np.ndarray] | None) -> None:
+    def note_lent(self, raw: list[np.ndarray], digest: np.ndarray | None) -> None:
         """Note the raw weights of a file; the average and the student's weights are loaded by themselves.
 
         Args:
-            raw: what `raw_weights` returned when the file was written.
+            raw: the raw weights.
+            digest: the digest of the weights lent; what was loaded for only a part of the layers differs from it.
+                `None` if the file has no raw weights.
         """
-        self._lent = None if raw is None else (raw, None)
+        self._lent = None if digest is None or len(raw) != len(self.variables) else (raw, digest)
 
-    def _is_lent(self) -> bool:
-        return _number(self._average.steps) > 0 and _equal(arrays(self.variables), arrays(self._average.held))
+    def _carries_average(self) -> bool:
+        pairs = zip(arrays(self.variables), arrays(self._average.held), strict=True)
+        return _number(self._average.steps) > 0 and all(np.array_equal(a, b, equal_nan=True) for a, b in pairs)
 
     def call(self, inputs: Any) -> tuple[Any, list[Tensor]]:
         """Run the student with the averaged weights; this changes only the states of stateful layers.
@@ -158,12 +159,17 @@ class Averaging:
     @contextlib.contextmanager
     def carried(self) -> Iterator[None]:
         """Let the student carry the average within the context, also during training."""
-        raw = self.lend()
+        if not self.is_in_training:
+            yield
+            return
+        raw, replicas = arrays(self.variables), _backend.values_of_replicas(self.variables)
         try:
+            self.lend()
             yield
         finally:
-            if raw is not None:
-                self._take(raw)
+            self._take(raw)
+            for variable, value in replicas:
+                variable.assign(value)
 
     def restart(self) -> None:
         """Restart the average from the student's current weights."""
@@ -180,11 +186,12 @@ class Averaging:
         """
         if self.is_in_training:
             return
-        if not self._is_lent():
+        if not self._carries_average():
             self.restart()
             return
         frozen = {id(v) for layer in parts_of(self._student) if not layer.trainable for v in layer.weights}
-        self._take(self.raw_weights(), but=frozen)
+        lent = self.lent()
+        self._take(None if lent is None else lent[0], but=frozen)
 
     def _take(self, raw: list[np.ndarray] | None, but: Set[int] = frozenset()) -> None:
         for variable, value in zip(self.variables, raw or [], strict=raw is not None):
@@ -212,8 +219,11 @@ def arrays(variables: Sequence[Any]) -> list[np.ndarray]:
     return [np.array(ops.convert_to_numpy(v.value)) for v in variables]
 
 
-def _equal(first: list[np.ndarray], second: list[np.ndarray]) -> bool:
-    return all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+def _digest(values: list[np.ndarray]) -> np.ndarray:
+    digest = hashlib.sha256()
+    for value in values:
+        digest.update(np.ascontiguousarray(value).tobytes())
+    return np.frombuffer(digest.digest(), "uint8")
 
 
 def _number(variable: Any) -> int:
@@ -239,6 +249,7 @@ class HeldWeightsMethods:
     student: Any
     _averaging: Any
     _evaluate_with_average: Any
+    _fit_state: Any
     _held_weights: Any
 
     def update_average(self) -> None:
@@ -251,10 +262,20 @@ class HeldWeightsMethods:
     def write_average(self) -> None:
         """Write the averaged weights to the student. `fit` does this when it ends.
 
-        Call it after training with `train_on_batch` or a custom loop, before you deploy the student. Later training
-        continues from the raw weights.
+        Call it after training with `train_on_batch` or a custom loop, before you deploy the student. A later `fit` or
+        `train_on_batch` continues from the raw weights, a custom loop from the weights of the student.
+
+        Raises:
+            ValueError: if no average is held, or while `fit` runs.
         """
-        self._check_averages("write_average").lend()
+        averaging = self._check_averages("write_average")
+        if self._fit_state.is_running:
+            raise ValueError(
+                "write_average() cannot be called while `fit` runs, which trains the raw weights and writes the "
+                "average itself when it ends. For a file in the midst of training use `save`, `save_weights` or "
+                "ModelCheckpoint: the student in the file carries the average."
+            )
+        averaging.lend()
         self._evaluate_with_average(False)
 
     def _check_averages(self, method: str) -> Any:

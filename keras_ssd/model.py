@@ -24,6 +24,9 @@ from keras_ssd.teachers import StudentTeacherGraph, check_replaceable, resolve_k
 from keras_ssd.thinning import Thinning
 from keras_ssd.unlabelled import as_joined_dataset, weigh_metrics
 
+# Keras' own: tools that log trainings put functions of their own in the place of its methods.
+_COMPILE, _FIT = inspect.signature(keras.Model.compile), inspect.signature(keras.Model.fit)
+
 
 @keras.saving.register_keras_serializable(package="keras_ssd")
 class SSDModel(Inspection, HeldWeightsMethods, Storage, StudentInterface, keras.Model):
@@ -203,7 +206,7 @@ class SSDModel(Inspection, HeldWeightsMethods, Storage, StudentInterface, keras.
 
     @functools.wraps(keras.Model.compile)
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        arguments = inspect.signature(keras.Model.compile).bind(self, *args, **kwargs).arguments
+        arguments = _COMPILE.bind(self, *args, **kwargs).arguments
         arguments.pop("self")
         if self._distills and isinstance(arguments.get("metrics"), list):
             # Keras Tuner compiles again with the metrics in `self.metrics`, which include the wrapper's own metric.
@@ -228,7 +231,7 @@ class SSDModel(Inspection, HeldWeightsMethods, Storage, StudentInterface, keras.
 
     @functools.wraps(keras.Model.fit)
     def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
-        arguments = inspect.signature(keras.Model.fit).bind(self, *args, **kwargs).arguments
+        arguments = _FIT.bind(self, *args, **kwargs).arguments
         arguments.pop("self")
         if not isinstance(arguments.get("callbacks"), keras.callbacks.CallbackList):
             # The last one, so that it sees what the others did.

@@ -11,8 +11,8 @@ import numpy as np
 from keras_ssd import saving
 from keras_ssd.settings import OPTIONS, Settings
 
-# In front of the numbers under which a wrapper's file holds the raw weights, if its student carries the average.
-_RAW = "raw_weight_"
+# Names under which a wrapper's file holds the raw weights, if its student carries the average.
+_RAW, _DIGEST = "raw_weight_", "lent_weights_digest"
 
 # `super()` is keras.Model here, as `Storage` is mixed into a model; type checkers do not know.
 _Model: Any = object
@@ -25,14 +25,14 @@ class Storage(_Model):
     settings: Settings
     student: Any
     _averaging: Any
-    _averages: Any
     _build_optimizer_of_student: Any
     _end_training: Any
-    _evaluates_average: Any
     _fit_state: Any
     _teacher_network: Any
+    _watch: Any
 
     def save(self, filepath: Any, overwrite: bool = True, zipped: bool | None = None, **kwargs: Any) -> None:
+        self._watch.content.check_held_copies(self)
         # `ModelCheckpoint` calls this, too: a killed process must not leave a partial file in place of a complete one.
         with self._carrying_average():
             if zipped is False or not overwrite or not saving.can_be_written_beside(filepath, ".keras"):
@@ -53,7 +53,8 @@ class Storage(_Model):
             **kwargs: as for `keras.Model.save_weights`.
         """
         if kwargs.get("max_shard_size") is not None or not saving.is_weights_file(filepath):
-            return super().save_weights(filepath, overwrite=overwrite, **kwargs)
+            with self._carrying_average():
+                return super().save_weights(filepath, overwrite=overwrite, **kwargs)
         if not overwrite and os.path.exists(filepath):
             before = os.stat(filepath).st_mtime_ns
             self.student.save_weights(filepath, overwrite=False)  # Keras asks
@@ -69,24 +70,26 @@ class Storage(_Model):
 
     def save_own_variables(self, store: Any) -> None:
         super().save_own_variables(store)
-        raw = None if self._averaging is None else self._averaging.raw_weights()
-        for i, value in enumerate(raw or []):
-            store[f"{_RAW}{i}"] = value
+        lent = None if self._averaging is None else self._averaging.lent()
+        if lent is not None:
+            for i, value in enumerate(lent[0]):
+                store[f"{_RAW}{i}"] = value
+            store[_DIGEST] = lent[1]
 
     def load_own_variables(self, store: Any) -> None:
-        own = {name: store[name] for name in store.keys() if not name.startswith(_RAW)}  # noqa: SIM118
+        stored = {name: store[name] for name in store.keys()}  # noqa: SIM118  the store is no dictionary
+        raw = [np.array(stored.pop(f"{_RAW}{i}")) for i in range(sum(name.startswith(_RAW) for name in stored))]
+        digest = stored.pop(_DIGEST, None)
         if self._averaging is not None:
-            names = [f"{_RAW}{i}" for i in range(len(self._averaging.variables))]
-            raw = [np.array(store[name]) for name in names] if len(own) < len(store.keys()) else None
-            self._averaging.know_raw_weights(raw)
-        super().load_own_variables(own)
+            self._averaging.note_lent(raw, None if digest is None else np.array(digest))
+        super().load_own_variables(stored)
 
     def _write_weights(self, path: Any) -> None:
         self._build_optimizer_of_student()
         with self._carrying_average():
             self.student.save_weights(path)
-        with saving.state_beside_weights(path) as whole:
-            super().save_weights(whole)
+            with saving.state_beside_weights(path) as whole:
+                super().save_weights(whole)
 
     def load_weights(self, filepath: Any, skip_mismatch: bool = False, **kwargs: Any) -> None:
         """Load all weights from a file of a wrapper, or the student's weights from a file of the plain model.
@@ -114,8 +117,11 @@ class Storage(_Model):
         return None
 
     def _end_loading(self) -> None:
+        """Let the student carry what it carries at this time: raw weights during `fit`, else the average."""
         if not self._fit_state.is_running:
-            self._end_training()  # of a file that was written during training the student gets the average
+            self._end_training()
+        elif self._averaging is not None:
+            self._averaging.take_back()
 
     def export(self, *args: Any, **kwargs: Any) -> Any:
         """Export the student as `predict` uses it: with the averaged weights, also during training.
@@ -155,7 +161,4 @@ class Storage(_Model):
         saving.check_config(config, cls.__name__, known, needed={"model", "teacher", "similarity"})
         for name in ("model", "teacher", "similarity"):
             config[name] = saving.restored(name, config[name], custom_objects)
-        ssd = cls(**config)
-        # Until it is known whether the file was written during training; after `fit`, average and student are equal.
-        ssd._evaluates_average = ssd._averages
-        return ssd
+        return cls(**config)

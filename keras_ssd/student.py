@@ -121,13 +121,7 @@ class StudentWatch:
         if record is not None and record is not self._record:
             ssd._compile_as(ssd.student)
         self.follow_learning_rate(ssd)
-        holds_copies = ssd._averages or (ssd._distills and ssd.settings.kind == "snapshot")
-        if holds_copies and [id(v) for v in ssd.student.weights] != self._variables:
-            raise ValueError(
-                f"The weights of {ssd.student.name!r} are no longer the wrapped ones (LoRA, quantisation, a new "
-                "layer), so the held copies (moving average, snapshot) belong to other weights. Wrap the model again: "
-                "keras_ssd.wrap(ssd.student, ...)."
-            )
+        self.check_held_copies(ssd)
         trainable = [id(v) for v in ssd.trainable_variables]
         if not ssd.compiled or ssd.optimizer is None:
             return
@@ -139,6 +133,16 @@ class StudentWatch:
                 "the wrapper follows) after freezing, unfreezing or adding weights."
             )
         self._trained = ssd.optimizer, trainable
+
+    def check_held_copies(self, ssd: Any) -> None:
+        """Raise `ValueError` if the moving average or the snapshot belongs to other variables than the student's."""
+        holds_copies = ssd._averages or (ssd._distills and ssd.settings.kind == "snapshot")
+        if holds_copies and [id(v) for v in ssd.student.weights] != self._variables:
+            raise ValueError(
+                f"The weights of {ssd.student.name!r} are no longer the wrapped ones (LoRA, quantisation, a new "
+                "layer), so the held copies (moving average, snapshot) belong to other weights. Wrap the model again, "
+                "keras_ssd.wrap(ssd.student, ...), or save the model itself, ssd.student.save(...)."
+            )
 
 
 class LearningRateFollower(keras.callbacks.Callback):

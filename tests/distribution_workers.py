@@ -10,6 +10,7 @@ import json
 import os
 import pathlib
 import sys
+import tempfile
 
 import keras
 import numpy as np
@@ -164,14 +165,25 @@ def on_each(strategy, variables):
 
 def statistics(strategy):
     """BatchNormalization, whose statistics are each replica's own in Keras: theirs, and those of the average."""
-    with strategy.scope():
-        ssd = wrapped(teacher="ema", normalisation=layers.BatchNormalization, num_teachers=4, distill="outputs")
     x, y, _ = data()
-    ssd.fit(x, y, batch_size=BATCH, shuffle=False, verbose=0)
+
+    def fitted_with(*callbacks):
+        with strategy.scope():
+            ssd = wrapped(teacher="ema", normalisation=layers.BatchNormalization, num_teachers=4, distill="outputs")
+        ssd.fit(x, y, batch_size=BATCH, shuffle=False, epochs=2, verbose=0, callbacks=list(callbacks))
+        return ssd
+
+    with tempfile.TemporaryDirectory() as folder:
+        saved = fitted_with(
+            keras.callbacks.ModelCheckpoint(f"{folder}/a.keras"),
+            keras.callbacks.ModelCheckpoint(f"{folder}/a.weights.h5", save_weights_only=True),
+        )
+    ssd = fitted_with()
     moving = [i for i, v in enumerate(ssd.student.weights) if "moving" in v.path]
     return {
         "moving": moving,
         "held": on_each(strategy, ssd._held_weights.held),
+        "held of a run that wrote files": on_each(strategy, saved._held_weights.held),
         "steps": on_each(strategy, [ssd._held_weights.steps]),
     }
 

@@ -125,7 +125,15 @@ def test_mirrored_replicas_hold_one_average(mirrored):
     assert len(results["moving"]) == 2
     for first, second in results["held"]:
         np.testing.assert_array_equal(first, second)
-    assert results["steps"] == [[4, 4]]
+    assert results["steps"] == [[8, 8]]
+
+
+@only_tensorflow
+@pytest.mark.slow
+def test_files_that_mirrored_replicas_write_change_nothing(mirrored):
+    """While a file is written the student carries the average; then each replica has its own statistics again."""
+    results = mirrored["statistics"]
+    assert results["held of a run that wrote files"] == results["held"]
 
 
 @only_tensorflow

@@ -10,7 +10,7 @@ from keras import layers, ops
 
 import keras_ssd
 from models import compiled, dense_network
-from same_weights import arrays, assert_close, assert_same
+from same_weights import arrays, assert_same
 from structures import Subclassed
 
 X = np.random.default_rng(0).normal(size=(16, 4)).astype("float32")
@@ -320,63 +320,3 @@ def test_a_lambda_is_refused_wherever_it_stands(tmp_path, place):
         keras_ssd.wrap(network(), teacher=path)
     loaded = keras.models.load_model(path, safe_mode=False)
     np.testing.assert_array_equal(loaded.predict(X, verbose=0), ssd.predict(X, verbose=0))
-
-
-def one_epoch(ssd):
-    """Train for an epoch, and return the weights from which it started."""
-    begun, student = [], ssd.student
-    note = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: begun.extend(arrays(student.weights)))
-    ssd.fit(X, Y, epochs=1, verbose=0, callbacks=[note])
-    return begun
-
-
-def load_in_a_new_model(path):
-    if path.suffix == ".keras":
-        return keras.models.load_model(path)
-    ssd = keras_ssd.wrap(network(), seed=1)
-    ssd.fit(X, Y, epochs=3, verbose=0)  # raw weights of its own, which are not those of the file
-    ssd.load_weights(path)
-    return ssd
-
-
-@pytest.mark.parametrize("name", ["file.keras", "file.weights.h5"])
-@pytest.mark.parametrize("times", [1, 2], ids=["saved", "saved again"])
-def test_a_file_holds_the_weights_before_the_average(tmp_path, name, times):
-    """After `fit` the student carries the average, of a loaded model, too; the next `fit` starts from raw weights."""
-    raw, ssd = [], keras_ssd.wrap(network(), seed=1)
-    note = keras.callbacks.LambdaCallback(on_train_end=lambda logs: raw.extend(arrays(ssd.student.weights)))
-    ssd.fit(X, Y, batch_size=8, verbose=0, callbacks=[note])
-    deployed, loaded = arrays(ssd.student.weights), ssd
-    for _ in range(times):
-        (loaded.save if name.endswith(".keras") else loaded.save_weights)(tmp_path / name)
-        loaded = load_in_a_new_model(tmp_path / name)
-    assert_same(arrays(loaded.student.weights), deployed)
-    assert not np.allclose(raw[0], deployed[0])
-    assert_same(one_epoch(loaded), raw)
-
-
-@pytest.mark.parametrize("name", ["file.keras", "file.weights.h5"])
-def test_a_file_of_weights_that_a_user_set_holds_no_others(tmp_path, name):
-    ssd = keras_ssd.wrap(network(), seed=1)
-    ssd.fit(X, Y, batch_size=8, verbose=0)
-    ssd.student.set_weights([w + 1 for w in ssd.student.get_weights()])
-    given = arrays(ssd.student.weights)
-    (ssd.save if name.endswith(".keras") else ssd.save_weights)(tmp_path / name)
-    loaded = load_in_a_new_model(tmp_path / name)
-    assert_same(arrays(loaded.student.weights), given)
-    assert_same(one_epoch(loaded), given)
-
-
-@pytest.mark.parametrize("name", ["best.keras", "best.weights.h5"])
-def test_of_a_run_that_is_going_on_the_student_in_the_file_is_what_was_validated(tmp_path, name):
-    """And training goes on from the raw weights."""
-    path, raw = tmp_path / name, []
-    ssd = keras_ssd.wrap(network(), seed=1)
-    checkpoint = keras.callbacks.ModelCheckpoint(path, save_weights_only=name.endswith(".h5"))
-    note = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: raw.append(arrays(ssd.student.weights)))
-    validated = ssd.fit(X, Y, batch_size=8, verbose=0, validation_data=(X, Y), callbacks=[checkpoint, note]).history
-    loaded = load_in_a_new_model(path)
-    student = compiled(loaded.student)
-    assert student.evaluate(X, Y, verbose=0)[0] == pytest.approx(validated["val_loss"][0], rel=1e-5)
-    assert_close(loaded.student.predict(X, verbose=0), loaded.predict(X, verbose=0), 1e-6)
-    assert_same(one_epoch(loaded), raw[0])

@@ -217,6 +217,21 @@ def test_a_monitored_value_that_does_not_exist_is_named_with_those_that_do():
     assert ssd._teaches
 
 
+@pytest.mark.parametrize("restore_best_weights, epoch", [(True, 1), (False, 3)], ids=["best", "last"])
+def test_of_a_model_that_averages_its_weights_the_snapshot_is_an_average(restore_best_weights, epoch):
+    """What was validated: the student goes on from there, and so does a new average."""
+    ssd, averages, after = make_snapshot_model(ema_momentum=0.9), [], Record()
+    note = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: averages.append(arrays(ssd._averaged_weights.held))
+    )
+    snapshot = TeacherSnapshot(patience=2, restore_best_weights=restore_best_weights)
+    fit(ssd, [Script([3.0, 1.0, 2.0, 2.0, 2.0]), note, snapshot, after], epochs=5)
+    assert snapshot.snapshot_epochs == [3]
+    assert_same(after.teacher[3], averages[epoch])
+    assert_same(after.student[3], averages[epoch])
+    assert int(keras.ops.convert_to_numpy(ssd._averaged_weights.steps)) == 2  # those of the last epoch
+
+
 @pytest.mark.skipif(not hasattr(keras.optimizers, "MultiOptimizer"), reason="of newer Keras")
 def test_several_optimizers_restart_together():
     """Those parts of the optimizer, too, that hold slots and step counts of their own."""

@@ -11,6 +11,7 @@ from keras import ops
 
 from keras_ssd._backend import variable_scope
 from keras_ssd._typing import Logs
+from keras_ssd.averaging import arrays, averaged_variables
 from keras_ssd.callbacks._teacher_callback import TeacherCallback
 from keras_ssd.compiled import constant_learning_rate, copied
 from keras_ssd.settings import check_integer, is_number
@@ -41,7 +42,8 @@ class TeacherSnapshot(TeacherCallback):
         patience: number of epochs without improvement after which the snapshot is taken. Defaults to `10`.
         mode: `"min"`, `"max"`, or `"auto"`, which decides by the name. Defaults to `"auto"`.
         min_delta: smallest change that counts as an improvement, >= 0. Defaults to `0.0`.
-        restore_best_weights: whether the snapshot holds the best weights or the last weights. Defaults to `True`.
+        restore_best_weights: whether the snapshot holds the best weights or the last weights: of a model that averages
+            its weights (`ema_momentum`), the average, which is what was validated. Defaults to `True`.
         start_from_epoch: number of epochs to ignore at the beginning. Defaults to `0`.
         at_epoch: number of plain epochs, at least 1, which replaces `patience`. Each generation takes the same number.
             Defaults to `None`.
@@ -208,7 +210,7 @@ class TeacherSnapshot(TeacherCallback):
         if math.isfinite(value) and self._improves(value):
             self.best, self.best_epoch, self.wait = value, epoch, 0
             if self.restore_best_weights:
-                self._best_weights = [ops.convert_to_numpy(v.value).copy() for v in self.model.student.weights]
+                self._best_weights = arrays(self.model._deployed()[1])
         else:
             self.wait += 1
 
@@ -218,9 +220,12 @@ class TeacherSnapshot(TeacherCallback):
         return (value - self.best if self._rises else self.best - value) > self.min_delta
 
     def _take(self, epoch: int) -> None:
-        if self._best_weights is not None:
-            for variable, value in zip(self.model.student.weights, self._best_weights, strict=True):
-                variable.assign(value)
+        student, deployed, _ = self.model._deployed()
+        weights = arrays(deployed) if self._best_weights is None else self._best_weights
+        for variable, value in zip(averaged_variables(student), weights, strict=True):
+            variable.assign(value)
+        if self.model._averages:
+            self.model._averaging.restart()
         self.model.take_snapshot()
         rate = self._start_rate if self.learning_rate is None else self.learning_rate
         with variable_scope(self.model):
