@@ -51,7 +51,7 @@ REGIMES = [
     Regime("cosine decay", "accuracy/cosine_jax.csv"),
     Regime("10,000 steps", ("accuracy/long/constant_jax.csv", "accuracy/long/constant_longer_jax.csv")),
     Regime("10,000 steps, short series", "accuracy/long/constant_jax.csv"),
-    Regime("10,000 steps, short series, cosine decay", "accuracy/long/cosine_jax.csv"),
+    Regime("10,000 steps, cosine decay", ("accuracy/long/cosine_jax.csv", "accuracy/long/cosine_longer_jax.csv")),
     Regime("no BatchNormalization", "accuracy/keras_average/unnormalised_jax.csv"),
     *(
         Regime(f"new people, {name}", f"new_people/{file}.csv", {"network": network}, score=score)
