@@ -240,9 +240,27 @@ MUTATIONS = [
     ),
     Mutation(
         "fit goes on from the average",
-        "            self._averaging.take_back()",
-        "            pass",
+        "            self._averaging.take_back()\n            self._evaluate_with_average(True)",
+        "            self._evaluate_with_average(True)",
         "averaging",
+    ),
+    Mutation(
+        "a file loaded while fit runs leaves the average",
+        "        elif self._averaging is not None:\n            self._averaging.take_back()",
+        "",
+        "average_in_files",
+    ),
+    Mutation(
+        "raw weights of a file replace weights that were set",
+        "return self._lent if np.array_equal(self._lent[1], _digest(arrays(self.variables))) else None",
+        "return self._lent",
+        "average_in_files",
+    ),
+    Mutation(
+        "a file holds raw weights",
+        "        with self._carrying_average():\n            if zipped",
+        "        if True:\n            if zipped",
+        "average_in_files",
     ),
     Mutation(
         "replicas share their noise",
