@@ -116,7 +116,7 @@ class Averaging:
 
     def lent(self) -> tuple[list[np.ndarray], np.ndarray] | None:
         """Return the raw weights and the digest of the weights lent, or `None` if the student carries others."""
-        if self._lent is None or self.is_in_training or not self._carries_average():
+        if self._lent is None or self.is_in_training:
             return None
         return self._lent if np.array_equal(self._lent[1], _digest(arrays(self.variables))) else None
 
@@ -129,10 +129,6 @@ class Averaging:
                 `None` if the file has no raw weights.
         """
         self._lent = None if digest is None or len(raw) != len(self.variables) else (raw, digest)
-
-    def _carries_average(self) -> bool:
-        pairs = zip(arrays(self.variables), arrays(self._average.held), strict=True)
-        return _number(self._average.steps) > 0 and all(np.array_equal(a, b, equal_nan=True) for a, b in pairs)
 
     def call(self, inputs: Any) -> tuple[Any, list[Tensor]]:
         """Run the student with the averaged weights; this changes only the states of stateful layers.
@@ -186,7 +182,8 @@ class Averaging:
         """
         if self.is_in_training:
             return
-        if not self._carries_average():
+        pairs = zip(arrays(self.variables), arrays(self._average.held), strict=True)
+        if _number(self._average.steps) == 0 or not all(np.array_equal(a, b, equal_nan=True) for a, b in pairs):
             self.restart()
             return
         frozen = {id(v) for layer in parts_of(self._student) if not layer.trainable for v in layer.weights}
