@@ -41,6 +41,21 @@ def wide(x: Tensor) -> Tensor:
     return x if keras.backend.standardize_dtype(x.dtype) == "float64" else ops.cast(x, "float32")
 
 
+def is_concrete(x: Tensor) -> bool:
+    """Return whether a tensor has a value: it is not part of a function that is traced or compiled."""
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        return tf.executing_eagerly()
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return not isinstance(x, jax.core.Tracer)
+    import torch
+
+    return not torch.compiler.is_compiling()
+
+
 def gains_from_small_batches() -> bool:
     """Return whether several small batches are faster than one large batch that overflows the processor's cache.
 

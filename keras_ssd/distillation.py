@@ -9,37 +9,49 @@ from keras import ops
 from keras_ssd._backend import wide
 from keras_ssd._typing import Tensor
 from keras_ssd.guidance import guidance_weights, guided_target, similarity_scores
+from keras_ssd.masks import flatten_features, mask_of, merge_axes, without_masked
 from keras_ssd.outputs import Output, finite_or
 from keras_ssd.settings import Settings
-from keras_ssd.teachers import flatten_features
 
 
 class StepOutputs(NamedTuple):
     """The outputs and representations of the student and its teachers for one batch.
 
     Attributes:
-        outputs: the student's outputs, a flat list, `(batch, ...)` each.
-        representation: the student's representation, `(batch, features)`, or `None`.
+        outputs: the student's outputs, a flat list, `(batch, ...)` each, with their Keras masks.
+        representation: the student's representation, `(batch, features)`, with a mask of this shape or without one, or
+            `None`.
         teacher_outputs: a flat list, `(batch, teachers, ...)` each, empty if the teachers stop at the representation.
         teacher_representations: `(batch, teachers, features)`, or `None`.
-        scales: factors for the losses of the outputs if these are only some rows of the batch, or `None`.
+        scales: the result of `rows.mask_scales` if these are only some rows of the batch, or `None`.
     """
 
     outputs: list[Tensor]
     representation: Tensor | None
     teacher_outputs: list[Tensor]
     teacher_representations: Tensor | None
-    scales: list[Tensor] | None = None
+    scales: list[Tensor | None] | None = None
 
     @property
     def compared(self) -> tuple[Tensor, Tensor]:
         """The compared features of student and teachers, `(batch, features)` and `(batch, teachers, features)`.
 
-        These are the representations, or the first output if there are no representations.
+        These are the representations, or the first output if there are no representations; zeros if they are masked.
         """
         if self.representation is None:
-            return flatten_features(self.outputs[0], 1), flatten_features(self.teacher_outputs[0], 2)
-        return self.representation, self.teacher_representations
+            student = flatten_features(self.outputs[0])
+            teachers = merge_axes(self.teacher_outputs[0], 2)
+        else:
+            student, teachers = self.representation, self.teacher_representations
+        mask = mask_of(student)
+        if mask is None:
+            return student, teachers
+        return without_masked(student, mask), without_masked(teachers, ops.expand_dims(mask, 1))
+
+    @property
+    def masks(self) -> list[Tensor | None]:
+        """The Keras masks of the outputs."""
+        return [mask_of(x) for x in self.outputs]
 
 
 def weigh_teachers(
@@ -60,8 +72,8 @@ def weigh_teachers(
         `(batch, teachers)`, every row sums to 1.
     """
     if settings.similarity == "kl":
-        triples = zip(outputs, step.outputs, step.teacher_outputs, strict=True)
-        scores = sum(output.scores(student, teachers) for output, student, teachers in triples if output.is_distilled)
+        parts = zip(outputs, step.outputs, step.teacher_outputs, step.masks, strict=True)
+        scores = sum(output.scores(*tensors) for output, *tensors in parts if output.is_distilled)
     else:
         scores = similarity_scores(*step.compared, settings.similarity)
     percentile = settings.percentile if percentile is None else percentile
@@ -98,26 +110,39 @@ def distillation_loss(
     if settings.distill != "outputs":
         own = wide(step.representation)
         target = finite_or(guided_target(guidance, step.teacher_representations), ops.stop_gradient(own))
-        loss += representation_loss(target, own, mean_weight(sample_weights))
+        loss += representation_loss(target, own, mean_weight(sample_weights), mask_of(step.representation))
     return loss
 
 
-def representation_loss(target: Tensor, student: Tensor, sample_weight: Tensor | None) -> Tensor:
+def representation_loss(
+    target: Tensor, student: Tensor, sample_weight: Tensor | None, mask: Tensor | None = None
+) -> Tensor:
     """Return the mean squared error over batch and features, `mean_{b,d} (f_S - f_hat)^2`.
 
     Args:
         target: `(batch, features)`.
         student: `(batch, features)`.
-        sample_weight: `(batch,)` or `None`.
+        sample_weight: `(batch,)`, a scalar or `None`.
+        mask: booleans `(batch, features)`: the mean of a sample is over those of its features that are kept. Defaults
+            to `None`.
     """
+    if mask is not None:
+        kept = ops.cast(mask, student.dtype)
+        share = ops.mean(kept, axis=1, keepdims=True)
+        # The square of this factor turns the mean over all features into a mean over those that are kept.
+        factor = kept / ops.sqrt(ops.where(share > 0, share, 1.0))
+        target, student = target * factor, student * factor
     loss = keras.losses.MeanSquaredError(dtype=keras.backend.standardize_dtype(target.dtype))
     return loss(target, student, sample_weight=sample_weight)
 
 
 def mean_weight(sample_weights: Sequence[Tensor | None]) -> Tensor | None:
-    """Return one weight for each sample, `(batch,)`: the mean over outputs and over weighted positions."""
+    """Return one weight for each sample, `(batch,)`: the mean over outputs and over weighted positions.
+
+    A scalar weight stays a scalar.
+    """
     given = [wide(weight) for weight in sample_weights if weight is not None]
     if not given:
         return None
-    per_sample = [ops.mean(ops.reshape(weight, (ops.shape(weight)[0], -1)), axis=1) for weight in given]
+    per_sample = [weight if len(weight.shape) == 0 else ops.mean(merge_axes(weight, 1), axis=1) for weight in given]
     return sum(per_sample) / len(per_sample)

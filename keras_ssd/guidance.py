@@ -10,9 +10,11 @@ float16.
 import math
 from collections.abc import Callable
 
+import keras
+import numpy as np
 from keras import ops
 
-from keras_ssd._backend import wide
+from keras_ssd._backend import is_concrete, wide
 from keras_ssd._typing import Tensor
 
 SIMILARITIES = ("dot", "cosine", "euclidean", "kl", "uniform")
@@ -34,25 +36,29 @@ def similarity_scores(
     Args:
         student: `(batch, features)`.
         teachers: `(batch, teachers, features)`.
-        similarity: one of the names above, or a callable that takes `(student, teachers)` and returns the scores.
-            Defaults to `"dot"`.
+        similarity: one of the names above, or a callable that takes `(student, teachers)` and returns the scores, a
+            tensor of floats `(batch, teachers)`. Defaults to `"dot"`.
 
     Returns:
         Scores `(batch, teachers)`. A teacher that holds NaN or infinity gets the score NaN (and passes no gradient), so
         that `guidance_weights` leaves it out.
 
     Raises:
-        ValueError: if `similarity` is neither known nor callable.
+        ValueError: if `similarity` is neither known nor callable, or is a callable that fails, or returns something
+            other than such scores.
 
     Example:
         >>> similarity_scores([[1.0, 2.0]], [[[1.0, 0.0], [0.0, 1.0]]], "dot")  # [[1., 2.]]
     """
     student, teachers = wide(student), wide(teachers)
     finite = ops.all(ops.isfinite(teachers), axis=-1)
+    # NaN for a teacher that is not finite, computed from it: a constant NaN would stop `jax_debug_nans` in every step.
+    total = ops.stop_gradient(ops.sum(teachers, axis=-1))
+    spoiled = total - total
     # Without this the gradient of a score that is discarded later would still be 0 * NaN = NaN.
     teachers = ops.where(ops.expand_dims(finite, -1), teachers, ops.zeros_like(teachers))
     if callable(similarity):
-        scores = ops.convert_to_tensor(similarity(student, teachers))
+        scores = _custom_scores(student, teachers, similarity)
     elif similarity == "dot":
         scores = _dot(student, teachers)
     elif similarity == "cosine":
@@ -67,7 +73,7 @@ def similarity_scores(
         scores = ops.zeros_like(teachers[:, :, 0])
     else:
         raise ValueError(f"`similarity` should be one of {SIMILARITIES} or a callable. Received: {similarity!r}")
-    return ops.where(finite, scores, ops.full_like(scores, float("nan")))
+    return ops.where(finite, scores, ops.cast(spoiled, scores.dtype))
 
 
 def guidance_weights(scores: Tensor, temperature: float = 5.0, percentile: float = 90.0) -> Tensor:
@@ -108,7 +114,7 @@ def guidance_weights(scores: Tensor, temperature: float = 5.0, percentile: float
     # A row without any finite score counts as a row of equal scores.
     valid = ops.logical_or(valid, ops.logical_not(ops.any(valid, axis=-1, keepdims=True)))
     scores = ops.where(ops.isfinite(scores), scores, ops.zeros_like(scores))
-    lowest = ops.full_like(scores, -float("inf"))
+    lowest = ops.full_like(scores, np.finfo(keras.backend.standardize_dtype(scores.dtype)).min)
     # Subtracting the maximum before dividing keeps tiny temperatures and huge scores finite.
     best = ops.stop_gradient(ops.max(ops.where(valid, scores, lowest), axis=-1, keepdims=True))
     exponentials = ops.exp(ops.where(valid, (scores - best) / temperature, ops.zeros_like(scores)))
@@ -136,12 +142,45 @@ def guided_target(weights: Tensor, teachers: Tensor) -> Tensor:
         >>> guided_target([[0.25, 0.75]], [[[4.0], [8.0]]])  # [[7.]]
     """
     weights, teachers = wide(weights), wide(teachers)
-    finite, used = ops.isfinite(teachers), ops.expand_dims(weights > 0, -1)
-    spoiled = ops.any(ops.logical_and(used, ops.logical_not(finite)), axis=1)
+    used = ops.where(ops.expand_dims(weights > 0, -1), teachers, ops.zeros_like(teachers))
+    unchecked = ops.stop_gradient(_weighted_sum(weights, used))
     # The gradient of a weight is its teacher: if not finite, it would reach the student even from a discarded target.
-    teachers = ops.where(finite, teachers, ops.zeros_like(teachers))
-    target = ops.squeeze(ops.matmul(ops.expand_dims(weights, 1), teachers), axis=1)
-    return ops.where(spoiled, ops.full_like(target, float("nan")), target)
+    target = _weighted_sum(weights, ops.where(ops.isfinite(teachers), teachers, ops.zeros_like(teachers)))
+    return ops.where(ops.isfinite(unchecked), target, unchecked - unchecked)
+
+
+def _weighted_sum(weights: Tensor, teachers: Tensor) -> Tensor:
+    return ops.squeeze(ops.matmul(ops.expand_dims(weights, 1), teachers), axis=1)
+
+
+def _custom_scores(student: Tensor, teachers: Tensor, similarity: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Return the scores of a user's similarity, after a check."""
+    shapes = f"a student of shape {tuple(student.shape)} and teachers of shape {tuple(teachers.shape)}"
+    try:
+        scores = ops.convert_to_tensor(similarity(student, teachers))
+    except Exception as error:  # a user's function may raise any kind of error
+        raise ValueError(
+            f"`similarity` should take (student, teachers) and return scores (batch, teachers). It failed for "
+            f"{shapes}: {type(error).__name__}: {error}"
+        ) from error
+    expected, received = tuple(teachers.shape[:2]), tuple(scores.shape)
+    if len(received) != 2 or any(a != b and None not in (a, b) for a, b in zip(expected, received, strict=True)):
+        raise ValueError(
+            f"`similarity` should return scores of shape (batch, teachers), here {expected}, for {shapes}. Received: "
+            f"scores of shape {received}"
+        )
+    dtype = keras.backend.standardize_dtype(scores.dtype)
+    if not keras.backend.is_float_dtype(dtype):
+        raise ValueError(f"`similarity` should return floats. Received: scores of dtype {dtype}")
+    if is_concrete(scores) and is_concrete(student):
+        found = ops.any(ops.isfinite(scores), axis=-1)
+        given = ops.all(ops.isfinite(student), axis=-1)
+        if not bool(ops.all(ops.logical_or(found, ops.logical_not(given)))):
+            raise ValueError(
+                "`similarity` should return finite scores. Received: a sample with a finite student, for which no "
+                "teacher has a finite score"
+            )
+    return scores
 
 
 def _dot(student: Tensor, teachers: Tensor) -> Tensor:

@@ -16,12 +16,12 @@ from keras_ssd.distillation import StepOutputs, distillation_loss, weigh_teacher
 from keras_ssd.graph import Graph, call_student, is_functional
 from keras_ssd.inspection import Inspection
 from keras_ssd.output_records import OutputRecords, teacher_logits
+from keras_ssd.rows import draw_rows, mask_scales, take
 from keras_ssd.settings import Settings, check_weight
 from keras_ssd.step import FitState, Untracked, as_training_step, current_evaluation, current_step, values_set
 from keras_ssd.storage import Storage
 from keras_ssd.student import LearningRateFollower, StudentInterface, StudentWatch, check_model, check_overrides
 from keras_ssd.teachers import StudentTeacherGraph, check_replaceable, resolve_kind
-from keras_ssd.thinning import Thinning
 from keras_ssd.unlabelled import as_joined_dataset, weigh_metrics
 
 # Keras' own: tools that log trainings put functions of their own in the place of its methods.
@@ -83,10 +83,8 @@ class SSDModel(Inspection, HeldWeightsMethods, Storage, StudentInterface, keras.
             self._wiring, self._teacher_network = wiring, Untracked(network)
             self._fit_state = FitState()
             self._add_state(settings)
-        self._thinning = None
         if wiring is not None:
             settings.kd_fraction = wiring.cost.fraction
-            self._thinning = Untracked(Thinning(settings.kd_fraction)) if settings.kd_fraction < 1 else None
         if isinstance(teacher_model, SSDModel) and teacher_model._averages and wiring is not None:
             self._held_weights.copy(teacher_model._deployed()[1])
         is_compared = network is not None and graph is not None and settings.needs_outputs
@@ -175,16 +173,16 @@ class SSDModel(Inspection, HeldWeightsMethods, Storage, StudentInterface, keras.
         representation, cut_values = current_step.take_student_pass()
         outputs = self._outputs.describe(y_pred)
         scales = None
-        if self._thinning is not None:
-            thin = self._thinning.content
-            rows, whole = thin.draw(y_pred, self._teacher_seed_generator), tree.flatten(y_pred)
-            y_pred, representation, sample_weight = thin.take((y_pred, representation, sample_weight), rows)
-            cut_values = self._wiring.take_rows(cut_values, thin, rows)
-            scales = thin.mask_scales(whole, tree.flatten(y_pred))
+        if self.settings.kd_fraction < 1:
+            whole = tree.flatten(y_pred)
+            rows = draw_rows(ops.shape(whole[0])[0], self.settings.kd_fraction, self._teacher_seed_generator)
+            y_pred, representation, sample_weight = take((y_pred, representation, sample_weight), rows)
+            cut_values = self._wiring.take_rows(cut_values, rows)
+            scales = mask_scales(whole, tree.flatten(y_pred))
         step = self._run_teachers(y_pred, representation, cut_values)._replace(scales=scales)
         guidance = weigh_teachers(step, outputs, self.settings)
         if self._fit_state.statistics is not None:
-            predictions = list(zip(outputs, step.teacher_outputs, strict=False))
+            predictions = list(zip(outputs, step.teacher_outputs, step.masks, strict=False))
             self._fit_state.statistics.update_state(guidance, *step.compared, predictions)
         weights = self._outputs.weights_of(sample_weight if self.settings.kd_sample_weight else None, y_pred)
         return distillation_loss(step, guidance, outputs, self.settings, weights)

@@ -7,6 +7,7 @@ from keras import ops
 
 from keras_ssd import _backend, guidance
 from keras_ssd._typing import Tensor
+from keras_ssd.masks import fitted, masked_mean, merge_axes, without_masked
 
 
 class Output:
@@ -52,32 +53,35 @@ class Output:
         """Return whether the output has a weight; a variable counts as a weight, whatever its value."""
         return not isinstance(self.weight, (int, float)) or self.weight > 0
 
-    def scores(self, student: Tensor, teachers: Tensor) -> Tensor:
-        """Return minus the divergence of each teacher from the student, averaged over positions.
+    def scores(self, student: Tensor, teachers: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return minus the divergence of each teacher from the student, averaged over unmasked positions.
 
         Args:
             student: `(batch, ...)`.
             teachers: `(batch, teachers, ...)`.
+            mask: the Keras mask of the student's output, or `None`.
 
         Returns:
-            `(batch, teachers)`. For regression, minus half the mean squared difference: the divergence of two normal
-            distributions of unit variance.
+            `(batch, teachers)`, 0 for a sample without unmasked positions. For regression, minus half the mean squared
+            difference: the divergence of two normal distributions of unit variance.
         """
         batch, num_teachers = ops.shape(student)[0], teachers.shape[1]
-        student = ops.stop_gradient(self._features(student, self.from_logits))
-        teachers = self._features(teachers, self.teacher_from_logits)
+        mask = self._position_mask(mask, student)
+        student = ops.stop_gradient(self._features(student, self.from_logits, 1))
+        teachers = self._features(teachers, self.teacher_from_logits, 2)
         if self.kind == "regression":
-            student = ops.reshape(student, (batch, -1))
-            teachers = ops.reshape(teachers, (batch, num_teachers, -1))
             width = ops.cast(ops.shape(student)[1], student.dtype)
+            if mask is not None:
+                student = without_masked(student, mask)
+                teachers = without_masked(teachers, ops.expand_dims(mask, 1))
+                width = ops.maximum(ops.sum(ops.cast(mask, student.dtype), axis=1, keepdims=True), 1.0)
             return guidance.similarity_scores(student, teachers, "euclidean") / (2 * width)
-        # One row for each position, so that the equations see (batch * positions, teachers, classes).
-        n_classes = teachers.shape[-1]
-        teachers = ops.swapaxes(ops.reshape(teachers, (batch, num_teachers, -1, n_classes)), 1, 2)
+        # A row for each position, so that the equations take (batch * positions, teachers, classes).
         scores = guidance.similarity_scores(
-            ops.reshape(student, (-1, n_classes)), ops.reshape(teachers, (-1, num_teachers, n_classes)), "kl"
+            merge_axes(student, 0, 2), merge_axes(ops.swapaxes(teachers, 1, 2), 0, 2), "kl"
         )
-        return ops.mean(ops.reshape(scores, (batch, -1, num_teachers)), axis=1)
+        scores = ops.reshape(scores, (batch, ops.shape(student)[1], num_teachers))
+        return masked_mean(scores, None if mask is None else ops.expand_dims(mask, -1), axis=1)
 
     def target(self, weights: Tensor, student: Tensor, teachers: Tensor) -> Tensor:
         """Return the weighted mean of the teachers' tempered distributions (or values), without a gradient to them.
@@ -92,11 +96,10 @@ class Output:
         Returns:
             `(batch, ...)`, for a binary output `(batch, ..., 2)`.
         """
-        own = ops.stop_gradient(self._probabilities(student, self.from_logits))
-        teachers = self._probabilities(teachers, self.teacher_from_logits)
-        flat = ops.reshape(teachers, (ops.shape(teachers)[0], teachers.shape[1], -1))
-        target = ops.reshape(guidance.guided_target(weights, flat), ops.shape(own))
-        return finite_or(target, own)
+        shape = ops.shape(student) + ((2,) if self.kind == "binary" else ())
+        own = merge_axes(ops.stop_gradient(self._probabilities(student, self.from_logits, 1)), 1)
+        teachers = merge_axes(self._probabilities(teachers, self.teacher_from_logits, 2), 2)
+        return ops.reshape(finite_or(guidance.guided_target(weights, teachers), own), shape)
 
     def loss(self, target: Tensor, student: Tensor, sample_weight: Tensor | None) -> Tensor:
         """Return the distillation loss, reduced, weighted, masked and scaled over replicas as Keras' own losses.
@@ -116,17 +119,56 @@ class Output:
         """Return the loss of each sample and position."""
         if self.kind == "regression":
             return ops.mean(ops.square(target - student), axis=-1)
-        log_student = ops.log_softmax(self._features(student, self.from_logits), axis=-1)
+        log_student = ops.log_softmax(self._features(student, self.from_logits, 1), axis=-1)
+        target = ops.reshape(target, ops.shape(log_student))
         # 0 log 0 = 0
         log_target = ops.log(ops.maximum(target, 1e-30))
         divergence = ops.sum(target * (log_target - log_student), axis=-1) * self.temperature**2
-        return ops.mean(divergence, axis=-1) if self.kind == "binary" else divergence
+        if self.kind == "binary":
+            return ops.mean(ops.reshape(divergence, ops.shape(student)), axis=-1)
+        return ops.reshape(divergence, ops.shape(student)[:-1])
 
-    def _features(self, x: Tensor, from_logits: bool) -> Tensor:
-        """Return tempered logits, over two classes for a binary output; the values themselves for regression."""
+    def disagreement(self, teachers: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return the share of the teachers outside the majority, averaged over unmasked positions (or binary units).
+
+        Args:
+            teachers: the teachers' classifications, `(batch, teachers, ...)`.
+            mask: the Keras mask of the student's output, or `None`.
+
+        Returns:
+            `(batch,)`.
+        """
+        mask = self._position_mask(mask, teachers[:, 0])
+        if self.kind == "binary":
+            votes = merge_axes(teachers, 2) > (0.0 if self.teacher_from_logits else 0.5)
+            share = ops.mean(ops.cast(votes, "float32"), axis=1)
+            return masked_mean(1.0 - ops.maximum(share, 1.0 - share), mask, axis=1)
+        classes = ops.argmax(merge_axes(teachers, 2, len(teachers.shape) - 1), axis=-1)
+        votes = ops.one_hot(classes, teachers.shape[-1], dtype="float32")
+        return masked_mean(1.0 - ops.max(ops.mean(votes, axis=1), axis=-1), mask, axis=1)
+
+    def _position_mask(self, mask: Tensor | None, x: Tensor) -> Tensor | None:
+        """Return the mask of each position (of each unit or value unless categorical), `(batch, positions)`."""
+        mask = None if mask is None else fitted(mask, x[..., 0] if self.kind == "categorical" else x)
+        return None if mask is None else merge_axes(mask, 1)
+
+    def _features(self, x: Tensor, from_logits: bool, start: int) -> Tensor:
+        """Return tempered logits, over two classes for a binary output; the values themselves for regression.
+
+        All positions are on one axis, because TensorFlow's kernel of softmax takes no more than five axes.
+
+        Args:
+            x: the output of the student, `(batch, ...)`, or of the teachers, `(batch, teachers, ...)`.
+            from_logits: whether it holds logits.
+            start: number of axes before the positions, 1 or 2.
+
+        Returns:
+            `(batch, [teachers,] positions, classes)`; for regression `(batch, [teachers,] values)`.
+        """
         x = _backend.wide(x)
         if self.kind == "regression":
-            return x
+            return merge_axes(x, start)
+        x = merge_axes(x, start, len(x.shape) - (self.kind == "categorical"))
         if not from_logits:
             floor = keras.config.epsilon()
             x = ops.clip(x, floor, 1.0 - floor) if self.kind == "binary" else ops.maximum(x, floor)
@@ -134,8 +176,8 @@ class Output:
         x = x / self.temperature
         return ops.stack([x, ops.zeros_like(x)], axis=-1) if self.kind == "binary" else x
 
-    def _probabilities(self, x: Tensor, from_logits: bool) -> Tensor:
-        features = self._features(x, from_logits)
+    def _probabilities(self, x: Tensor, from_logits: bool, start: int) -> Tensor:
+        features = self._features(x, from_logits, start)
         return features if self.kind == "regression" else ops.softmax(features, axis=-1)
 
 

@@ -124,6 +124,12 @@ class Settings:
             raise ValueError(
                 f"`percentile` should lie between 0 (keeps all) and 100. Received: percentile={self.percentile}"
             )
+        if 0 < self.percentile < 1:
+            warnings.warn(
+                f"`percentile` lies between 0 and 100, and {self.percentile} is below 1: pass "
+                f"{100 * self.percentile:g} for a share of {self.percentile:g}.",
+                stacklevel=_level_of_user(),
+            )
         if self.dropout_rate is not None and (not is_number(self.dropout_rate) or not 0 < self.dropout_rate < 1):
             raise ValueError(
                 "`dropout_rate` should lie between 0 and 1, both excluded, or be None to keep the model's own rates. "

@@ -1,22 +1,21 @@
 """The argument `teacher`, and the combined passes of student and teacher: their results, and where they branch."""
 
-import math
 import os
 import zipfile
 from collections.abc import Sequence
 from typing import Any
 
 import keras
-from keras import ops
 
 from keras_ssd._typing import Tensor
 from keras_ssd.cost import teacher_cost
 from keras_ssd.graph import Graph, output_structure
+from keras_ssd.masks import flatten_features, merge_axes
 from keras_ssd.noise import choose_noise, parts_of
 from keras_ssd.passes import StochasticPasses
 from keras_ssd.representation import check_representations, check_single_head, find_representation, layer_names
+from keras_ssd.rows import take
 from keras_ssd.settings import KINDS, Settings
-from keras_ssd.thinning import Rows, Thinning
 
 
 def resolve_kind(teacher: Any) -> tuple[str, keras.Model | None]:
@@ -130,7 +129,7 @@ class StudentTeacherGraph:
         """
         results = self._read_student(x, training=True)
         student_results, cut_values = results[: self._num_student_reads], results[self._num_student_reads :]
-        representation = flatten_features(student_results.pop(), 1) if self._has_representation else None
+        representation = flatten_features(student_results.pop()) if self._has_representation else None
         if self._structure is None:
             outputs = student_results[0]
         else:
@@ -139,10 +138,10 @@ class StudentTeacherGraph:
             cut_values = self._read_cut(x, training=False)
         return outputs, representation, cut_values
 
-    def take_rows(self, cut_values: Sequence[Tensor], thinning: Thinning, rows: Rows) -> list[Tensor]:
+    def take_rows(self, cut_values: Sequence[Tensor], rows: Tensor) -> list[Tensor]:
         """Return the drawn rows of the values from which the teachers branch off; values without a batch stay whole."""
         pairs = zip(cut_values, self.passes.cut_has_batch, strict=True)
-        return [thinning.take(x, rows) if has_batch else x for x, has_batch in pairs]
+        return [take(x, rows) if has_batch else x for x, has_batch in pairs]
 
     def teacher_pass(
         self,
@@ -164,7 +163,7 @@ class StudentTeacherGraph:
             `(batch, teachers, features)` or `None`.
         """
         results = self.passes.run(cut_values, settings.num_teachers, seed_generator, weights, settings.teacher_chunk)
-        representation = flatten_features(results.pop(), 2) if self._has_representation else None
+        representation = merge_axes(results.pop(), 2) if self._has_representation else None
         return keras.tree.flatten(results), representation
 
     def _check_noise(self, settings: Settings) -> None:
@@ -206,14 +205,6 @@ def check_replaceable(model: keras.Model, teacher: keras.Model | None, settings:
                 "for a pass, so neither a frozen or averaged teacher nor a moving average of the weights is possible. "
                 'Pass teacher="self" with ema_momentum=0, or build these parts from Keras layers.'
             )
-
-
-def flatten_features(x: Tensor, start: int) -> Tensor:
-    """Merge all axes of a tensor from `start` on into one."""
-    shape = ops.shape(x)
-    tail = x.shape[start:]
-    size = -1 if None in tail else math.prod(tail)
-    return ops.reshape(x, (*shape[:start], size))
 
 
 def _find_representations(student: Graph, teacher: Graph, settings: Settings) -> list[Any]:

@@ -11,6 +11,7 @@ from keras_ssd._typing import Tensor
 from keras_ssd.averaging import HeldWeights, averaged_variables
 from keras_ssd.compiled import compile_arguments
 from keras_ssd.graph import Graph, output_structure
+from keras_ssd.masks import merge_axes
 from keras_ssd.noise import choose_noise
 from keras_ssd.output_records import describe_outputs, output_form
 from keras_ssd.passes import StochasticPasses
@@ -211,7 +212,9 @@ def summary(values: Tensor, kind: str, from_logits: bool = False) -> dict[str, T
     """
     values = _backend.wide(values)
     if from_logits:
-        values = ops.sigmoid(values) if kind == "binary" else ops.softmax(values, axis=-1)
+        # TensorFlow's kernel of softmax takes no more than five axes.
+        flat = merge_axes(values, 0, len(values.shape) - 1)
+        values = ops.sigmoid(values) if kind == "binary" else ops.reshape(ops.softmax(flat, axis=-1), ops.shape(values))
     mean = ops.mean(values, axis=1)
     fields = {"mean": mean, "variance": ops.mean(ops.square(values - ops.expand_dims(mean, 1)), axis=1)}
     if kind == "regression":

@@ -30,7 +30,7 @@ def test_statistics_against_numpy():
     weights = rng.dirichlet(np.ones(5), size=7).astype("float32")
     student, teachers = rng.normal(size=(7, 4)).astype("float32"), rng.normal(size=(7, 5, 4)).astype("float32")
     outputs = rng.normal(size=(7, 5, 3)).astype("float32")
-    statistics = teacher_statistics(weights, student, teachers, [(Output("categorical", True, 1.0), outputs)])
+    statistics = teacher_statistics(weights, student, teachers, [(Output("categorical", True, 1.0), outputs, None)])
     target = np.einsum("bi,bid->bd", weights, teachers)
     norms = np.linalg.norm(student, axis=1), np.linalg.norm(target, axis=1)
     power = np.square(np.linalg.norm(teachers, axis=2)).mean(axis=1)
@@ -57,7 +57,7 @@ def test_disagreement_of_binary_units(from_logits, outputs):
     # In each of the two units one of three teachers is outside the majority.
     distance = Output("binary", from_logits, 1.0)
     statistics = teacher_statistics(
-        [[1.0, 0.0, 0.0]], [[1.0]], [[[1.0], [1.0], [1.0]]], [(distance, np.array(outputs))]
+        [[1.0, 0.0, 0.0]], [[1.0]], [[[1.0], [1.0], [1.0]]], [(distance, np.array(outputs), None)]
     )
     assert float(statistics["teacher_disagreement"]) == pytest.approx(1 / 3)
     assert float(statistics["teacher_spread"]) == 0.0

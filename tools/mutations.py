@@ -76,7 +76,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a target that is not finite is taken",
-        'return ops.where(spoiled, ops.full_like(target, float("nan")), target)',
+        "return ops.where(ops.isfinite(unchecked), target, unchecked - unchecked)",
         "return target",
         "guidance",
     ),
@@ -95,9 +95,39 @@ MUTATIONS = [
     ),
     Mutation(
         "binary units summed",
-        'ops.mean(divergence, axis=-1) if self.kind == "binary"',
-        'ops.sum(divergence, axis=-1) if self.kind == "binary"',
+        "return ops.mean(ops.reshape(divergence, ops.shape(student)), axis=-1)",
+        "return ops.sum(ops.reshape(divergence, ops.shape(student)), axis=-1)",
         "outputs",
+    ),
+    Mutation(
+        "scores averaged over masked positions",
+        "masked_mean(scores, None if mask is None else ops.expand_dims(mask, -1), axis=1)",
+        "ops.mean(scores, axis=1)",
+        "outputs",
+    ),
+    Mutation(
+        "masked features compared",
+        "return without_masked(student, mask), without_masked(teachers, ops.expand_dims(mask, 1))",
+        "return student, teachers",
+        "outputs",
+    ),
+    Mutation(
+        "the representation flattened without its mask",
+        "        mask = fitted(previous_mask, x)\n        return None if mask is None else merge_axes(mask, 1)",
+        "        return None",
+        "outputs",
+    ),
+    Mutation(
+        "the largest weight of a sample in place of the mean",
+        "ops.mean(merge_axes(weight, 1), axis=1)",
+        "ops.max(merge_axes(weight, 1), axis=1)",
+        "outputs",
+    ),
+    Mutation(
+        "rows of a large batch in 32 bits",
+        'ops.arange(count, dtype="int64") * batch',
+        'ops.cast(ops.arange(count, dtype="int32") * ops.cast(batch, "int32"), "int64")',
+        "rows",
     ),
     Mutation(
         "loss_weights ignored",
@@ -107,8 +137,8 @@ MUTATIONS = [
     ),
     Mutation(
         "no sample weights for representations",
-        "representation_loss(target, own, mean_weight(sample_weights))",
-        "representation_loss(target, own, None)",
+        "representation_loss(target, own, mean_weight(sample_weights), ",
+        "representation_loss(target, own, None, ",
         "training",
     ),
     # The passes of the teachers.

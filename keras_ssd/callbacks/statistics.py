@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_ssd._backend import wide
+from keras_ssd._backend import is_concrete, wide
 from keras_ssd._typing import Tensor
 from keras_ssd.outputs import Output
 
@@ -50,10 +50,10 @@ class TeacherStatistics(keras.metrics.Metric):
         weights: Tensor,
         student: Tensor,
         teachers: Tensor,
-        predictions: Sequence[tuple[Output, Tensor]] = (),
+        predictions: Sequence[tuple[Output, Tensor, Tensor | None]] = (),
     ) -> None:
         """Add a batch; for the arguments see `teacher_statistics`."""
-        predictions = [pair for pair in predictions if pair[0].kind != "regression"]
+        predictions = [one for one in predictions if one[0].kind != "regression"]
         n_samples = ops.cast(ops.shape(student)[0], "float32")
 
         def compute() -> Tensor:
@@ -66,9 +66,14 @@ class TeacherStatistics(keras.metrics.Metric):
         self.count.assign(self.count.value + ops.where(is_active, n_samples, 0.0))
 
     def result(self) -> dict[str, Tensor]:
-        """Return a dict of the means; NaN if there was no batch."""
-        count = self.count.value
-        means = self.total.value / ops.where(count > 0, count, float("nan"))
+        """Return a dict of the means; if there was no batch NaN, or 0 while a step is traced.
+
+        A traced NaN would stop every step under `jax_debug_nans`.
+        """
+        count = ops.maximum(self.count.value, 1.0)
+        if is_concrete(count) and not bool(ops.any(self.count.value > 0)):
+            return dict.fromkeys(self.names, float("nan"))
+        means = self.total.value / count
         return {name: means[index] for index, name in enumerate(self.names)}
 
 
@@ -76,7 +81,7 @@ def teacher_statistics(
     weights: Tensor,
     student: Tensor,
     teachers: Tensor,
-    predictions: Sequence[tuple[Output, Tensor]] = (),
+    predictions: Sequence[tuple[Output, Tensor, Tensor | None]] = (),
 ) -> dict[str, Tensor]:
     r"""Describe the teachers of one batch by a few numbers, averaged over the samples.
 
@@ -93,11 +98,12 @@ def teacher_statistics(
         weights: `(batch, teachers)`, the teachers' weights `a`.
         student: `(batch, features)`, `f_S`.
         teachers: `(batch, teachers, features)`, `f_T`.
-        predictions: list of `(Output, teachers' output (batch, teachers, ...))` of classifications; without it,
-            there is no `teacher_disagreement`.
+        predictions: list of `(Output, teachers' output (batch, teachers, ...), Keras mask or None)` of classifications;
+            without it, there is no `teacher_disagreement`.
 
     Returns:
-        A dict of scalar tensors without a gradient. A statistic is not finite if the student or a teacher is not.
+        A dict of scalar tensors without a gradient, 0 for an empty batch. A statistic is not finite if the student or a
+        teacher is not.
 
     Example:
         >>> teacher_statistics([[0.5, 0.5]], [[2.0]], [[[1.0], [3.0]]])["teacher_spread"]  # sqrt(1) / sqrt(5) = 0.447
@@ -119,15 +125,7 @@ def teacher_statistics(
         "representation_norm": norm,
     }
     if predictions:
-        shares = [_disagreement(output, ops.stop_gradient(wide(x))) for output, x in predictions]
+        shares = [output.disagreement(ops.stop_gradient(wide(x)), mask) for output, x, mask in predictions]
         statistics["teacher_disagreement"] = sum(shares) / len(shares)
-    return {name: ops.mean(value) for name, value in statistics.items()}
-
-
-def _disagreement(output: Output, predictions: Tensor) -> Tensor:
-    """Return the share of the teachers outside the majority, averaged over positions (or binary units)."""
-    if output.kind == "binary":
-        share = ops.mean(ops.cast(predictions > (0.0 if output.from_logits else 0.5), "float32"), axis=1)
-        return ops.mean(1.0 - ops.maximum(share, 1.0 - share))
-    votes = ops.one_hot(ops.argmax(predictions, axis=-1), predictions.shape[-1], dtype="float32")
-    return ops.mean(1.0 - ops.max(ops.mean(votes, axis=1), axis=-1))
+    n_samples = ops.maximum(ops.cast(ops.shape(student)[0], "float32"), 1.0)
+    return {name: ops.sum(value) / n_samples for name, value in statistics.items()}

@@ -6,12 +6,13 @@ import pytest
 from keras import layers, ops
 
 import keras_ssd
-from keras_ssd import _backend, thinning
+from keras_ssd import _backend
+from keras_ssd import model as model_module
 from keras_ssd.cost import multiplications, teacher_cost
 from keras_ssd.graph import Graph
 from keras_ssd.noise import choose_noise
 from keras_ssd.passes import StochasticPasses
-from keras_ssd.thinning import Rows, draw_rows, take_rows
+from keras_ssd.rows import draw_rows, spaced_rows, take, take_rows
 from same_weights import arrays, assert_same
 from structures import Doubling
 
@@ -32,7 +33,9 @@ def start_at(start):
 )
 def test_rows_are_evenly_spaced_from_the_start(batch, count, start, expected):
     x = np.arange(batch, dtype="float32").reshape(batch, 1) * np.ones((1, 2), "float32")
-    taken = ops.convert_to_numpy(take_rows(ops.convert_to_tensor(x), Rows(start_at(start), count, batch)))
+    rows = spaced_rows(start_at(start), batch, count / batch)
+    assert ops.convert_to_numpy(rows).ravel().tolist() == expected
+    taken = ops.convert_to_numpy(take_rows(ops.convert_to_tensor(x), rows))
     assert taken[:, 0].tolist() == expected
     assert taken.shape == (count, 2)
 
@@ -40,12 +43,14 @@ def test_rows_are_evenly_spaced_from_the_start(batch, count, start, expected):
 @pytest.mark.parametrize(
     "batch, count, devices", [(8, 2, 1), (7, 3, 1), (6, 4, 1), (5, 1, 1), (16, 3, 1), (8, 4, 2), (10, 6, 2), (12, 8, 4)]
 )
-def test_every_row_is_drawn_with_the_same_probability(batch, count, devices):
+def test_every_row_is_drawn_with_the_same_probability(batch, count, devices, monkeypatch):
+    monkeypatch.setattr(_backend, "devices_of_a_batch", lambda: devices)
     x = ops.arange(batch, dtype="float32")
-    starts = map(start_at, range(batch))
-    drawn = np.array([ops.convert_to_numpy(take_rows(x, Rows(start, count, batch, devices))) for start in starts])
+    rows = [spaced_rows(start_at(start), batch, count / batch) for start in range(batch)]
+    drawn = np.array([ops.convert_to_numpy(take_rows(x, one)) for one in rows])
+    assert (drawn == [ops.convert_to_numpy(one).ravel() for one in rows]).all()
     assert np.bincount(drawn.ravel().astype(int)).tolist() == [count] * batch
-    # Every device, which holds the rows that stand beside each other, puts out those of its own.
+    # Each device holds consecutive rows, and returns rows of its own.
     owner = np.floor_divide(drawn, batch / devices)
     assert (owner == np.repeat(np.arange(devices), count // devices)).all()
 
@@ -57,16 +62,52 @@ def test_every_row_is_drawn_with_the_same_probability(batch, count, devices):
 def test_each_device_draws_at_least_one_row(batch, fraction, devices, count, monkeypatch):
     monkeypatch.setattr(_backend, "devices_of_a_batch", lambda: devices)
     rows = draw_rows(batch, fraction, keras.random.SeedGenerator(3))
-    assert rows.count == count
-    assert rows.devices == (1 if batch % devices else devices)
+    assert np.prod(rows.shape) == count
+    assert rows.shape[0] % (1 if batch % devices else devices) == 0
 
 
 def test_starts_are_drawn_anew_over_the_whole_batch():
     generator = keras.random.SeedGenerator(3)
-    starts = [int(ops.convert_to_numpy(draw_rows(5, 0.4, generator).start)) for _ in range(60)]
+    starts = [int(ops.convert_to_numpy(draw_rows(5, 0.4, generator))[0, 0]) for _ in range(60)]
     assert set(starts) == set(range(5))
-    assert draw_rows(5, 0.4, generator).count == 2
-    assert draw_rows(5, 0.01, generator).count == 1
+    assert draw_rows(5, 0.4, generator).shape == (1, 2)
+    assert draw_rows(5, 0.01, generator).shape == (1, 1)
+
+
+def dynamic_rows(batch, fraction, start=0):
+    """The rows of a batch whose size is a tensor, as it is in compiled functions of TensorFlow."""
+    return spaced_rows(start_at(start), ops.convert_to_tensor(batch, "int32"), fraction)
+
+
+@pytest.mark.parametrize("batch, fraction, start", [(8, 0.25, 6), (7, 0.43, 5), (5, 0.01, 3), (70_000, 0.3, 69_999)])
+def test_rows_of_a_dynamic_batch_are_those_of_a_static_one(batch, fraction, start):
+    static = ops.convert_to_numpy(spaced_rows(start_at(start), batch, fraction)).ravel()
+    dynamic = ops.convert_to_numpy(dynamic_rows(batch, fraction, start)).ravel()
+    # Where every k-th row is drawn, the rows of a static batch begin in the first group.
+    np.testing.assert_array_equal(np.sort(dynamic), np.sort(static))
+
+
+@pytest.mark.skipif(keras.backend.backend() == "jax", reason="JAX has no dynamic batch, nor integers of 64 bits")
+@pytest.mark.parametrize("batch, fraction", [(100_000, 0.5), (100_000, 0.6), (200_000, 0.999)])
+def test_rows_of_a_large_batch_are_distinct(batch, fraction):
+    rows = ops.convert_to_numpy(dynamic_rows(batch, fraction, start=17)).ravel()
+    assert len(set(rows.tolist())) == len(rows) == int(fraction * batch)
+    assert rows.min() >= 0 and rows.max() < batch
+
+
+@pytest.mark.parametrize("rows_of", [dynamic_rows, lambda *args: spaced_rows(start_at(0), *args)])
+def test_an_empty_batch_has_no_rows(rows_of):
+    rows = rows_of(0, 0.5)
+    assert rows.shape == (1, 0)
+    assert take_rows(ops.zeros((0, 3)), rows).shape == (0, 3)
+
+
+def test_scalars_and_broadcast_weights_are_not_taken():
+    rows = spaced_rows(start_at(0), 6, 0.5)
+    scalar, broadcast = np.float32(0.5), np.ones((1, 3), "float32")
+    taken = take({"a": scalar, "b": broadcast, "c": None, "d": 0.5, "e": ops.arange(6)}, rows)
+    assert taken["a"] is scalar and taken["b"] is broadcast and taken["c"] is None and taken["d"] == 0.5
+    assert ops.convert_to_numpy(taken["e"]).tolist() == [0, 2, 4]
 
 
 def classifier():
@@ -118,8 +159,7 @@ def term(case, fraction, teacher, start=None, monkeypatch=None):
     # Eagerly: of each start a program would have to be compiled.
     ssd.compile(keras.optimizers.SGD(0.0), loss, run_eagerly=True)
     if start is not None:
-        count = max(1, int(fraction * 6))
-        monkeypatch.setattr(thinning, "draw_rows", lambda batch, *_: Rows(start_at(start), count, batch))
+        monkeypatch.setattr(model_module, "draw_rows", lambda batch, *_: spaced_rows(start_at(start), batch, fraction))
     return float(ssd.train_on_batch(x, y, sample_weight=weight, return_dict=True)["kd_loss"])
 
 
