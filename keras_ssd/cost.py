@@ -62,67 +62,34 @@ def _count(steps: Sequence[Step]) -> float:
 
 
 def multiplications(step: Step) -> float:
-    """Return roughly the multiplications of one layer call for one sample: those with weights and those of attention.
+    """Return roughly the multiplications of one layer call for one sample, and one for each value that it returns.
+
+    A kernel is applied at every position (of the output, where a convolution has strides), and attention multiplies
+    each position with each other one.
 
     Args:
         step: the call.
     """
     layer = step.layer
-    put_out = max((_size(x) for x in step.outputs), default=1)
+    total = float(max((_size(x.shape[1:]) for x in step.outputs), default=1))
     if not isinstance(layer, keras.layers.Layer):
-        return put_out
-    total = float(put_out)
+        return total
+    channels_first = getattr(layer, "data_format", None) == "channels_first"
+    of_inputs, of_outputs = (
+        max((_size(x.shape[2:] if channels_first else x.shape[1:-1]) for x in tensors), default=1)
+        for tensors in (step.inputs, step.outputs)
+    )
+    # A transposed convolution applies its kernel at every position of the input, which has fewer than the output.
+    positions = min(of_inputs, of_outputs) if hasattr(layer, "kernel_size") else max(of_inputs, of_outputs)
+    looked_up: set[int] = set()
     for part in parts_of(layer):
-        kernels = [v for v in _own_weights(part) if len(v.shape) > 1]
         if isinstance(part, keras.layers.Embedding):
-            continue
-        if isinstance(part, keras.layers.MultiHeadAttention):
-            length = max((_positions(x) for x in step.inputs), default=1)
-            width = math.prod(part.query_dense.kernel.shape[1:]) if part.built and hasattr(part, "query_dense") else 1
-            total += 2 * length * length * width
-        for kernel in kernels:
-            total += math.prod(kernel.shape) * _times(part, kernel, step)
-    return total
+            looked_up.update(id(v) for v in part.weights)
+        if isinstance(part, keras.layers.MultiHeadAttention) and part.built:
+            total += 2 * of_inputs**2 * math.prod(part.query_dense.kernel.shape[1:])
+    kernels = [v for v in layer.weights if len(v.shape) > 1 and id(v) not in looked_up]
+    return total + positions * sum(math.prod(v.shape) for v in kernels)
 
 
-def _own_weights(part: Any) -> list[Any]:
-    inner = {id(v) for other in parts_of(part) if other is not part for v in other.weights}
-    return [v for v in part.weights if id(v) not in inner]
-
-
-def _times(part: Any, kernel: Any, step: Step) -> float:
-    """Return the number of positions at which a kernel is applied."""
-    depthwise = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
-    if isinstance(part, depthwise):
-        features = math.prod(kernel.shape[-2:])
-        return max(_size(x) for x in step.outputs) / features
-    if part is step.layer and hasattr(part, "kernel_size") and len(step.outputs) == 1:
-        transposed = (
-            keras.layers.Conv1DTranspose,
-            keras.layers.Conv2DTranspose,
-            keras.layers.Conv3DTranspose,
-        )
-        if isinstance(part, transposed):
-            return max(_size(x) for x in step.inputs) / kernel.shape[-1]
-        return _size(step.outputs[0]) / kernel.shape[-1]
-    if isinstance(step.layer, (keras.layers.RNN, keras.layers.LSTM, keras.layers.GRU, keras.layers.SimpleRNN)):
-        return max((_length(x) for x in step.inputs), default=1)
-    if isinstance(step.layer, (keras.layers.Bidirectional, keras.layers.TimeDistributed)):
-        return max((_length(x) for x in step.inputs), default=1)
-    return max((_positions(x) for x in (*step.inputs, *step.outputs)), default=1)
-
-
-def _size(x: Any) -> float:
-    return math.prod(_OPEN_LENGTH if n is None else n for n in x.shape[1:])
-
-
-def _length(x: Any) -> float:
-    return _size(x) / _size_behind(x, 2) if len(x.shape) > 2 else 1
-
-
-def _positions(x: Any) -> float:
-    return math.prod(_OPEN_LENGTH if n is None else n for n in x.shape[1:-1])
-
-
-def _size_behind(x: Any, axis: int) -> float:
-    return math.prod(_OPEN_LENGTH if n is None else n for n in x.shape[axis:]) or 1
+def _size(shape: Sequence[Any]) -> float:
+    return math.prod(_OPEN_LENGTH if n is None else n for n in shape)

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from keras import ops
 
+import keras_ssd
 import reference
 from gradients import assert_close, value_and_gradient
 from keras_ssd.distillation import representation_loss
@@ -79,6 +80,47 @@ def test_scores_and_gradient(shape, similarity):
 def test_unknown_similarity():
     with pytest.raises(ValueError, match="`similarity` should be one of .*'uniform'.* Received: 'dots'"):
         similarity_scores([[1.0]], [[[1.0]]], "dots")
+
+
+@pytest.mark.parametrize(
+    "similarity, message",
+    [
+        (lambda s, t: s, r"shape \(batch, teachers\), here \(2, 3\).*Received: scores of shape \(2, 4\)"),
+        (lambda s, t: ops.zeros((s.shape[0], 1)), r"here \(2, 3\).*Received: scores of shape \(2, 1\)"),
+        (lambda s, t: t[:, :, :1], r"Received: scores of shape \(2, 3, 1\)"),
+        (lambda s, t: ops.ones(()), r"Received: scores of shape \(\)"),
+        (lambda s, t: ops.argmax(t, axis=-1), "floats. Received: scores of dtype int"),
+        (lambda s, t: t[:, :, 0] / 0 * 0, "finite scores. Received: a sample with a finite student"),
+        (
+            lambda s, t: s.no_such_method(t),
+            r"It failed for a student of shape \(2, 4\) and teachers of shape \(2, 3, 4\)",
+        ),
+        (lambda s: s, "It failed for .*TypeError"),
+    ],
+    ids="student broadcast positions scalar integers nan error arguments".split(),
+)
+def test_a_similarity_is_checked(similarity, message):
+    with pytest.raises(ValueError, match=f"(?s)`similarity` should .*{message}"):
+        similarity_scores(normal(2, 4), normal(2, 3, 4), similarity)
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize(
+    "similarity", [lambda s, t: s, lambda s, t: ops.zeros((s.shape[0], 1))], ids=["student", "one"]
+)
+def test_a_similarity_is_checked_in_a_training_step(similarity):
+    model = keras.Sequential(
+        [keras.Input((4,)), keras.layers.Dense(6), keras.layers.Dropout(0.5), keras.layers.Dense(2)]
+    )
+    ssd = keras_ssd.wrap(model, similarity=similarity)
+    ssd.compile("sgd", "mse")
+    with pytest.raises(ValueError, match="`similarity` should "):
+        ssd.fit(normal(8, 4), normal(8, 2), verbose=0)
+
+
+def test_a_similarity_may_leave_teachers_out():
+    scores = similarity_scores([[1.0]], [[[1.0], [2.0]]], lambda s, t: ops.log(t[:, :, 0] - 1.0))
+    assert_close(guidance_weights(scores, 1.0, 0.0), [[0.0, 1.0]])
 
 
 @pytest.mark.parametrize("size, factor", [(1e-10, 1), (1e18, 1), (1e20, 0)], ids=["tiny", "huge", "overflow"])

@@ -3,14 +3,17 @@ import math
 import keras
 import numpy as np
 import pytest
-from keras import ops
+from keras import layers, ops
 
+import keras_ssd
 import reference
 from gradients import assert_close, value_and_gradient
-from keras_ssd.distillation import representation_loss
+from keras_ssd.callbacks.statistics import TeacherStatistics
+from keras_ssd.distillation import mean_weight, representation_loss
 from keras_ssd.guidance import guidance_weights, similarity_scores
 from keras_ssd.output_records import describe_outputs
 from keras_ssd.outputs import Output
+from keras_ssd.uncertainty import summary
 
 B, N = 2, 3
 WEIGHTS = np.float32([[0.2, 0.3, 0.5], [0, 0.25, 0.75]])
@@ -23,6 +26,9 @@ OUTPUTS = {
     "binary-in-time": ("binary", (5, 4), reference.tempered_binary_kl),
     "regression": ("regression", (4,), reference.squared_error),
     "regression-in-time": ("regression", (5, 4), reference.squared_error),
+    "categorical-volume": ("categorical", (2, 1, 2, 3), reference.tempered_kl),
+    "binary-volume": ("binary", (2, 1, 2, 1), reference.tempered_binary_kl),
+    "regression-volume": ("regression", (2, 1, 2, 2), reference.squared_error),
 }
 every_output = pytest.mark.parametrize("kind, shape, expected", OUTPUTS.values(), ids=OUTPUTS)
 
@@ -204,6 +210,183 @@ def test_representation_loss(sample_weight, expected):
     student, target = np.float32([[1, 2], [3, 4]]), np.float32([[0, 0], [3, 1]])
     weight = None if sample_weight is None else np.float32(sample_weight)
     assert_close(representation_loss(ops.convert_to_tensor(target), student.astype("float16"), weight), expected)
+
+
+def test_representation_loss_of_unmasked_features():
+    """The first sample has the squares (1, 4) unmasked, the second none."""
+    student, target = np.float32([[1, 2, 9], [3, 4, 5]]), ops.zeros((2, 3))
+    mask = ops.convert_to_tensor([[True, True, False], [False, False, False]])
+    value, gradient = value_and_gradient(lambda s: representation_loss(target, s, None, mask), student)
+    assert_close(value, (1 + 4) / 2 / 2)
+    assert_close(gradient, [[1 / 2, 2 / 2, 0], [0, 0, 0]])
+
+
+def test_mean_weight():
+    assert mean_weight([None, None]) is None
+    assert_close(mean_weight([np.float32([[1, 3], [0, 4]])]), [2, 2])
+    assert_close(mean_weight([np.float32([1, 2]), None, np.float32([[1, 5], [0, 0]])]), [2, 1])
+    assert_close(mean_weight([np.float32(0.5)]), 0.5)
+
+
+# Outputs of up to five axes in a compiled step
+
+
+VOLUME = (2, 1, 3)
+
+
+def volume_model(kind, sizes, activation=True):
+    """A dropout layer and a head of two units for each position."""
+    names = {"categorical": "softmax", "binary": "sigmoid", "regression": None}
+    inputs = keras.Input((*sizes, 3))
+    x = layers.Dropout(0.5, seed=1)(layers.Dense(8, activation="relu")(inputs))
+    return keras.Model(inputs, layers.Dense(2, activation=names[kind] if activation else None)(x))
+
+
+def volume_data(kind, sizes):
+    x = normal(3, *sizes, 3)
+    y = normal(3, *sizes, 2, seed=2)
+    return x, {"categorical": np.argmax(y, axis=-1), "binary": (y > 0).astype("float32"), "regression": y}[kind]
+
+
+LOSSES = {"categorical": "sparse_categorical_crossentropy", "binary": "binary_crossentropy", "regression": "mse"}
+
+
+def history_of(kind, sizes, run_eagerly, axes=None, **options):
+    """The logs of three samples in batches of two, with the statistics of the teachers."""
+    keras.utils.set_random_seed(1)
+    ssd = keras_ssd.wrap(volume_model(kind, sizes if axes is None else axes), num_teachers=2, seed=3, **options)
+    ssd.compile("sgd", LOSSES[kind], run_eagerly=run_eagerly)
+    monitor = keras_ssd.callbacks.TeacherMonitor()
+    history = ssd.fit(*volume_data(kind, sizes), batch_size=2, shuffle=False, verbose=0, callbacks=[monitor]).history
+    assert set(TeacherStatistics.names[:-1]) < set(history)
+    return {name: values[0] for name, values in history.items()}
+
+
+STEPS = {
+    "categorical, two axes": ("categorical", (), "ema", {"distill": "both"}),
+    "binary, three axes": ("binary", (3,), "self", {"kd_fraction": 0.5}),
+    "regression, four axes": ("regression", (2, 3), "snapshot", {"distill": "both"}),
+    "binary, four axes": ("binary", (2, 3), "ema", {"distill": "both", "similarity": "cosine", "percentile": 50}),
+    "categorical, five axes": ("categorical", VOLUME, "snapshot", {"distill": "outputs", "similarity": "kl"}),
+    "binary, five axes": ("binary", VOLUME, "self", {"kd_fraction": 1}),
+    "binary, five axes, rows": ("binary", VOLUME, "snapshot", {"distill": "both", "kd_fraction": 0.5}),
+    "regression, five axes": ("regression", VOLUME, "self", {}),
+    "unknown sizes": ("binary", VOLUME, "self", {"axes": (None, None, None)}),
+}
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize("kind, sizes, teacher, options", STEPS.values(), ids=STEPS)
+def test_compiled_steps_equal_eager_ones(kind, sizes, teacher, options):
+    compiled, eager = (history_of(kind, sizes, flag, teacher=teacher, **options) for flag in (False, True))
+    assert compiled == pytest.approx(eager, rel=1e-4, abs=1e-6)
+    assert compiled["kd_loss"] > 0
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_compiled_steps_of_low_precision_equal_eager_ones(policy):
+    keras.config.set_dtype_policy(policy)
+    try:
+        compiled, eager = (history_of("binary", VOLUME, flag, teacher="self", distill="both") for flag in (False, True))
+    finally:
+        keras.config.set_dtype_policy("float32")
+    for name in ("kd_loss", "teacher_spread", "representation_norm"):
+        assert compiled[name] == pytest.approx(eager[name], rel=0.05), name
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize("kind", ["categorical", "binary"])
+def test_uncertainty_of_a_volume_of_logits(kind):
+    model = volume_model(kind, VOLUME, activation=False)
+    losses = {"categorical": keras.losses.SparseCategoricalCrossentropy, "binary": keras.losses.BinaryCrossentropy}
+    model.compile(loss=losses[kind](from_logits=True))
+    prediction = keras_ssd.predict_stochastic(model, volume_data(kind, VOLUME)[0], 3, verbose=0)
+    assert prediction.mean.shape == (3, *VOLUME, 2)
+    assert prediction.predictive_entropy.shape == (3, *VOLUME) + ((2,) if kind == "binary" else ())
+    assert prediction.mutual_information.max() > 0
+    logits = normal(2, 3, *VOLUME, 2)
+    activation = {"categorical": reference.softmax, "binary": reference.sigmoid}[kind]
+    assert_close(summary(logits, kind, from_logits=True)["mean"], activation(logits).mean(axis=1))
+
+
+# Masks
+
+
+@every_output
+def test_scores_of_unmasked_positions(kind, shape, expected):
+    if len(shape) == 1:
+        pytest.skip("has no positions")
+    student, teachers = outputs(shape)
+    mask = np.zeros((B, *shape[:-1]), "bool")
+    mask[0, :1] = True
+    output = Output(kind, from_logits=True, temperature=2.0)
+    teachers[0, 0, 1:] = math.nan  # where it is masked
+    scores = output.scores(student, teachers, ops.convert_to_tensor(mask))
+    assert_close(scores[:1], output.scores(student[:1, :1], teachers[:1, :, :1]))
+    assert_close(scores[1], np.zeros(N))
+
+
+@pytest.mark.parametrize("kind", ["categorical", "binary"])
+def test_disagreement_at_unmasked_positions(kind):
+    """At the first position one of three teachers is outside the majority, at the second none is."""
+    first, second = [[2, -1], [2, -1], [-1, 2]], [[2, -1], [2, -1], [2, -1]]
+    teachers = ops.convert_to_tensor(np.float32([[first, second]] * 2).swapaxes(1, 2))
+    output = Output(kind, from_logits=True, temperature=1.0)
+    assert_close(output.disagreement(teachers), [1 / 6, 1 / 6])
+    mask = ops.convert_to_tensor(np.array([[True, False], [False, False]]))
+    assert_close(output.disagreement(teachers, mask), [1 / 3, 0])
+
+
+def test_teachers_that_return_logits_disagree_by_the_sign():
+    output = Output("binary", from_logits=False, temperature=1.0, teacher_from_logits=True)
+    assert_close(output.disagreement(ops.convert_to_tensor(np.float32([[[0.4], [0.4], [-0.4]]]))), [1 / 3])
+
+
+def sequences(kind, similarity, distill, fraction=1.0):
+    """A model of masked sequences whose noise is that of the sequence, however long its padding is."""
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input((None, 3))
+    x = layers.Dense(6, activation="tanh")(layers.Masking()(inputs))
+    x = layers.SpatialDropout1D(0.5, seed=1)(x)
+    activation = {"categorical": "softmax", "binary": "sigmoid", "regression": None}[kind]
+    model = keras.Model(inputs, layers.Dense(2, activation=activation)(x))
+    options = dict(similarity=similarity, distill=distill, temperature=1.0, guidance_temperature=0.1, percentile=0.0)
+    ssd = keras_ssd.wrap(model, "snapshot", num_teachers=3, seed=1, kd_fraction=fraction, **options)
+    ssd.compile(keras.optimizers.SGD(0.0), LOSSES[kind], run_eagerly=True)
+    return ssd
+
+
+SEQUENCES = [
+    ("categorical", "kl", "outputs", 1.0),
+    ("binary", "kl", "both", 1.0),
+    ("regression", "kl", "outputs", 0.5),
+    ("categorical", "dot", "representation", 0.5),
+    ("categorical", "cosine", "both", 1.0),
+    ("regression", "euclidean", "outputs", 1.0),
+    ("binary", lambda s, t: ops.sum(t, axis=-1) - ops.sum(s, axis=-1, keepdims=True), "outputs", 1.0),
+]
+
+
+@pytest.mark.parametrize("kind, similarity, distill, fraction", SEQUENCES)
+def test_padding_changes_neither_weights_nor_term_nor_statistics(kind, similarity, distill, fraction):
+    x, y = volume_data(kind, (4,))
+    x, y = np.concatenate([x, x[:1] * 0]), np.concatenate([y, y[:1]])  # the last sample is masked entirely
+    x[0, 2:] = 0
+    weights, terms = [], []
+    for padding in (0, 28):
+        padded, targets = (np.concatenate([a, np.zeros((4, padding, *a.shape[2:]), a.dtype)], axis=1) for a in (x, y))
+        ssd = sequences(kind, similarity, distill, fraction)
+        weights.append(ssd.guidance_weights(padded))
+        monitor = keras_ssd.callbacks.TeacherMonitor()
+        history = ssd.fit(padded, targets, shuffle=False, verbose=0, callbacks=[monitor]).history
+        terms.append(
+            {name: values[0] for name, values in history.items() if name in TeacherStatistics.names + ("kd_loss",)}
+        )
+    np.testing.assert_allclose(weights[0], weights[1], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(weights[0][3], np.full(3, 1 / 3), rtol=1e-6)
+    assert np.ptp(weights[0][:3]) > 0.01
+    assert terms[0] == pytest.approx(terms[1], rel=1e-4)
 
 
 # describe_outputs

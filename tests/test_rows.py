@@ -196,6 +196,27 @@ def test_the_students_own_pass_is_untouched():
     assert_same(*states)
 
 
+@pytest.mark.parametrize("distill", ["outputs", "both"])
+def test_a_scalar_sample_weight_weighs_the_drawn_rows(distill):
+    losses = []
+    for weight in (np.float32(0.5), np.full(6, 0.5, "float32")):
+        keras.utils.set_random_seed(1)
+        ssd = keras_ssd.wrap(classifier(), num_teachers=2, kd_fraction=0.5, kd_weight=1, distill=distill, seed=1)
+        ssd.compile("sgd", "sparse_categorical_crossentropy")
+        with keras.StatelessScope([(v, v.value) for v in ssd.variables], collect_losses=True):
+            losses.append(float(ops.convert_to_numpy(ssd.training_loss(X, Y, sample_weight=weight))))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+@pytest.mark.skipif(keras.backend.backend() == "jax", reason="Keras on JAX trains no model made in such a scope")
+@pytest.mark.parametrize("teacher", ["self", "ema"])
+def test_rows_are_taken_under_rematerialization(teacher):
+    with keras.RematScope(mode="full"):
+        ssd = keras_ssd.wrap(classifier(), teacher, num_teachers=2, kd_fraction=0.5)
+    ssd.compile("sgd", "sparse_categorical_crossentropy")
+    assert np.isfinite(ssd.fit(X, Y, verbose=0).history["kd_loss"]).all()
+
+
 @pytest.mark.compiled
 @pytest.mark.parametrize("teacher", ["self", "ema", "snapshot"])
 def test_short_last_batches_train(teacher):
@@ -220,6 +241,25 @@ def test_multiplications_are_counted_by_hand():
     assert counts["conv1d"] == 10 * 5 * 3 * 8 + 80
     assert counts["lstm"] == 10 * (8 * 16 + 4 * 16) + 40
     assert counts["dense"] == 10 * 4 * 2 + 20
+
+
+@pytest.mark.parametrize(
+    "layer, shape, expected",
+    [
+        (layers.SeparableConv2D(5, 3, padding="same"), (8, 8, 4), 64 * (9 * 4 + 4 * 5) + 64 * 5),
+        (layers.SeparableConv1D(5, 3, strides=2), (9, 4), 4 * (3 * 4 + 4 * 5) + 4 * 5),
+        (layers.DepthwiseConv2D(3, depth_multiplier=2), (8, 8, 4), 36 * 9 * 8 + 36 * 8),
+        (layers.Conv2D(6, 3, groups=2), (8, 8, 4), 36 * 9 * 2 * 6 + 36 * 6),
+        (layers.Conv1DTranspose(5, 3, strides=2), (6, 4), 6 * 3 * 4 * 5 + 13 * 5),
+        (layers.TimeDistributed(layers.Dense(5)), (6, 4), 6 * 4 * 5 + 6 * 5),
+        (layers.Embedding(50, 4), (6,), 6 * 4),
+        (layers.Bidirectional(layers.SimpleRNN(3)), (6, 4), 6 * 2 * (4 * 3 + 3 * 3) + 6),
+    ],
+    ids=lambda value: value.name if isinstance(value, keras.Layer) else None,
+)
+def test_multiplications_of_a_layer(layer, shape, expected):
+    inputs = keras.Input(shape)
+    assert multiplications(Graph(keras.Model(inputs, layer(inputs))).steps[-1]) == expected
 
 
 def test_teachers_of_a_head_see_whole_batches():

@@ -112,6 +112,14 @@ def test_one_teacher_needs_no_guidance():
         Settings("self", similarity="uniform", num_teachers=0)
 
 
+@pytest.mark.parametrize("value", [0.9, 0.01])
+def test_a_percentile_below_1_warns(value):
+    with pytest.warns(
+        UserWarning, match=f"`percentile` lies between 0 and 100, and {value} is below 1: pass {100 * value:g} "
+    ):
+        assert Settings("ema", percentile=value).percentile == value
+
+
 @pytest.mark.parametrize("distill", ["representation", "both"])
 def test_runaway_warns(distill):
     with pytest.warns(UserWarning, match='similarity="dot".*run away'):

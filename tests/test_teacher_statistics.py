@@ -63,6 +63,25 @@ def test_disagreement_of_binary_units(from_logits, outputs):
     assert float(statistics["teacher_spread"]) == 0.0
 
 
+def test_an_empty_batch_counts_for_nothing():
+    metric = TeacherStatistics(has_votes=False)
+    metric.activate()
+    for n_samples in (1, 0):
+        arrays = [[0.5, 0.5]], [[2.0]], [[[1.0], [3.0]]]
+        metric.update_state(*(np.float32(a)[:n_samples] for a in arrays))
+    statistics = {name: float(value) for name, value in metric.result().items()}
+    assert statistics["representation_norm"] == pytest.approx(2)
+    assert statistics["teacher_spread"] == pytest.approx(1 / math.sqrt(5))
+
+
+def test_an_epoch_without_a_batch_has_no_statistics():
+    metric = TeacherStatistics(has_votes=True)
+    metric.update_state(*map(np.float32, ([[0.5, 0.5]], [[2.0]], [[[1.0], [3.0]]])))  # not activated
+    result = metric.result()
+    assert list(result) == list(TeacherStatistics.names)
+    assert all(math.isnan(float(value)) for value in result.values())
+
+
 def test_a_teacher_that_is_not_finite_makes_the_spread_nan():
     statistics = teacher_statistics([[1.0, 0.0]], [[1.0]], [[[1.0], [math.nan]]])
     assert math.isnan(float(statistics["teacher_spread"]))
