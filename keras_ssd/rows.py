@@ -63,9 +63,7 @@ def take_rows(x: Tensor, rows: Tensor) -> Tensor:
         x: the tensor.
         rows: the result of `draw_rows`.
     """
-    (groups, count), shape = rows.shape, ops.shape(x)
-    if groups == 1:
-        return ops.take(x, rows[0], axis=0)
+    (groups, count), shape = ops.shape(rows), ops.shape(x)
     # Rows are taken along an axis that is not split over devices: otherwise XLA would sum the parts of all devices.
     grouped = ops.reshape(x, (groups, shape[0] // groups, *shape[1:]))
     return ops.reshape(ops.take(grouped, rows[0], axis=1), (groups * count, *shape[1:]))

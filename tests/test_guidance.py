@@ -156,6 +156,37 @@ def test_non_finite_teacher_scores_nan_without_gradient(similarity, bad):
     assert_close(value_and_gradient(kept(teachers), student)[1], value_and_gradient(kept(intact), student)[1])
 
 
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="a tool of JAX")
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(),
+        dict(teacher="snapshot", kd_fraction=0.5),
+        dict(teacher="ema", similarity="cosine", distill="both", percentile=50.0),
+        dict(similarity="uniform", distill="representation"),
+        dict(similarity="euclidean", percentile=90.0, kd_fraction=1),
+    ],
+    ids=["default", "snapshot", "cosine", "uniform", "euclidean"],
+)
+def test_healthy_training_computes_no_nan(options):
+    """JAX then stops at every NaN, also in epochs that are not measured and samples that are masked entirely."""
+    import jax
+
+    stack = [keras.layers.Masking(), keras.layers.Dense(6), keras.layers.Dropout(0.5)]
+    model = keras.Sequential([keras.Input((5, 3)), *stack, keras.layers.Dense(2, activation="softmax")])
+    ssd = keras_ssd.wrap(model, num_teachers=2, **options)
+    ssd.compile("sgd", "sparse_categorical_crossentropy")
+    x, y = normal(4, 5, 3), np.zeros((4, 5))
+    x[0] = x[1, 2:] = 0
+    jax.config.update("jax_debug_nans", True)
+    try:
+        monitor = keras_ssd.callbacks.TeacherMonitor(every=2)
+        history = ssd.fit(x, y, epochs=2, verbose=0, validation_data=(x, y), callbacks=[monitor]).history
+    finally:
+        jax.config.update("jax_debug_nans", False)
+    assert [math.isnan(value) for value in history["teacher_spread"]] == [False, True]
+
+
 # guidance_weights
 
 

@@ -278,9 +278,11 @@ STEPS = {
 @pytest.mark.compiled
 @pytest.mark.parametrize("kind, sizes, teacher, options", STEPS.values(), ids=STEPS)
 def test_compiled_steps_equal_eager_ones(kind, sizes, teacher, options):
-    compiled, eager = (history_of(kind, sizes, flag, teacher=teacher, **options) for flag in (False, True))
-    assert compiled == pytest.approx(eager, rel=1e-4, abs=1e-6)
-    assert compiled["kd_loss"] > 0
+    compiled = history_of(kind, sizes, run_eagerly=False, teacher=teacher, **options)
+    assert compiled["kd_loss"] > 0 and np.isfinite(list(compiled.values())).all()
+    if keras.backend.backend() == "tensorflow":
+        eager = history_of(kind, sizes, run_eagerly=True, teacher=teacher, **options)
+        assert compiled == pytest.approx(eager, rel=1e-4, abs=1e-6)
 
 
 @pytest.mark.compiled
@@ -353,7 +355,7 @@ def sequences(kind, similarity, distill, fraction=1.0):
     model = keras.Model(inputs, layers.Dense(2, activation=activation)(x))
     options = dict(similarity=similarity, distill=distill, temperature=1.0, guidance_temperature=0.1, percentile=0.0)
     ssd = keras_ssd.wrap(model, "snapshot", num_teachers=3, seed=1, kd_fraction=fraction, **options)
-    ssd.compile(keras.optimizers.SGD(0.0), LOSSES[kind], run_eagerly=True)
+    ssd.compile(keras.optimizers.SGD(0.0), LOSSES[kind])
     return ssd
 
 
