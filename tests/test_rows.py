@@ -1,5 +1,8 @@
 """The term on a part of each batch: the drawn rows, the unbiased estimate, the cost."""
 
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -231,6 +234,37 @@ def test_short_last_batches_train(teacher):
     data = np.tile(X, (3, 1)), np.tile(Y, 3)
     history = ssd.fit(*data, batch_size=8, epochs=2, verbose=0).history
     assert np.isfinite(history["kd_loss"]).all() and min(history["kd_loss"]) > -1e-6  # equal teachers but for rounding
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="replicas of TensorFlow")
+def test_a_replica_without_samples_trains():
+    """A last batch of one sample leaves the second of two replicas empty."""
+    run = subprocess.run([sys.executable, "-c", ON_TWO_REPLICAS], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert run.stdout.split()[-3:] == ["finite"] * 3
+
+
+ON_TWO_REPLICAS = """
+import tensorflow as tf
+
+configuration = tf.config.LogicalDeviceConfiguration()
+tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], [configuration] * 2)
+import keras, numpy as np, keras_ssd
+
+strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+x, y = np.random.default_rng(0).normal(size=(9, 5, 3)).astype("float32"), np.zeros((9, 5))
+x[:, 3:] = 0
+layers = keras.layers
+for options in ({}, {"teacher": "snapshot", "kd_fraction": 0.5}, {"similarity": "cosine", "distill": "both"}):
+    with strategy.scope():
+        stack = [layers.Masking(), layers.Dense(6), layers.Dropout(0.5), layers.Dense(3, activation="softmax")]
+        ssd = keras_ssd.wrap(keras.Sequential([keras.Input((5, 3)), *stack]), num_teachers=4, **options)
+        ssd.compile("sgd", "sparse_categorical_crossentropy", jit_compile=False)
+    history = ssd.fit(x, y, batch_size=8, verbose=0, callbacks=[keras_ssd.callbacks.TeacherMonitor()]).history
+    values = [*history.values(), *(w.ravel() for w in ssd.get_weights())]
+    print("finite" if all(np.isfinite(value).all() for value in values) else history)
+"""
 
 
 def graph_and_passes(model):
