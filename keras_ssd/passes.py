@@ -81,7 +81,7 @@ class StochasticPasses:
         if not augmented:
             refuse_augmentation(graph, noise.layers)
         added = [(x, dropout_for(x, dropout_rate or 0.0)) for x in noise.tensors]
-        graph = graph.with_layers_behind(added)
+        graph = graph.with_layers_after(added)
         noise_layers = [*noise.layers, *(layer for _, layer in added)]
         self.outputs = [graph.moved.get(id(x), x) for x in outputs]
         self.dropout_rate = dropout_rate

@@ -1,0 +1,55 @@
+"""Names that Keras does not export, and differences between its versions. No other module uses such names."""
+
+import functools
+from typing import Any
+
+import keras
+
+
+@functools.cache
+def graph_fixes_training() -> bool:
+    """Return whether `training`, given to a layer in a functional graph, wins over the `training` of the model's call.
+
+    It does from Keras 3.16 on: `base(x, training=False)` keeps a backbone in inference mode while `fit` trains the
+    rest. In earlier versions the value of `fit` wins.
+    """
+    called_with = []
+
+    class Probe(keras.layers.Layer):
+        def call(self, x: Any, training: bool | None = None) -> Any:
+            called_with.append(training)
+            return x
+
+    inputs = keras.Input((1,), name="keras_ssd_input")
+    outputs = Probe(name="keras_ssd_probe")(inputs, training=False)
+    model = keras.Model(inputs, outputs, name="keras_ssd_model")
+    model(keras.ops.zeros((1, 1)), training=True)
+    return called_with[-1] is False
+
+
+def is_of_keras(item: Any) -> bool:
+    """Return whether a class or function is Keras' own."""
+    return package_of(item) == "keras"
+
+
+def package_of(item: Any) -> str:
+    """Return the top-level package that defines a class or function."""
+    return str(getattr(item, "__module__", "")).partition(".")[0]
+
+
+@functools.cache
+def functional_class() -> Any:
+    """Return the class of functional models, which Keras exports as `keras.Model` only."""
+    inputs = keras.Input((1,), name="keras_ssd_input")
+    return type(keras.Model(inputs, inputs, name="keras_ssd_model"))
+
+
+@functools.cache
+def model_classes() -> frozenset:
+    """Return the classes whose methods every plain model has: `keras.Model`, its two graph models, their bases."""
+    return frozenset(c for kind in (keras.Model, keras.Sequential, functional_class()) for c in kind.__mro__)
+
+
+def is_hub_task(model: Any) -> bool:
+    """Return whether a model is a task of KerasHub, whose `fit` and `predict` run a preprocessor."""
+    return any(package_of(c) == "keras_hub" and c.__name__ in ("Task", "PipelineModel") for c in type(model).__mro__)
