@@ -19,8 +19,8 @@ class Step:
         layer: the `keras.Layer` or `keras.Operation`: the user's own object, not a copy.
         args, kwargs: its arguments, in which symbolic tensors stand for values.
         inputs, outputs: the symbolic input and output tensors, as flat lists.
-        fixed_training: the value of `training` that the user gave in the graph, which holds in every call of the model;
-            `None` if there is none, or if this version of Keras ignores it.
+        fixed_training: the value of `training` that the user gave in the graph, which holds in every call of the model
+            (Keras takes a given `None` for `False`); `None` if none was given, or if this version of Keras ignores it.
     """
 
     def __init__(
@@ -30,7 +30,8 @@ class Step:
         self.args = args
         # `run` passes `training`. Masks passed by name are kept: they are tensors.
         self.kwargs = {name: value for name, value in kwargs.items() if name != "training"}
-        self.fixed_training: bool | None = kwargs.get("training") if graph_fixes_training() else None
+        is_fixed = "training" in kwargs and graph_fixes_training()
+        self.fixed_training = bool(kwargs["training"]) if is_fixed else None
         self.inputs = [x for x in tree.flatten((args, self.kwargs)) if isinstance(x, keras.KerasTensor)]
         self.outputs = outputs
 
@@ -121,12 +122,12 @@ class Graph:
         return replayed.input, [outputs[index] for index in range(len(markers))]
 
     def _record(self, layer: Any, *args: Any, **kwargs: Any) -> Any:
-        if graph_fixes_training() and isinstance(layer, keras.Layer) and kwargs.get("training") is None:
-            kwargs.pop("training", None)
-            if self._enclosing_training is not None:
-                kwargs["training"] = self._enclosing_training
+        if self._enclosing_training is not None and isinstance(layer, keras.Layer):
+            kwargs.setdefault("training", self._enclosing_training)
         if args and is_functional(layer) and _takes_unchanged(layer, args[0]):
-            enclosing, self._enclosing_training = self._enclosing_training, kwargs.get("training")
+            enclosing = self._enclosing_training
+            if "training" in kwargs and graph_fixes_training():
+                self._enclosing_training = bool(kwargs["training"])
             _, outputs = self._replay(layer, args[0])
             self._enclosing_training = enclosing
             self.nested.append((layer, outputs))

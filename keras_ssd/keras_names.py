@@ -53,3 +53,13 @@ def model_classes() -> frozenset:
 def is_hub_task(model: Any) -> bool:
     """Return whether a model is a task of KerasHub, whose `fit` and `predict` run a preprocessor."""
     return any(package_of(c) == "keras_hub" and c.__name__ in ("Task", "PipelineModel") for c in type(model).__mro__)
+
+
+def is_conv_lstm_cell(layer: Any) -> bool:
+    """Return whether a layer is the cell of `keras.layers.ConvLSTM1D`, `ConvLSTM2D` or `ConvLSTM3D`."""
+    return any(package_of(c) == "keras" and c.__name__ == "ConvLSTMCell" for c in type(layer).__mro__)
+
+
+def is_graph_node(item: Any) -> bool:
+    """Return whether an object is a node of a functional model's graph, which refers to a layer by `operation`."""
+    return package_of(type(item)) == "keras" and type(item).__name__ == "Node"

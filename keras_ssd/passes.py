@@ -11,7 +11,16 @@ from keras import ops, tree
 from keras_ssd import _backend
 from keras_ssd._typing import Tensor
 from keras_ssd.graph import Graph, Step, last_reads
-from keras_ssd.noise import Noise, dropout_for, is_augmentation, noise_switched_on, refuse_augmentation, seed_states
+from keras_ssd.layer_copies import LayerCopies
+from keras_ssd.noise import (
+    Noise,
+    dropout_for,
+    is_augmentation,
+    is_noise,
+    layer_for_passes,
+    refuse_augmentation,
+    seed_states,
+)
 
 # The size of one layer's output that fits into a processor's cache.
 _CACHED_BYTES = 2 * 2**20
@@ -84,11 +93,13 @@ class StochasticPasses:
         graph = graph.with_layers_after(added)
         noise_layers = [*noise.layers, *(layer for _, layer in added)]
         self.outputs = [graph.moved.get(id(x), x) for x in outputs]
-        self.dropout_rate = dropout_rate
-        self._noise = {id(layer) for layer in noise_layers}
+        # What the graph fixes to training mode is random in every pass, also if it was not chosen.
+        noise_layers += [s.layer for s in graph.steps if s.fixed_training and is_noise(s.layer)]
+        noise_ids = {id(layer) for layer in noise_layers}
         random_tensors: set[int] = set()
         for step in graph.steps:
-            if id(step.layer) in self._noise or any(id(x) in random_tensors for x in step.inputs):
+            is_on = id(step.layer) in noise_ids and step.fixed_training is not False
+            if is_on or any(id(x) in random_tensors for x in step.inputs):
                 random_tensors.update(map(id, step.outputs))
         self.is_random = [id(x) in random_tensors for x in self.outputs]
         needed = graph.needed(self.outputs)
@@ -116,7 +127,14 @@ class StochasticPasses:
         layers = {id(s.layer): s.layer for s in self.prefix + self.suffix if isinstance(s.layer, keras.Layer)}
         self.layers = list(layers.values())
         self.variables = _unique([v for layer in self.layers for v in layer.variables])
-        self._seed_states = seed_states([layer for layer in self.layers if id(layer) in self._noise])
+        self._seed_states = seed_states([layer for layer in self.layers if id(layer) in noise_ids])
+        copies = LayerCopies()
+        noise_of = {id(x): layer_for_passes(x, dropout_rate, copies) for x in self.layers if id(x) in noise_ids}
+        # The steps to run for every pass, and whether each of them makes noise.
+        self._runs = [
+            (step.with_layer(noise_of.get(id(step.layer), step.layer)), id(step.layer) in noise_ids)
+            for step in self.suffix
+        ]
         sizes = [math.prod(x.shape[1:]) for step in self.suffix for x in step.outputs if None not in x.shape[1:]]
         self._row_bytes = 4 * max(sizes, default=0)
         self._last_read = last_reads(self.suffix, self.outputs)
@@ -201,12 +219,8 @@ class StochasticPasses:
         for x in self._suffix_inputs:
             if self._has_batch[id(x)] and values[id(x)] is not None:
                 values[id(x)] = tree.map_structure(repeat, values[id(x)])
-        for step, last_read in zip(self.suffix, self._last_read, strict=True):
-            if id(step.layer) in self._noise:
-                with noise_switched_on(step.layer, self.dropout_rate):
-                    step.run(values, training=True)
-            else:
-                step.run(values, training=False)
+        for (step, is_noise_on), last_read in zip(self._runs, self._last_read, strict=True):
+            step.run(values, training=is_noise_on)
             for key in last_read:
                 del values[key]
         return [tree.map_structure(lambda x: _split(x, n), values[id(x)]) for x in self.outputs]

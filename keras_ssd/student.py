@@ -8,6 +8,7 @@ from keras_ssd.checks import check_model as check_model
 from keras_ssd.checks import check_overrides as check_overrides
 from keras_ssd.compiled import compile_record, constant_learning_rate
 
+
 class StudentWatch:
     """Detects changes of the student between two calls: a new `compile`, frozen layers, other variables.
 
