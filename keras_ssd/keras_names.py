@@ -63,3 +63,15 @@ def is_conv_lstm_cell(layer: Any) -> bool:
 def is_graph_node(item: Any) -> bool:
     """Return whether an object is a node of a functional model's graph, which refers to a layer by `operation`."""
     return package_of(type(item)) == "keras" and type(item).__name__ == "Node"
+
+
+# Operations that compute every value from the values at the same place.
+_ELEMENTWISE = frozenset(
+    "Absolute Add Clip Cos Divide Exp Expm1 Floor Gelu LeakyRelu Log Log1p Maximum Minimum Multiply Negative Power "
+    "Relu Round Sigmoid Sign Silu Sin Softplus Sqrt Square Subtract Tanh TrueDivide".split()
+)
+
+
+def is_elementwise(operation: Any) -> bool:
+    """Return whether an operation of `keras.ops` in a graph computes every value from those at the same place."""
+    return is_of_keras(type(operation)) and type(operation).__name__ in _ELEMENTWISE

@@ -150,8 +150,10 @@ class UncertaintyPasses:
         chunk: int | None,
     ) -> None:
         graph = Graph(model)
-        noise = choose_noise(graph, stochastic_layers, dropout_rate)
-        self._passes = StochasticPasses(graph, noise, graph.outputs, shares_prefix=False, dropout_rate=dropout_rate)
+        noise = choose_noise(graph, stochastic_layers, dropout_rate, passes="passes")
+        self._passes = StochasticPasses(
+            graph, noise, graph.outputs, shares_prefix=False, dropout_rate=dropout_rate, passes="passes"
+        )
         if not any(self._passes.is_random):
             raise ValueError(
                 f"None of the outputs of the model {model.name!r} depends on the noise ({noise.described}), so all "
