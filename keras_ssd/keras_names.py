@@ -1,6 +1,7 @@
 """Names that Keras does not export, and differences between its versions. No other module uses such names."""
 
 import functools
+import itertools
 from typing import Any
 
 import keras
@@ -75,3 +76,32 @@ _ELEMENTWISE = frozenset(
 def is_elementwise(operation: Any) -> bool:
     """Return whether an operation of `keras.ops` in a graph computes every value from those at the same place."""
     return is_of_keras(type(operation)) and type(operation).__name__ in _ELEMENTWISE
+
+
+class _NumberedSeed(int):
+    """The seed of `keras.utils.set_random_seed`, with the number of that call."""
+
+    number: int
+
+
+_numbers = itertools.count()
+
+
+def seeding_number() -> int:
+    """Return a number that changes with each call of `keras.utils.set_random_seed` in this thread.
+
+    A seed that was set again cannot be told from the last one by its value or by the state of any generator. So the
+    value that Keras stores is replaced by an equal one with a number, which the next call overwrites.
+    """
+    try:
+        from keras.src.backend.common import global_state
+    except ImportError:
+        return -1
+    seed = global_state.get_global_attribute("global_random_seed")
+    if seed is None:
+        return -1
+    if not isinstance(seed, _NumberedSeed):
+        seed = _NumberedSeed(seed)
+        seed.number = next(_numbers)
+        global_state.set_global_attribute("global_random_seed", seed)
+    return seed.number

@@ -29,3 +29,29 @@ def test_only_classes_of_keras_hub_are_its_tasks():
     task = type("Task", (keras.Model,), {"__module__": "keras_hub.src.models.task"})
     assert keras_names.is_hub_task(type("Mine", (task,), {"__module__": "mine"})())
     assert not keras_names.is_hub_task(type("Task", (keras.Model,), {"__module__": "mine"})())
+
+
+def test_every_call_of_set_random_seed_has_a_number_and_changes_nothing_else():
+    keras.utils.set_random_seed(3)
+    first = keras_names.seeding_number()
+    assert keras_names.seeding_number() == first
+    drawn = ops.convert_to_numpy(keras.random.uniform((4,)))
+    keras.utils.set_random_seed(3)
+    assert keras_names.seeding_number() != first
+    assert (ops.convert_to_numpy(keras.random.uniform((4,))) == drawn).all()
+
+
+def test_operations_on_each_value_are_told_from_others():
+    x = keras.KerasTensor((None, 4))
+    made = [y._keras_history.operation for y in (x + x, ops.tanh(x), ops.mean(x, axis=0), ops.transpose(x))]
+    assert [keras_names.is_elementwise(operation) for operation in made] == [True, True, False, False]
+
+
+def test_cells_of_convolutional_lstms_and_nodes_of_graphs_are_found():
+    assert keras_names.is_conv_lstm_cell(layers.ConvLSTM2D(1, 1).cell)
+    assert not keras_names.is_conv_lstm_cell(layers.LSTMCell(1))
+    x = keras.Input((4,))
+    y = layers.Dense(2)(x)
+    node = y._keras_history.operation._inbound_nodes[0]
+    assert keras_names.is_graph_node(node) and node.operation is y._keras_history.operation
+    assert not keras_names.is_graph_node(y)
