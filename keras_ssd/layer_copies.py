@@ -3,7 +3,7 @@
 import copy
 import functools
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import keras
@@ -77,7 +77,7 @@ class LayerCopies:
         vars(made).update({**attributes, **new_values})
         return made
 
-    def _copy_sequence(self, item: Sequence[Any], changes: Mapping[int, Mapping[str, Any]]) -> Any:
+    def _copy_sequence(self, item: Collection[Any], changes: Mapping[int, Mapping[str, Any]]) -> Any:
         copies = [self._copy(value, changes) for value in item]
         if all(a is b for a, b in zip(copies, item, strict=True)):
             return item

@@ -6,11 +6,12 @@ import pytest
 from keras import layers, ops
 
 import keras_ssd
-from keras_ssd.graph import Graph
+from keras_ssd.graph import Graph, Step
 from keras_ssd.keras_names import graph_fixes_training
 from models import compiled, softmax_head
 from passes import passes
 from same_weights import arrays, assert_close
+from structures import Doubling
 
 X = np.random.default_rng(0).normal(size=(32, 4)).astype("float32") + 5
 Y = (X[:, 0] > 5).astype("int32")
@@ -65,6 +66,18 @@ def trained(make, training, **options):
 @pytest.mark.parametrize("make", BACKBONES)
 def test_training_that_the_graph_fixes_holds_as_in_the_plain_model(make, training):
     assert_close(trained(make, training), trained(make, training, num_teachers=2), tolerance=1e-6)
+
+
+@pytest.mark.parametrize("fixed, expected", [({}, 2.0), ({"training": False}, 1.0), ({"training": None}, 1.0)])
+def test_a_call_of_a_layer_keeps_the_training_that_the_graph_fixes(monkeypatch, fixed, expected):
+    """Also with a Keras that ignores it, which is told to be one that does not."""
+    monkeypatch.setattr("keras_ssd.graph.graph_fixes_training", lambda: True)
+    x, y, z = (keras.KerasTensor((None, 1)) for _ in range(3))
+    step = Step(Doubling(), (x,), fixed, [y])
+    for one, source in ((step, x), (step.with_arguments((z,), {}), z), (step.with_layer(Doubling()), x)):
+        values = {id(source): ops.ones((2, 1))}
+        one.run(values, training=True)
+        assert_close(arrays(values[id(y)]), [np.full((2, 1), expected)])
 
 
 def test_a_noise_layer_that_the_graph_fixes_to_inference_is_no_noise():

@@ -485,8 +485,6 @@ def test_unseeded_calls_draw_other_noise_and_repeat_after_the_seed_is_set():
 
 def test_a_model_without_noise_is_refused_in_words_of_passes():
     model = keras.Sequential([keras.Input((4,)), layers.Dense(2)])
-    with pytest.raises(
-        ValueError, match="all passes would be identical. Pass dropout_rate.*in the passes"
-    ) as error:
+    with pytest.raises(ValueError, match="all passes would be identical. Pass dropout_rate.*in the passes") as error:
         keras_ssd.predict_stochastic(model, np.ones((2, 4), "float32"), verbose=0)
     assert "teacher" not in str(error.value)
