@@ -1,8 +1,9 @@
-"""Whether each row of a batch is computed by itself, so that a batch can be tiled for teachers or cut into parts.
+"""Whether the rows of a batch are independent, so that a batch can be tiled for teachers or cut into parts.
 
-Most layers of Keras compute every sample by itself. Others do not: a softmax over the batch, a reshape that folds
-windows into the batch, a layer with a capacity for a batch. No shape tells this, so such layers are run once, without
-noise, on a small batch and on every third row of it: rows must have the same values in both.
+Most layers of Keras compute a row from this row alone. Some do not: a softmax over the batch, a reshape that folds
+windows into the batch, a layer with a capacity for a batch. Shapes do not show this. Models with layers that are not
+known to keep rows apart are run once, without noise, on a small batch and on every third row of it: the rows must have
+the same values in both.
 """
 
 import functools
@@ -17,7 +18,7 @@ from keras import ops, tree
 
 from keras_ssd import _backend
 from keras_ssd.graph import Graph, Step
-from keras_ssd.keras_names import is_elementwise, is_of_keras
+from keras_ssd.keras_names import is_elementwise, is_of_keras, slices_within_rows
 from keras_ssd.noise import parts_of
 from keras_ssd.repeating import RepeatForTeachers
 
@@ -300,6 +301,8 @@ def _keeps_rows(step: Step) -> bool:
     if rank < 2 or step.fixed_training:
         return False
     if not isinstance(step.layer, keras.Layer):
+        if slices_within_rows(step.layer, step.args):
+            return True
         return is_elementwise(step.layer) and _has_only_tensors_of_one_rank(step)
     return all(_is_row_wise(part, rank) for part in parts_of(step.layer))
 

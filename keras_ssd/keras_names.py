@@ -78,6 +78,12 @@ def is_elementwise(operation: Any) -> bool:
     return is_of_keras(type(operation)) and type(operation).__name__ in _ELEMENTWISE
 
 
+def slices_within_rows(operation: Any, args: tuple[Any, ...]) -> bool:
+    """Return whether an operation is `x[:, ...]`, which takes parts of every row; `args` are those of the call."""
+    is_slice = is_of_keras(type(operation)) and type(operation).__name__ == "GetItem" and len(args) == 2
+    return is_slice and isinstance(args[1], tuple) and args[1][:1] == (slice(None),)
+
+
 class _NumberedSeed(int):
     """The seed of `keras.utils.set_random_seed`, with the number of that call."""
 

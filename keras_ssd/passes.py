@@ -152,7 +152,7 @@ class StochasticPasses:
         if self._rows.moves:
             does, remedy = "moves samples along the first axis", "fold and unfold the batch within one layer"
         else:
-            does, remedy = "combines the samples of a batch", "compute each sample by itself in this layer"
+            does, remedy = "combines the samples of a batch", "compute every sample without the others in this layer"
         return f"The layer {layer.name!r} of the model {self._model_name!r} {does}", remedy
 
     def run(

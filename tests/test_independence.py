@@ -299,5 +299,5 @@ def test_inputs_that_cannot_be_made_are_followed_by_their_shapes(options):
 
 
 def test_messages_name_the_remedy():
-    with pytest.warns(UserWarning, match="compute each sample by itself in this layer, or choose noise"):
+    with pytest.warns(UserWarning, match="compute every sample without the others in this layer, or choose noise"):
         keras_ssd.wrap(COMBINING["Softmax(axis=0)"](), **OUTPUTS)

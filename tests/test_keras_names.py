@@ -47,6 +47,19 @@ def test_operations_on_each_value_are_told_from_others():
     assert [keras_names.is_elementwise(operation) for operation in made] == [True, True, False, False]
 
 
+def test_slices_of_rows_are_told_from_slices_along_the_batch():
+    x = keras.Input((4, 3))
+    found = []
+
+    def call(layer, *args, **kwargs):
+        found.append(keras_names.slices_within_rows(layer, args))
+        return layer(*args, **kwargs)
+
+    for y in (x[:, 0], x[:, 1:], x[..., 0], x[1:, 0]):
+        keras.models.clone_model(keras.Model(x, y), call_function=call, clone_function=lambda layer: layer)
+    assert found == [True, True, False, False]
+
+
 def test_cells_of_convolutional_lstms_and_nodes_of_graphs_are_found():
     assert keras_names.is_conv_lstm_cell(layers.ConvLSTM2D(1, 1).cell)
     assert not keras_names.is_conv_lstm_cell(layers.LSTMCell(1))
