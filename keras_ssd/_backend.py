@@ -1,14 +1,21 @@
-"""All code that depends on the backend, or on names that Keras does not export. No other module does."""
+"""Code that depends on the backend."""
 
 import contextlib
 import random
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_ssd._typing import Tensor
+from keras_ssd.keras_names import seeding_number
+
+# For each purpose of a derived seed the last state of the generators, and how many seeds were derived from it before.
+_calls: dict[str, tuple[Any, int]] = {}
+_lock = threading.Lock()
 
 
 @contextlib.contextmanager
@@ -197,16 +204,27 @@ def _replica() -> Any:
     return None
 
 
-def derived_seed() -> int:
+def derived_seed(purpose: str = "wrapper") -> int:
     """Return a seed that follows `keras.utils.set_random_seed` without drawing from Python's generator.
 
-    Drawing would change the seeds of layers that the user creates after wrapping.
+    Drawing would change the seeds of layers that the user creates after wrapping. Calls in a row for the same purpose,
+    between which Python's generator did not move, return different seeds; the first one after `set_random_seed` is
+    always the same.
+
+    Args:
+        purpose: what the seed is for; each purpose counts its calls by itself.
     """
     state = random.getstate()
     try:
-        return random.randint(1, 10**9) ^ 0x55D
+        seed = random.randint(1, 10**9) ^ 0x55D
     finally:
         random.setstate(state)
+    moment = seeding_number(), state
+    with _lock:
+        last, count = _calls.get(purpose, (None, 0))
+        count = count + 1 if moment == last else 0
+        _calls[purpose] = moment, count
+    return int(np.random.SeedSequence([seed, count]).generate_state(1)[0] >> 2) if count else seed
 
 
 def gives_weights_away() -> bool:

@@ -51,7 +51,7 @@ def teacher_cost(
         plain, repeated = _PASSES_OF_A_STEP, num_teachers  # in calls of the whole model: its layers are unknown
     if fraction is None:
         fraction = 1.0
-        if passes.is_row_wise:
+        if passes.takes_rows:
             while fraction * repeated > _BOUND * plain and fraction > _SMALLEST_FRACTION:
                 fraction /= 2
     return TeacherCost(fraction, fraction * (repeated + once) / plain)

@@ -2,13 +2,14 @@
 
 import contextlib
 import copy
-import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
 from keras import tree
+
+from keras_ssd.keras_names import functional_class, graph_fixes_training
 
 
 class Step:
@@ -18,6 +19,8 @@ class Step:
         layer: the `keras.Layer` or `keras.Operation`: the user's own object, not a copy.
         args, kwargs: its arguments, in which symbolic tensors stand for values.
         inputs, outputs: the symbolic input and output tensors, as flat lists.
+        fixed_training: the value of `training` that the user gave in the graph, which holds in every call of the model
+            (Keras takes a given `None` for `False`); `None` if none was given, or if this version of Keras ignores it.
     """
 
     def __init__(
@@ -27,6 +30,8 @@ class Step:
         self.args = args
         # `run` passes `training`. Masks passed by name are kept: they are tensors.
         self.kwargs = {name: value for name, value in kwargs.items() if name != "training"}
+        is_fixed = "training" in kwargs and graph_fixes_training()
+        self.fixed_training = bool(kwargs["training"]) if is_fixed else None
         self.inputs = [x for x in tree.flatten((args, self.kwargs)) if isinstance(x, keras.KerasTensor)]
         self.outputs = outputs
 
@@ -34,9 +39,22 @@ class Step:
         """Call the layer on `values`, a dict by `id` of the symbolic tensors, and add its outputs to the dict."""
         args, kwargs = tree.map_structure(lambda x: values.get(id(x), x), (self.args, self.kwargs))
         if isinstance(self.layer, keras.Layer):
-            kwargs["training"] = training
+            kwargs["training"] = training if self.fixed_training is None else self.fixed_training
         results = self._flat(self.layer(*args, **kwargs))
         values.update(zip(map(id, self.outputs), results, strict=True))
+
+    def with_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> "Step":
+        """Return a call of the same layer with other arguments, in the same order."""
+        step = copy.copy(self)
+        step.args, step.kwargs = args, kwargs
+        step.inputs = [x for x in tree.flatten((args, kwargs)) if isinstance(x, keras.KerasTensor)]
+        return step
+
+    def with_layer(self, layer: Any) -> "Step":
+        """Return a call of another layer with the same arguments."""
+        step = copy.copy(self)
+        step.layer = layer
+        return step
 
     def _flat(self, results: Any) -> list[Any]:
         return tree.flatten(results)
@@ -60,7 +78,7 @@ class Graph:
         inputs: the symbolic inputs, structured as the model takes them.
         outputs: the symbolic outputs, a flat list.
         nested: `(model, its symbolic outputs)` for each call of a nested model that was expanded.
-        moved: the replacements of symbolic tensors by `with_layers_behind`, by `id` of the replaced tensor.
+        moved: the replacements of symbolic tensors by `with_layers_after`, by `id` of the replaced tensor.
         is_opaque: whether the model is subclassed, so that its layers are unknown.
     """
 
@@ -69,6 +87,7 @@ class Graph:
         self.steps: list[Step] = []
         self.nested: list[tuple[keras.Model, list[keras.KerasTensor]]] = []
         self.moved: dict[int, keras.KerasTensor] = {}
+        self._enclosing_training: bool | None = None  # as fixed in the call of the nested model that is replayed
         self.is_opaque = not is_functional(model)
         if self.is_opaque:
             self.inputs, output = keras.KerasTensor((None,)), keras.KerasTensor((None,))
@@ -103,8 +122,14 @@ class Graph:
         return replayed.input, [outputs[index] for index in range(len(markers))]
 
     def _record(self, layer: Any, *args: Any, **kwargs: Any) -> Any:
+        if self._enclosing_training is not None and isinstance(layer, keras.Layer):
+            kwargs.setdefault("training", self._enclosing_training)
         if args and is_functional(layer) and _takes_unchanged(layer, args[0]):
+            enclosing = self._enclosing_training
+            if "training" in kwargs and graph_fixes_training():
+                self._enclosing_training = bool(kwargs["training"])
             _, outputs = self._replay(layer, args[0])
+            self._enclosing_training = enclosing
             self.nested.append((layer, outputs))
             reference = outputs if isinstance(layer, keras.Sequential) else layer.output
             packed = tree.pack_sequence_as(reference, outputs)
@@ -113,7 +138,7 @@ class Graph:
         self.steps.append(Step(layer, args, kwargs, tree.flatten(outputs)))
         return outputs
 
-    def with_layers_behind(self, layers: Sequence[tuple[keras.KerasTensor, keras.Layer]]) -> "Graph":
+    def with_layers_after(self, layers: Sequence[tuple[keras.KerasTensor, keras.Layer]]) -> "Graph":
         """Return this graph with additional layers after some of its tensors; the graph itself is not changed.
 
         Args:
@@ -126,19 +151,19 @@ class Graph:
             return self
         graph = copy.copy(self)
         graph.steps, graph.moved = [], {}
-        behind = {id(tensor): layer for tensor, layer in layers}
+        after = {id(tensor): layer for tensor, layer in layers}
 
         def insert(tensors: Iterable[keras.KerasTensor]) -> None:
             for x in tensors:
-                if id(x) in behind:
-                    moved = behind[id(x)](x)
-                    graph.steps.append(Step(behind[id(x)], (x,), {}, [moved]))
+                if id(x) in after:
+                    moved = after[id(x)](x)
+                    graph.steps.append(Step(after[id(x)], (x,), {}, [moved]))
                     graph.moved[id(x)] = moved
 
         insert(tree.flatten(self.inputs))
         for step in self.steps:
             args, kwargs = tree.map_structure(lambda x: graph.moved.get(id(x), x), (step.args, step.kwargs))
-            graph.steps.append(Step(step.layer, args, kwargs, step.outputs))
+            graph.steps.append(step.with_arguments(args, kwargs))
             insert(step.outputs)
         graph.outputs = [graph.moved.get(id(x), x) for x in self.outputs]
         return graph
@@ -219,13 +244,7 @@ def is_functional(model: Any) -> bool:
     kind: Any = type(model)
     if issubclass(kind, keras.Sequential):
         return kind.call is keras.Sequential.call
-    return issubclass(kind, _functional_class()) and kind.call is _functional_class().call
-
-
-@functools.cache
-def _functional_class() -> Any:
-    x = keras.Input((1,))
-    return type(keras.Model(x, x))
+    return issubclass(kind, functional_class()) and kind.call is functional_class().call
 
 
 @contextlib.contextmanager

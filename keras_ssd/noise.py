@@ -1,20 +1,31 @@
 """Which layers of a model make noise, which layers augment, and which are random in a teacher."""
 
-import contextlib
 import numbers
 import random
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import keras
 
 from keras_ssd.augmentation import Augmentation
 from keras_ssd.graph import Graph
+from keras_ssd.keras_names import is_conv_lstm_cell
+from keras_ssd.layer_copies import LayerCopies
 
-# Attributes for the strength of a layer's noise. Recurrent layers hold a seed generator even if their dropout is 0.
-_DROPOUT_RATES = ("rate", "dropout", "recurrent_dropout", "drop_path_rate", "drop_prob", "drop_rate")
-_RATES = (*_DROPOUT_RATES, "stddev")
+_CELL_RATES = ("dropout", "recurrent_dropout")
+# The attributes that hold the dropout rates of Keras' layers. Recurrent cells hold a seed generator also at rate 0.
+_DROPOUT_RATES: dict[type, tuple[str, ...]] = {
+    keras.layers.Dropout: ("rate",),
+    keras.layers.AlphaDropout: ("rate",),
+    keras.layers.GaussianDropout: ("rate",),
+    keras.layers.Attention: ("dropout",),
+    keras.layers.LSTMCell: _CELL_RATES,
+    keras.layers.GRUCell: _CELL_RATES,
+    keras.layers.SimpleRNNCell: _CELL_RATES,
+}
+# A custom layer names its rates by this attribute, for example `keras_ssd_rates = ("drop_prob",)`.
+_DECLARED = "keras_ssd_rates"
 
 AUGMENTATION: tuple[type, ...] = (
     Augmentation,
@@ -58,7 +69,7 @@ def is_augmentation(layer: Any) -> bool:
 
 
 def is_noise(layer: Any) -> bool:
-    """Return whether a layer, or a layer in it, is active noise: a seed generator and a rate (if any) above 0."""
+    """Return whether a layer, or a layer in it, is active noise: a seed generator and a rate (if known) above 0."""
     parts = parts_of(layer)
     # `RandAugment` and `AugMix` are made of other augmentations.
     augmenting = {id(inner) for part in parts if isinstance(part, AUGMENTATION) for inner in parts_of(part)}
@@ -66,10 +77,16 @@ def is_noise(layer: Any) -> bool:
 
 
 def makes_noise(part: Any) -> bool:
-    """Return whether a layer by itself, without the layers it holds, makes noise."""
+    """Return whether a layer itself is stochastic, whatever its sublayers are.
+
+    A custom layer that holds a seed generator is, unless it declares its rates (`keras_ssd_rates`) and all of them
+    are 0.
+    """
     if not generators_of(part):
         return False
-    rates = _rates(part, _RATES)
+    rates = _dropout_rates(part)
+    if isinstance(part, keras.layers.GaussianNoise):
+        rates["stddev"] = part.stddev
     return not rates or any(rate > 0 for rate in rates.values())
 
 
@@ -87,6 +104,7 @@ def choose_noise(
     graph: Graph,
     stochastic_layers: str | Sequence[str] | Callable | None = None,
     dropout_rate: float | None = None,
+    passes: str = "teachers",
 ) -> Noise:
     """Choose the noise in the passes of a graph.
 
@@ -97,6 +115,7 @@ def choose_noise(
             tuple (no noise: a deterministic teacher). A noise layer makes its own noise; the output of any other layer
             goes through dropout, in these passes only.
         dropout_rate: rate of this dropout.
+        passes: what the passes are called in errors: teachers, or passes.
 
     Returns:
         A `Noise`.
@@ -104,10 +123,12 @@ def choose_noise(
     Raises:
         ValueError: if a name is unknown, no layer is chosen, or dropout is needed without a rate.
     """
+    # A layer that is fixed to inference mode in all of its calls makes no noise.
     called = {id(step.layer): step.layer for step in graph.steps}
+    free = {id(step.layer) for step in graph.steps if step.fixed_training is not False}
     called.update({id(model): model for model, _ in graph.nested})
     layers = [layer for layer in called.values() if isinstance(layer, keras.Layer)]
-    noise = [layer for layer in layers if is_noise(layer) and all(layer is not model for model, _ in graph.nested)]
+    noise = [layer for layer in layers if id(layer) in free and is_noise(layer)]
     if stochastic_layers is None:
         if not noise and dropout_rate is not None and not graph.is_opaque:
             return Noise([], _what_feeds_the_head(graph), [])
@@ -126,28 +147,28 @@ def choose_noise(
             )
         chosen = [layer for layer in layers if layer.name in names]
     if not chosen:
-        raise ValueError(_no_noise_message(graph, layers, stochastic_layers))
+        raise ValueError(_no_noise_message(graph, layers, stochastic_layers, passes))
     _refuse_shared_names(chosen, layers)
-    own = [layer for layer in chosen if any(makes_noise(part) for part in parts_of(layer))]
-    own = [layer for layer in own if all(layer is not model for model, _ in graph.nested)]
+    own = [layer for layer in chosen if id(layer) in free and any(makes_noise(part) for part in parts_of(layer))]
     quiet = [layer for layer in chosen if all(layer is not other for other in own)]
     if quiet and (dropout_rate is None or graph.is_opaque):
         raise ValueError(
             f"`stochastic_layers` names layers that make no noise of their own: {_names(quiet)}. Pass "
-            "`dropout_rate` (0.3, for example) to send their outputs through dropout in the teachers, or name noise "
+            f"`dropout_rate` (0.3, for example) to send their outputs through dropout in the {passes}, or name noise "
             f"layers, which here are {_names(noise)}."
         )
     if dropout_rate is not None and own and not quiet and not any(_rates_to_replace(layer) for layer in own):
         warnings.warn(
-            f"`dropout_rate` has no effect: the noise layers {_names(own)} have no dropout rate of their own (an "
-            f"attribute of a name in {list(_DROPOUT_RATES)}). They keep their own noise.",
+            f"`dropout_rate` has no effect: the noise layers {_names(own)} have no dropout rate that is known. They "
+            "keep their own noise. A custom layer tells which of its attributes are dropout rates by an attribute of "
+            f'its class: `{_DECLARED} = ("rate",)`, for example.',
             stacklevel=2,
         )
     for layer in own:
         shape = getattr(layer, "noise_shape", None)
         if shape is not None and shape[0] == 1:
             raise ValueError(
-                f"The layer {layer.name!r} has noise_shape={shape}: one draw for a whole batch makes all teachers "
+                f"The layer {layer.name!r} has noise_shape={shape}: one draw for a whole batch makes all {passes} "
                 "identical. Use `None` as the first entry of `noise_shape`, or leave the layer out of "
                 "`stochastic_layers`."
             )
@@ -179,30 +200,26 @@ def seed_states(layers: Sequence[Any]) -> list[Any]:
     return list({id(state): state for state in states}.values())
 
 
-@contextlib.contextmanager
-def noise_switched_on(layer: Any, dropout_rate: float | None) -> Iterator[None]:
-    """Let a layer be called with its noise on, but with the BatchNormalization layers in it in inference mode.
-
-    `trainable = False` is Keras' way to switch a BatchNormalization that a layer calls itself to inference mode.
+def layer_for_passes(layer: Any, dropout_rate: float | None, copies: LayerCopies) -> Any:
+    """Return the layer that makes the noise of a noise layer while its BatchNormalization stays in inference mode.
 
     Args:
-        layer: a noise layer.
-        dropout_rate: replaces the layer's own rates within the context, if not `None`.
+        layer: a noise layer. It is not changed.
+        dropout_rate: the rate to use instead of the layer's own, if not `None`.
+        copies: makes the copies of layers that have to differ from the user's.
+
+    Returns:
+        The layer itself, or a copy that shares its variables.
     """
-    parts = parts_of(layer)
-    frozen = [part for part in parts if isinstance(part, keras.layers.BatchNormalization) and part.trainable]
-    changed = [] if dropout_rate is None else _rates_to_replace(layer)
-    try:
-        for part in frozen:
-            part.trainable = False
-        for part, name, _ in changed:
-            setattr(part, name, dropout_rate)
-        yield
-    finally:
-        for part in frozen:
-            part.trainable = True
-        for part, name, rate in changed:
-            setattr(part, name, rate)
+    changes: dict[int, dict[str, Any]] = {}
+    for part in parts_of(layer):
+        if isinstance(part, keras.layers.BatchNormalization) and part.trainable:
+            # Keras' way to switch a BatchNormalization that a layer calls itself to inference mode.
+            changes[id(part)] = {"trainable": False}
+    for part, name, _ in [] if dropout_rate is None else _rates_to_replace(layer):
+        changes.setdefault(id(part), {})[name] = dropout_rate
+    holders = [part for part in parts_of(layer) if any(id(inner) in changes for inner in parts_of(part))]
+    return copies.copy(layer, {id(part): changes.get(id(part), {}) for part in holders})
 
 
 def refuse_augmentation(graph: Graph, layers: Sequence[Any]) -> None:
@@ -249,25 +266,25 @@ def _refuse_shared_names(chosen: Sequence[Any], layers: Sequence[Any]) -> None:
         )
 
 
-def _no_noise_message(graph: Graph, layers: Sequence[Any], stochastic_layers: Any) -> str:
+def _no_noise_message(graph: Graph, layers: Sequence[Any], stochastic_layers: Any, passes: str) -> str:
     if stochastic_layers is not None:
         return (
             f"`stochastic_layers` chose no layer: the predicate was False for all of {_names(layers)}. Choose at least "
-            "one layer, or pass an empty tuple for a deterministic teacher."
+            "one layer" + (", or pass an empty tuple for a deterministic teacher." if passes == "teachers" else ".")
         )
     silent = [layer for layer in layers if _is_silent_noise(layer)]
     if graph.is_opaque:
         remedy = "Give it a keras.layers.Dropout with a rate above 0, or build it with the functional API"
     else:
-        remedy = "Pass dropout_rate=0.3, which drops features before the head in the teachers only"
+        remedy = f"Pass dropout_rate=0.3, which drops features before the head in the {passes} only"
     if silent:
         return (
             f"The noise layers {_names(silent)} of the model {graph.model.name!r} all have a rate of 0, so all "
-            f"teachers would be identical. {remedy}; or give one of these layers a rate above 0."
+            f"{passes} would be identical. {remedy}; or give one of these layers a rate above 0."
         )
     return (
         f"The model {graph.model.name!r} has no noise layer (Dropout, GaussianNoise, a recurrent layer with `dropout`, "
-        "a custom layer with a `keras.random.SeedGenerator`, ...), so all teachers would be identical. "
+        f"a custom layer with a `keras.random.SeedGenerator`, ...), so all {passes} would be identical. "
         f"{remedy}."
     )
 
@@ -280,15 +297,27 @@ def _names(layers: Sequence[Any]) -> list[str]:
     return [layer.name for layer in layers]
 
 
-def _rates(part: Any, names: Sequence[str]) -> dict[str, Any]:
-    values = {name: vars(part).get(name) for name in names}
+def _dropout_rates(part: Any) -> dict[str, Any]:
+    """Return the dropout rates of a layer by attribute: of Keras' layers, and those that a custom layer declares."""
+    names = getattr(part, _DECLARED, None)
+    if names is None:
+        names = [of_kind for kind, of_kind in _DROPOUT_RATES.items() if isinstance(part, kind)]
+        names += [_CELL_RATES] if is_conv_lstm_cell(part) else []
+    names = keras.tree.flatten(names)
+    unknown = [name for name in names if not hasattr(part, name)]
+    if unknown:
+        raise ValueError(
+            f"`{_DECLARED}` should name attributes of the layer {part.name!r} of type {type(part).__name__}. It has no "
+            f"{unknown}. Received: {_DECLARED}={names}"
+        )
+    values = {name: getattr(part, name) for name in names}
     return {n: v for n, v in values.items() if not isinstance(v, bool) and isinstance(v, numbers.Real)}
 
 
 def _rates_to_replace(layer: Any) -> list[tuple[Any, str, Any]]:
     """Return `(part, attribute, rate)` of all dropout in a noise layer that is on."""
     parts = [part for part in parts_of(layer) if makes_noise(part) and not isinstance(part, AUGMENTATION)]
-    return [(part, name, rate) for part in parts for name, rate in _rates(part, _DROPOUT_RATES).items() if rate > 0]
+    return [(part, name, rate) for part in parts for name, rate in _dropout_rates(part).items() if rate > 0]
 
 
 def _held(item: Any, wanted: Any, enter: Any) -> list[Any]:

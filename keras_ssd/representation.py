@@ -28,7 +28,7 @@ def find_representation(graph: Graph, name: str | None) -> Any:
         )
     if name is None:
         dense = _dense_steps(graph)
-        if not dense or _has_weights_behind(dense[-1], graph):
+        if not dense or _has_weights_after(dense[-1], graph):
             raise ValueError(
                 f"`representation` is None, which means the input of the last Dense layer, but the model "
                 f"{graph.model.name!r} has no Dense layer as its head. Pass the name of one of its layers: "
@@ -54,7 +54,7 @@ def check_single_head(graph: Graph) -> None:
     """Refuse merged heads: the input of the last head belongs to only one member of an ensemble."""
     dense = _dense_steps(graph)
     leads_to_last = graph.needed(dense[-1].inputs)
-    for later, others in _steps_behind(dense[-1], graph):
+    for later, others in _steps_after(dense[-1], graph):
         if any(step in dense and step not in leads_to_last for step in graph.needed(others)):
             raise ValueError(
                 f"`representation` is not a layer of the model {graph.model.name!r}, so it means the input of the last "
@@ -84,12 +84,12 @@ def _dense_steps(graph: Graph) -> list[Step]:
     return [step for step in graph.needed(graph.outputs) if isinstance(step.layer, keras.layers.Dense)]
 
 
-def _has_weights_behind(step: Step, graph: Graph) -> bool:
+def _has_weights_after(step: Step, graph: Graph) -> bool:
     """Return whether there are layers with weights between a step and the outputs: then it is not the head."""
-    return any(isinstance(later.layer, keras.Layer) and later.layer.weights for later, _ in _steps_behind(step, graph))
+    return any(isinstance(later.layer, keras.Layer) and later.layer.weights for later, _ in _steps_after(step, graph))
 
 
-def _steps_behind(step: Step, graph: Graph) -> Iterator[tuple[Step, list[Any]]]:
+def _steps_after(step: Step, graph: Graph) -> Iterator[tuple[Step, list[Any]]]:
     """Yield the steps to the outputs that depend on a step, each with its other inputs."""
     reached = {id(x) for x in step.outputs}
     steps = graph.needed(graph.outputs)

@@ -1,81 +1,12 @@
-"""The user's model inside the wrapper: its checks, its changes, and the interface that the wrapper shares with it."""
+"""The user's model inside the wrapper: its changes, and the interface that the wrapper shares with it."""
 
 from typing import Any
 
 import keras
 
-from keras_ssd.compiled import compile_record, constant_learning_rate, is_of_keras
-
-# Methods that a user's class may override and that the wrapper would replace by Keras' own.
-_REPLACED = (
-    "compile",
-    "compute_loss",
-    "compute_metrics",
-    "evaluate",
-    "fit",
-    "get_metrics_result",
-    "metrics",
-    "predict",
-    "predict_on_batch",
-    "predict_step",
-    "stateless_compute_loss",
-    "test_on_batch",
-    "test_step",
-    "train_on_batch",
-    "train_step",
-)
-
-
-def check_model(argument: str, model: Any, wrapper: Any = None) -> None:
-    """Raise unless `model` is a plain, built `keras.Model`.
-
-    Args:
-        argument: name of the argument, for the error.
-        model: value of the argument.
-        wrapper: a class of which `model` must not be an instance.
-    """
-    if wrapper is not None and isinstance(model, wrapper):
-        raise ValueError(
-            f"`{argument}` is wrapped already: {model.name!r} is an {type(model).__name__}. Pass the plain model, "
-            "`ssd.student`."
-        )
-    if not isinstance(model, keras.Model):
-        raise ValueError(f"`{argument}` should be a keras.Model. Received: {model!r} of type {type(model).__name__}")
-    if not model.built:
-        raise ValueError(
-            f"`{argument}` is not built: {model.name!r} has no weights yet. Call it on a batch first: "
-            f"`{argument}(x[:1])`. A Sequential model may begin with keras.Input(shape) instead."
-        )
-
-
-def check_overrides(model: keras.Model) -> None:
-    """Refuse a model whose class overrides methods for training or prediction, which the wrapper would not call.
-
-    Raises:
-        ValueError: if there are such methods. The message names them, and says what to do.
-    """
-    if hasattr(model, "preprocessor"):  # a task of KerasHub
-        if model.preprocessor is not None:
-            raise ValueError(
-                f"`model` has a preprocessor, which its own `fit` and `predict` run: {model.name!r} of type "
-                f"{type(model).__name__}. The wrapper would train on data that was not preprocessed. Make the model "
-                "with preprocessor=None (or wrap its backbone with a head) and preprocess the data before training: "
-                "dataset.map(preprocessor)."
-            )
-        return
-    overridden = [name for name in _REPLACED if not _is_of_keras(model, name)]
-    if overridden:
-        raise ValueError(
-            f"`model` has a class that overrides {overridden}: {model.name!r} of type {type(model).__name__}. The "
-            "wrapper trains and predicts with its own methods, so these would never be called. Wrap a plain model "
-            "(for a functional model: keras.Model(model.inputs, model.outputs)) and move the code of these methods "
-            "into a layer, the loss, the data or a subclass of keras_ssd.SSDModel."
-        )
-
-
-def _is_of_keras(model: keras.Model, name: str) -> bool:
-    owner = next((c for c in type(model).__mro__ if name in vars(c)), None)
-    return owner is None or is_of_keras(owner)
+from keras_ssd.checks import check_model as check_model
+from keras_ssd.checks import check_overrides as check_overrides
+from keras_ssd.compiled import compile_record, constant_learning_rate
 
 
 class StudentWatch:

@@ -105,11 +105,12 @@ class StudentTeacherGraph:
             dropout_rate=settings.dropout_rate,
         )
         self._check_noise(settings)
-        if self.passes.mixes_samples and settings.kd_fraction is not None and settings.kd_fraction < 1:
+        if not self.passes.takes_rows and settings.kd_fraction is not None and settings.kd_fraction < 1:
             raise ValueError(
-                "`kd_fraction` should be 1 or None for a model that combines the samples of a batch behind the first "
-                f"noise layer: a part of the batch would give other outputs. Received: {settings.kd_fraction}"
+                "`kd_fraction` should be 1 or None for a model whose layers combine or move the samples of a batch: a "
+                f"part of the batch would change its outputs. Received: kd_fraction={settings.kd_fraction}"
             )
+        self.passes.warn_of_whole_batches()
         self.cost = teacher_cost(student, self.passes, settings.num_teachers, settings.kd_fraction)
         student_reads = list(student.outputs) + representations[:1]
         self._num_student_reads = len(student_reads)

@@ -68,7 +68,7 @@ def predict_stochastic(
         num_passes: number of passes, at least 2. Defaults to `30`.
         batch_size: samples per batch of arrays. Defaults to `None`: 32, as in `model.predict`.
         seed: integer; the same seed gives the same result for the same batches, independent of earlier calls. Defaults
-            to `None`: follows `keras.utils.set_random_seed`.
+            to `None`: every call draws other noise, which follows `keras.utils.set_random_seed`.
         stochastic_layers: names of the layers that are random, or a predicate on layers. Defaults to `None`: every
             noise layer except augmentation, which is off. The output of any other layer goes through dropout.
         dropout_rate: rate of this dropout, and of the dropout layers. If it is given, a network without noise layers
@@ -96,7 +96,7 @@ def predict_stochastic(
     passes = UncertaintyPasses(
         network, num_passes, stochastic_layers, dropout_rate, compiled_loss if loss is None else loss, pass_chunk
     )
-    seed = _backend.derived_seed() if seed is None else int(seed)
+    seed = _backend.derived_seed("predict_stochastic") if seed is None else int(seed)
     with _backend.variable_scope(network), _backend.teacher_scope(seed):
         predictor = Predictor(network, weights, passes, seed)
         summaries = predictor.predict(x, batch_size=batch_size, steps=steps, verbose=verbose)
@@ -151,8 +151,10 @@ class UncertaintyPasses:
         chunk: int | None,
     ) -> None:
         graph = Graph(model)
-        noise = choose_noise(graph, stochastic_layers, dropout_rate)
-        self._passes = StochasticPasses(graph, noise, graph.outputs, shares_prefix=False, dropout_rate=dropout_rate)
+        noise = choose_noise(graph, stochastic_layers, dropout_rate, passes="passes")
+        self._passes = StochasticPasses(
+            graph, noise, graph.outputs, shares_prefix=False, dropout_rate=dropout_rate, passes="passes"
+        )
         if not any(self._passes.is_random):
             raise ValueError(
                 f"None of the outputs of the model {model.name!r} depends on the noise ({noise.described}), so all "

@@ -88,7 +88,7 @@ class JoinedDataset(keras.utils.PyDataset):
             check_integer("seed", seed, 0)
         if steps_per_epoch is not None:
             check_integer("steps_per_epoch", steps_per_epoch, 1)
-        seeds = np.random.SeedSequence(_backend.derived_seed() if seed is None else int(seed)).spawn(2)
+        seeds = np.random.SeedSequence(_backend.derived_seed("join_unlabelled") if seed is None else int(seed)).spawn(2)
         # As Python integers, because the product of small NumPy integers could overflow.
         sizes = int(batch_size), max(1, round(float(ratio) * int(batch_size)))
         self._labelled: Any = _batches_of("labelled", labelled, sizes[0], shuffle, seeds[0])

@@ -78,8 +78,9 @@ def wrap(
             whole channels if there are positions), in the teachers only. Defaults to `None`: every noise layer except
             augmentation. An empty tuple makes one deterministic teacher, as a control without stochasticity.
         dropout_rate: dropout rate in (0, 1) in the teachers only. In a model without noise layers it is enough on
-            its own: the input of the head (the last layer with weights) then goes through dropout. Defaults to `None`:
-            the rates of the noise layers.
+            its own: the input of the head (the last layer with weights) then goes through dropout. It replaces the
+            rates of Keras' layers, and of custom layers that name theirs, as `keras_ssd_rates = ("rate",)` in the
+            class. Defaults to `None`: the rates of the noise layers.
         augmented_teachers: whether teachers see the same augmented sample as the student, made by augmentation layers
             in the model (from Keras or `keras_ssd.augmentation`), or the clean sample, so that the student learns to
             give the same answer for both (consistency, as in mean teacher and FixMatch). The clean sample is run

@@ -154,14 +154,15 @@ def test_teachers_keep_the_rows_of_a_sample_together(make, is_folded, chunk):
 
 
 def test_scores_of_each_sample_against_each_are_taught_by_whole_batches():
-    """Each teacher drops features of the first factor only, so that they can be computed back from its scores."""
+    """Each teacher drops features of the first factor only, so that they can be computed back from its scores.
+
+    The second factor is the student's own, of the whole batch, so that a teacher may take rows of the first.
+    """
     inputs = keras.Input((4,))
     features = layers.Dense(4)
     model = keras.Model(inputs, ops.matmul(layers.Dropout(0.5)(features(inputs)), ops.transpose(inputs)))
     compiled(model, loss="mse", metrics=())
-    with pytest.warns(UserWarning, match="combines the samples of a batch.*one at a time"):
-        ssd = keras_ssd.wrap(model, num_teachers=8)
-    assert ssd.teacher_cost.fraction == 1
+    ssd = keras_ssd.wrap(model, num_teachers=8, kd_fraction=1)
     x = X[:4]
     (scores,) = passes(ssd, x).teacher_outputs
     factors = np.moveaxis(scores, 1, 0) @ np.linalg.inv(x.T)
@@ -170,10 +171,11 @@ def test_scores_of_each_sample_against_each_are_taught_by_whole_batches():
     np.testing.assert_allclose(factors[kept], np.broadcast_to(whole, factors.shape)[kept], rtol=1e-2)
     assert 0.3 < kept.mean() < 0.7 and len({k.tobytes() for k in kept}) == 8
     assert np.isfinite(ssd.fit(x, np.eye(4), verbose=0).history["kd_loss"]).all()
-    with pytest.warns(UserWarning, match="combines the samples"):
-        assert keras_ssd.predict_stochastic(model, X, 3, batch_size=4, verbose=0).mean.shape == (16, 4)
-    with pytest.warns(UserWarning, match="combines"), pytest.raises(ValueError, match="`kd_fraction` should be 1 or"):
-        keras_ssd.wrap(model, kd_fraction=0.5)
+    assert keras_ssd.predict_stochastic(model, X, 3, batch_size=4, verbose=0).mean.shape == (16, 4)
+    with pytest.warns(UserWarning, match="combines the samples of a batch before the first noise.*whole batches"):
+        assert keras_ssd.wrap(model, "snapshot", distill="outputs", similarity="kl").teacher_cost.fraction == 1
+    with pytest.raises(ValueError, match="`kd_fraction` should be 1 or"):
+        keras_ssd.wrap(model, "snapshot", distill="outputs", similarity="kl", kd_fraction=0.5)
 
 
 def test_a_model_for_one_batch_size_is_taught_by_batches_of_it():

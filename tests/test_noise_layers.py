@@ -73,7 +73,9 @@ def test_a_layer_of_keras_is_noise_or_augmentation_or_neither(name):
 
 
 class DropPath(layers.Layer):
-    """Stochastic depth, as many repositories write it."""
+    """Stochastic depth, as many repositories write it, with the attribute that declares its rate."""
+
+    keras_ssd_rates = ("drop_prob",)
 
     def __init__(self, drop_prob):
         super().__init__()
@@ -91,6 +93,65 @@ def test_dropout_rate_reaches_the_rates_of_layers(make, rate):
     ssd = keras_ssd.wrap(model, dropout_rate=0.9, ema_momentum=0)
     (teachers,) = passes(ssd, np.ones((16, 16), "float32")).teacher_outputs
     assert 0.8 < (teachers == 0).mean() < 1
+
+
+class Sampled(DropPath):
+    """Has attributes with the names of rates that are none, and declares no rate."""
+
+    keras_ssd_rates = None
+
+    def __init__(self):
+        super().__init__(0.5)
+        self.rate, self.dropout = 50.0, 0.0
+
+
+def test_an_attribute_is_a_rate_only_if_it_is_declared():
+    inputs = keras.Input((16,))
+    layer = Sampled()
+    assert is_noise(layer)
+    model = keras.Model(inputs, layers.Identity()(layer(inputs)))
+    with pytest.warns(UserWarning, match=r'no effect.*`keras_ssd_rates = \("rate",\)`'):
+        ssd = keras_ssd.wrap(model, dropout_rate=0.9, ema_momentum=0)
+    (teachers,) = passes(ssd, np.ones((16, 16), "float32")).teacher_outputs
+    assert 0.4 < (teachers == 0).mean() < 0.6
+    assert layer.rate == 50.0
+
+
+def test_a_custom_layer_is_no_noise_if_all_declared_rates_are_0():
+    assert is_noise(DropPath(0.1)) and not is_noise(DropPath(0.0))
+
+
+def test_a_declared_rate_that_does_not_exist_is_an_error():
+    layer = DropPath(0.1)
+    layer.keras_ssd_rates = ("drop_prob", "drop_rate")
+    with pytest.raises(ValueError, match=r"`keras_ssd_rates` should name attributes.*\['drop_rate'\]"):
+        is_noise(layer)
+
+
+def test_rates_of_a_class_derived_from_one_of_keras_are_known():
+    class Mine(layers.Dropout):
+        pass
+
+    inputs = keras.Input((100,))
+    ssd = keras_ssd.wrap(keras.Model(inputs, layers.Identity()(Mine(0.1)(inputs))), dropout_rate=0.9, ema_momentum=0)
+    (teachers,) = passes(ssd, np.ones((16, 100), "float32")).teacher_outputs
+    assert 0.85 < (teachers == 0).mean() < 0.95
+
+
+@pytest.mark.parametrize(
+    "layer, shape",
+    [(layers.LSTM(8, dropout=0.01), (4, 3)), (layers.ConvLSTM1D(8, 2, recurrent_dropout=0.01), (4, 3, 2))],
+    ids=["LSTM", "ConvLSTM1D"],
+)
+def test_dropout_rate_reaches_recurrent_cells(layer, shape):
+    inputs = keras.Input(shape)
+    model = keras.Model(inputs, layers.Flatten()(layer(inputs)))
+    x = np.random.default_rng(0).normal(size=(8, *shape)).astype("float32")
+    spreads = [
+        np.ptp(passes(keras_ssd.wrap(model, dropout_rate=rate, ema_momentum=0), x).teacher_outputs[0], axis=1).mean()
+        for rate in (None, 0.9)
+    ]
+    assert spreads[1] > 3 * spreads[0] > 0
 
 
 def test_a_dropout_rate_without_effect_warns():

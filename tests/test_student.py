@@ -111,25 +111,6 @@ def test_what_an_error_tells_to_do_works():
     assert losses[1] == pytest.approx(100 * losses[0])
 
 
-def test_a_task_that_preprocesses_is_refused_until_it_does_not():
-    """As the tasks of KerasHub, whose `fit` and `predict` run the preprocessor."""
-
-    class Task(keras.Model):
-        preprocessor = None
-
-        def fit(self, x, y, **kwargs):
-            return super().fit(self.preprocessor(x) if self.preprocessor else x, y, **kwargs)
-
-    model = functional(Task)
-    model.preprocessor = lambda x: x / 255
-    with pytest.raises(ValueError, match=r"preprocessor=None.*dataset\.map\(preprocessor\)"):
-        keras_ssd.wrap(model)
-    model.preprocessor = None
-    ssd = keras_ssd.wrap(model)
-    ssd.compile("sgd", LOSS)
-    assert ssd.fit(X, Y, verbose=0).history["kd_loss"][0] > 0
-
-
 # What is asked of a model.
 
 QUESTIONS = {

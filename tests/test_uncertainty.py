@@ -465,3 +465,26 @@ def test_an_unknown_option_of_the_method_is_refused():
     ssd = keras_ssd.wrap(dense_network(), seed=1)
     with pytest.raises(TypeError, match="num_teachers"):
         ssd.predict_stochastic(X, num_teachers=3)
+
+
+def test_unseeded_calls_draw_other_noise_and_repeat_after_the_seed_is_set():
+    model = keras.Sequential([keras.Input((4,)), layers.Dropout(0.5, seed=1), layers.Dense(2)])
+    x = np.ones((2, 4), "float32")
+
+    def three():
+        keras.utils.set_random_seed(5)
+        state = random.getstate()
+        variances = [keras_ssd.predict_stochastic(model, x, 5, verbose=0).variance.tolist() for _ in range(3)]
+        assert random.getstate() == state
+        return variances
+
+    variances = three()
+    assert len({str(variance) for variance in variances}) == 3
+    assert three() == variances
+
+
+def test_a_model_without_noise_is_refused_in_words_of_passes():
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(2)])
+    with pytest.raises(ValueError, match="all passes would be identical. Pass dropout_rate.*in the passes") as error:
+        keras_ssd.predict_stochastic(model, np.ones((2, 4), "float32"), verbose=0)
+    assert "teacher" not in str(error.value)

@@ -372,3 +372,18 @@ def test_classes_on_another_axis_than_the_last_are_refused_where_they_are_distil
     with contextlib.nullcontext() if options else pytest.raises(ValueError, match="axis=1, outputs of shape.*Permute"):
         ssd.compile("sgd", keras.losses.CategoricalCrossentropy(axis=1))
     ssd.compile("sgd", keras.losses.CategoricalCrossentropy(axis=2))
+
+
+def test_wrappers_in_a_row_have_different_teacher_seeds_which_repeat_after_the_seed_is_set():
+    net = noisy()
+
+    def seeds():
+        keras.utils.set_random_seed(5)
+        generators = [keras_ssd.wrap(net)._teacher_seed_generator for _ in range(3)]
+        return [keras.ops.convert_to_numpy(generator.state.value).tolist() for generator in generators]
+
+    made = seeds()
+    assert len({str(seed) for seed in made}) == 3
+    assert seeds() == made
+    # Of the first one, as in every version: `random.seed(5); random.randint(1, 10**9)`.
+    assert made[0][0] == 668835602 ^ 0x55D

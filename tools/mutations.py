@@ -170,20 +170,20 @@ MUTATIONS = [
     ),
     Mutation(
         "BatchNormalization of the teachers in training mode",
-        "            else:\n                step.run(values, training=False)",
-        "            else:\n                step.run(values, training=True)",
+        "step.run(values, training=is_noise_on)",
+        "step.run(values, training=True)",
         "structures",
     ),
     Mutation(
         "BatchNormalization inside a noise layer in training mode",
-        "            part.trainable = False\n",
-        "            part.trainable = True\n",
-        "structures",
+        'changes[id(part)] = {"trainable": False}',
+        'changes[id(part)] = {"trainable": True}',
+        "structures layer_copies",
     ),
     Mutation(
         "teachers without noise",
-        "                    step.run(values, training=True)",
-        "                    step.run(values, training=False)",
+        "step.run(values, training=is_noise_on)",
+        "step.run(values, training=False)",
         "structures",
     ),
     Mutation(
@@ -233,6 +233,48 @@ MUTATIONS = [
         "makes_noise(part) for part in parts if id(part) not in augmenting)",
         "makes_noise(part) for part in parts)",
         "structures augmentation",
+    ),
+    Mutation(
+        "training that the graph fixes is ignored",
+        'is_fixed = "training" in kwargs and graph_fixes_training()',
+        "is_fixed = False",
+        "graph",
+    ),
+    Mutation(
+        "rows that depend on each other taken for independent",
+        'return "rows" if self.is_symbolic or _equal(a[::_STRIDE], b) else "mixed"',
+        'return "rows"',
+        "independence",
+    ),
+    Mutation(
+        "a capacity of a batch is not found",
+        "        elif _counts_rows(runs, step, states):",
+        "        elif False:",
+        "independence",
+    ),
+    Mutation(
+        "layers of Keras that work along the batch believed",
+        "isinstance(n, int) and (n == 0 or n <= -rank)",
+        "isinstance(n, int) and False",
+        "independence",
+    ),
+    Mutation(
+        "a graph with a layer inserted keeps its outputs",
+        "graph.outputs = [graph.moved.get(id(x), x) for x in self.outputs]",
+        "graph.outputs = list(self.outputs)",
+        "graph",
+    ),
+    Mutation(
+        "the user's layers are changed while passes run",
+        "        made = object.__new__(kind)",
+        "        made = layer",
+        "layer_copies",
+    ),
+    Mutation(
+        "calls in a row draw the same noise",
+        "count = count + 1 if moment == last else 0",
+        "count = 0",
+        "uncertainty wrap",
     ),
     # The training step, and the weights that teach.
     Mutation(

@@ -1,0 +1,113 @@
+"""Names that Keras does not export, and differences between its versions. No other module uses such names."""
+
+import functools
+import itertools
+from typing import Any
+
+import keras
+
+
+@functools.cache
+def graph_fixes_training() -> bool:
+    """Return whether `training`, given to a layer in a functional graph, wins over the `training` of the model's call.
+
+    It does from Keras 3.16 on: `base(x, training=False)` keeps a backbone in inference mode while `fit` trains the
+    rest. In earlier versions the value of `fit` wins.
+    """
+    called_with = []
+
+    class Probe(keras.layers.Layer):
+        def call(self, x: Any, training: bool | None = None) -> Any:
+            called_with.append(training)
+            return x
+
+    inputs = keras.Input((1,), name="keras_ssd_input")
+    outputs = Probe(name="keras_ssd_probe")(inputs, training=False)
+    model = keras.Model(inputs, outputs, name="keras_ssd_model")
+    model(keras.ops.zeros((1, 1)), training=True)
+    return called_with[-1] is False
+
+
+def is_of_keras(item: Any) -> bool:
+    """Return whether a class or function is Keras' own."""
+    return package_of(item) == "keras"
+
+
+def package_of(item: Any) -> str:
+    """Return the top-level package that defines a class or function."""
+    return str(getattr(item, "__module__", "")).partition(".")[0]
+
+
+@functools.cache
+def functional_class() -> Any:
+    """Return the class of functional models, which Keras exports as `keras.Model` only."""
+    inputs = keras.Input((1,), name="keras_ssd_input")
+    return type(keras.Model(inputs, inputs, name="keras_ssd_model"))
+
+
+@functools.cache
+def model_classes() -> frozenset:
+    """Return the classes whose methods every plain model has: `keras.Model`, its two graph models, their bases."""
+    return frozenset(c for kind in (keras.Model, keras.Sequential, functional_class()) for c in kind.__mro__)
+
+
+def is_hub_task(model: Any) -> bool:
+    """Return whether a model is a task of KerasHub, whose `fit` and `predict` run a preprocessor."""
+    return any(package_of(c) == "keras_hub" and c.__name__ in ("Task", "PipelineModel") for c in type(model).__mro__)
+
+
+def is_conv_lstm_cell(layer: Any) -> bool:
+    """Return whether a layer is the cell of `keras.layers.ConvLSTM1D`, `ConvLSTM2D` or `ConvLSTM3D`."""
+    return any(package_of(c) == "keras" and c.__name__ == "ConvLSTMCell" for c in type(layer).__mro__)
+
+
+def is_graph_node(item: Any) -> bool:
+    """Return whether an object is a node of a functional model's graph, which refers to a layer by `operation`."""
+    return package_of(type(item)) == "keras" and type(item).__name__ == "Node"
+
+
+# Operations that compute every value from the values at the same place.
+_ELEMENTWISE = frozenset(
+    "Absolute Add Clip Cos Divide Exp Expm1 Floor Gelu LeakyRelu Log Log1p Maximum Minimum Multiply Negative Power "
+    "Relu Round Sigmoid Sign Silu Sin Softplus Sqrt Square Subtract Tanh TrueDivide".split()
+)
+
+
+def is_elementwise(operation: Any) -> bool:
+    """Return whether an operation of `keras.ops` in a graph computes every value from those at the same place."""
+    return is_of_keras(type(operation)) and type(operation).__name__ in _ELEMENTWISE
+
+
+def slices_within_rows(operation: Any, args: tuple[Any, ...]) -> bool:
+    """Return whether an operation is `x[:, ...]`, which takes parts of every row; `args` are those of the call."""
+    is_slice = is_of_keras(type(operation)) and type(operation).__name__ == "GetItem" and len(args) == 2
+    return is_slice and isinstance(args[1], tuple) and args[1][:1] == (slice(None),)
+
+
+class _NumberedSeed(int):
+    """The seed of `keras.utils.set_random_seed`, with the number of that call."""
+
+    number: int
+
+
+_numbers = itertools.count()
+
+
+def seeding_number() -> int:
+    """Return a number that changes with each call of `keras.utils.set_random_seed` in this thread.
+
+    A seed that was set again cannot be told from the last one by its value or by the state of any generator. So the
+    value that Keras stores is replaced by an equal one with a number, which the next call overwrites.
+    """
+    try:
+        from keras.src.backend.common import global_state
+    except ImportError:
+        return -1
+    seed = global_state.get_global_attribute("global_random_seed")
+    if seed is None:
+        return -1
+    if not isinstance(seed, _NumberedSeed):
+        seed = _NumberedSeed(seed)
+        seed.number = next(_numbers)
+        global_state.set_global_attribute("global_random_seed", seed)
+    return seed.number

@@ -1,0 +1,98 @@
+"""Which models `wrap` refuses because training them is more than Keras' own training."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import keras_ssd
+from models import classifier, compiled
+
+X = np.random.default_rng(0).normal(size=(8, 4)).astype("float32")
+Y = np.arange(8) % 2
+
+
+class Subclass(keras.Model):
+    """A subclassed classifier; `preprocessor` is an attribute of the user's, which means nothing to Keras."""
+
+    preprocessor = None
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.drop, self.head = layers.Dropout(0.3), layers.Dense(2, activation="softmax")
+
+    def call(self, x, training=False):
+        return self.head(self.drop(x, training=training))
+
+
+def built(kind):
+    model = kind()
+    model(X)
+    return compiled(model, metrics=())
+
+
+def hub_task(**methods):
+    """A model class like the tasks of KerasHub: its own `fit` runs `preprocessor`."""
+
+    def fit(self, x, y, **kwargs):
+        return keras.Model.fit(self, x if self.preprocessor is None else self.preprocessor(x), y, **kwargs)
+
+    pipeline = type("PipelineModel", (Subclass,), {"fit": fit, "__module__": "keras_hub.src.utils.pipeline_model"})
+    return type("Task", (pipeline,), {"__module__": "keras_hub.src.models.task", **methods})
+
+
+def test_an_attribute_called_preprocessor_refuses_no_model():
+    model = compiled(classifier(), metrics=())
+    model.preprocessor = layers.Rescaling(2.0)
+    assert keras_ssd.wrap(model).fit(X, Y, verbose=0).history["kd_loss"][0] > 0
+    assert keras_ssd.wrap(built(Subclass)).fit(X, Y, verbose=0).history["kd_loss"][0] > 0
+
+
+@pytest.mark.parametrize("value", [None, abs], ids=["None", "a function"])
+def test_an_attribute_called_preprocessor_hides_no_training_step(value):
+    class Own(Subclass):
+        preprocessor = value
+
+        def train_step(self, *args):
+            raise RuntimeError("not called")
+
+    with pytest.raises(ValueError, match=r"overrides \['train_step'\].*subclass of keras_ssd.SSDModel"):
+        keras_ssd.wrap(built(Own))
+
+
+def test_a_task_of_keras_hub_is_refused_while_it_has_a_preprocessor():
+    model = built(hub_task())
+    model.preprocessor = lambda x: x / 255
+    with pytest.raises(ValueError, match=r"preprocessor=None.*dataset\.map\(preprocessor\)"):
+        keras_ssd.wrap(model)
+    model.preprocessor = None
+    assert keras_ssd.wrap(model).fit(X, Y, verbose=0).history["kd_loss"][0] > 0
+
+
+@pytest.mark.parametrize("package", ["keras_hub.src.models.detector", "mine"])
+@pytest.mark.parametrize("name", ["compute_loss", "train_step"])
+def test_a_task_with_a_loss_or_a_step_of_its_own_is_refused(package, name):
+    task = hub_task()
+    kind = type("Detector", (task,), {name: lambda self, *args, **kwargs: None, "__module__": package})
+    with pytest.raises(ValueError, match=rf"overrides \['{name}'\]"):
+        keras_ssd.wrap(built(kind))
+
+
+def test_a_fit_of_the_users_own_is_refused_in_a_task_too():
+    kind = type("Mine", (hub_task(),), {"fit": lambda self, *args, **kwargs: None, "__module__": "mine"})
+    with pytest.raises(ValueError, match=r"overrides \['fit'\]"):
+        keras_ssd.wrap(built(kind))
+
+
+@pytest.mark.skipif(not hasattr(keras, "distillation"), reason="This version of Keras has no Distiller.")
+def test_a_distiller_of_keras_is_refused_with_the_call_that_replaces_it():
+    distiller = keras.distillation.Distiller(
+        teacher=classifier(), student=classifier(), distillation_losses=keras.distillation.LogitsDistillation()
+    )
+    distiller.compile("adam", "sparse_categorical_crossentropy")
+    distiller.fit(X, Y, verbose=0)
+    with pytest.raises(ValueError, match=r"compute_loss.*wrap\(model\.student, teacher=model\.teacher\)"):
+        keras_ssd.wrap(distiller)
+    ssd = keras_ssd.wrap(distiller.student, teacher=distiller.teacher)
+    ssd.compile("adam", "sparse_categorical_crossentropy")
+    assert np.isfinite(ssd.fit(X, Y, verbose=0).history["kd_loss"]).all()

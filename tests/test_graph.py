@@ -1,0 +1,124 @@
+"""A model as a list of layer calls: values of `training` that the graph fixes, layers that are inserted."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+
+import keras_ssd
+from keras_ssd.graph import Graph, Step
+from keras_ssd.keras_names import graph_fixes_training
+from models import compiled, softmax_head
+from passes import passes
+from same_weights import arrays, assert_close
+from structures import Doubling
+
+X = np.random.default_rng(0).normal(size=(32, 4)).astype("float32") + 5
+Y = (X[:, 0] > 5).astype("int32")
+
+
+def backbone():
+    return layers.BatchNormalization(name="normalization"), layers.Dense(4)
+
+
+def flat(x, training):
+    normalization, dense = backbone()
+    return dense(normalization(x, training=training))
+
+
+def nested(x, training):
+    inputs = keras.Input((4,))
+    normalization, dense = backbone()
+    return keras.Model(inputs, dense(normalization(inputs)))(x, training=training)
+
+
+def nested_sequential(x, training):
+    return keras.Sequential([keras.Input((4,)), *backbone()])(x, training=training)
+
+
+def nested_twice(x, training):
+    inputs = keras.Input((4,))
+    return keras.Model(inputs, nested(inputs, None))(x, training=training)
+
+
+def fixed_within_nested(x, training):
+    """The value that is nearest to the layer counts."""
+    inputs = keras.Input((4,))
+    return keras.Model(inputs, nested(inputs, training))(x, training=None if training is None else not training)
+
+
+BACKBONES = [flat, nested, nested_sequential, nested_twice, fixed_within_nested]
+
+
+def trained(make, training, **options):
+    """Weights, statistics too, after a plain or a wrapped training with the term too small to be seen."""
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input((4,))
+    # Keras 3.16.0 in the making passes the fixed value on to layers that come later, so the dropout comes first.
+    x = make(layers.Dropout(0.2, seed=1)(inputs), training)
+    model = compiled(keras.Model(inputs, softmax_head(x)), keras.optimizers.SGD(0.1), metrics=())
+    ssd = keras_ssd.wrap(model, ema_momentum=0, kd_weight=1e-12, **options) if options else model
+    ssd.fit(X, Y, batch_size=16, epochs=2, verbose=0, shuffle=False)
+    return model.get_weights()
+
+
+@pytest.mark.parametrize("training", [False, True, None])
+@pytest.mark.parametrize("make", BACKBONES)
+def test_training_that_the_graph_fixes_holds_as_in_the_plain_model(make, training):
+    assert_close(trained(make, training), trained(make, training, num_teachers=2), tolerance=1e-6)
+
+
+@pytest.mark.parametrize("fixed, expected", [({}, 2.0), ({"training": False}, 1.0), ({"training": None}, 1.0)])
+def test_a_call_of_a_layer_keeps_the_training_that_the_graph_fixes(monkeypatch, fixed, expected):
+    """Also with a Keras that ignores it, which is told to be one that does not."""
+    monkeypatch.setattr("keras_ssd.graph.graph_fixes_training", lambda: True)
+    x, y, z = (keras.KerasTensor((None, 1)) for _ in range(3))
+    step = Step(Doubling(), (x,), fixed, [y])
+    for one, source in ((step, x), (step.with_arguments((z,), {}), z), (step.with_layer(Doubling()), x)):
+        values = {id(source): ops.ones((2, 1))}
+        one.run(values, training=True)
+        assert_close(arrays(values[id(y)]), [np.full((2, 1), expected)])
+
+
+def test_a_noise_layer_that_the_graph_fixes_to_inference_is_no_noise():
+    inputs = keras.Input((4,))
+    off, on = layers.Dropout(0.5, name="off"), layers.Dropout(0.5, name="on")
+    model = keras.Model(inputs, on(off(inputs, training=False)))
+    names = keras_ssd.wrap(model)._wiring.noise.names
+    assert names == (["on"] if graph_fixes_training() else ["off", "on"])
+
+
+@pytest.mark.skipif(not graph_fixes_training(), reason="This version of Keras ignores `training` in a graph.")
+def test_a_layer_that_is_fixed_in_one_of_its_calls_makes_noise_in_the_others():
+    inputs = keras.Input((50,))
+    drop = layers.Dropout(0.5, name="drop")
+    model = keras.Model(inputs, [layers.Identity()(drop(inputs, training=False)), layers.Identity()(drop(inputs))])
+    outputs_only = dict(distill="outputs", similarity="kl")
+    still, moved = passes(keras_ssd.wrap(model, **outputs_only), np.ones((4, 50), "float32")).teacher_outputs
+    assert (still == 1).all() and 0.3 < (moved == 0).mean() < 0.7
+    with pytest.raises(ValueError, match="all teachers would be identical"):
+        keras_ssd.wrap(keras.Model(inputs, drop(inputs, training=False)))
+
+
+@pytest.mark.skipif(not graph_fixes_training(), reason="This version of Keras ignores `training` in a graph.")
+def test_dropout_that_is_fixed_to_training_is_on_in_every_pass():
+    inputs = keras.Input((50,))
+    always = layers.Dropout(0.5)(inputs, training=True)
+    model = keras.Model(inputs, layers.Dropout(0.5, name="chosen")(layers.Identity()(always)))
+    (teachers,) = passes(
+        keras_ssd.wrap(model, "snapshot", stochastic_layers="chosen", distill="outputs", similarity="kl"),
+        np.ones((8, 50), "float32"),
+    ).teacher_outputs
+    dropped = (teachers == 0).mean(axis=(0, 2))
+    assert (0.65 < dropped).all() and (dropped < 0.85).all()
+
+
+def test_the_outputs_of_a_graph_with_a_layer_inserted_went_through_it():
+    inputs = keras.Input((4,))
+    hidden = layers.Dense(3)(inputs)
+    graph = Graph(keras.Model(inputs, [hidden, layers.ReLU()(hidden)]))
+    (x,) = graph.steps[0].outputs
+    changed = graph.with_layers_after([(x, layers.Rescaling(2.0))])
+    plain = arrays(graph.reader(graph.outputs)(ops.convert_to_tensor(X), training=False))
+    doubled = arrays(changed.reader(changed.outputs)(ops.convert_to_tensor(X), training=False))
+    assert_close(doubled, [2 * value for value in plain])

@@ -1,0 +1,70 @@
+"""Names that Keras does not export: each function against what a model of Keras does."""
+
+import keras
+from keras import layers, ops
+
+from keras_ssd import keras_names
+
+
+def test_training_given_in_a_graph_is_fixed_where_a_call_of_the_model_does_not_change_it():
+    x = keras.Input((4,))
+    model = keras.Model(x, layers.Dropout(0.5)(x, training=False))
+    is_fixed = bool(ops.all(model(ops.ones((64, 4)), training=True) == 1))
+    assert keras_names.graph_fixes_training() == is_fixed
+
+
+def test_a_functional_model_is_of_the_functional_class():
+    x = keras.Input((4,))
+    assert type(keras.Model(x, x)) is keras_names.functional_class()
+    assert {keras.Model, keras.Sequential, keras_names.functional_class()} <= keras_names.model_classes()
+
+
+def test_the_package_is_that_of_the_definition():
+    assert keras_names.is_of_keras(keras.Model) and keras_names.is_of_keras(keras.activations.relu)
+    assert not keras_names.is_of_keras(test_the_package_is_that_of_the_definition)
+    assert keras_names.package_of(dict) == "builtins"
+
+
+def test_only_classes_of_keras_hub_are_its_tasks():
+    task = type("Task", (keras.Model,), {"__module__": "keras_hub.src.models.task"})
+    assert keras_names.is_hub_task(type("Mine", (task,), {"__module__": "mine"})())
+    assert not keras_names.is_hub_task(type("Task", (keras.Model,), {"__module__": "mine"})())
+
+
+def test_every_call_of_set_random_seed_has_a_number_and_changes_nothing_else():
+    keras.utils.set_random_seed(3)
+    first = keras_names.seeding_number()
+    assert keras_names.seeding_number() == first
+    drawn = ops.convert_to_numpy(keras.random.uniform((4,)))
+    keras.utils.set_random_seed(3)
+    assert keras_names.seeding_number() != first
+    assert (ops.convert_to_numpy(keras.random.uniform((4,))) == drawn).all()
+
+
+def test_operations_on_each_value_are_told_from_others():
+    x = keras.KerasTensor((None, 4))
+    made = [y._keras_history.operation for y in (x + x, ops.tanh(x), ops.mean(x, axis=0), ops.transpose(x))]
+    assert [keras_names.is_elementwise(operation) for operation in made] == [True, True, False, False]
+
+
+def test_slices_of_rows_are_told_from_slices_along_the_batch():
+    x = keras.Input((4, 3))
+    found = []
+
+    def call(layer, *args, **kwargs):
+        found.append(keras_names.slices_within_rows(layer, args))
+        return layer(*args, **kwargs)
+
+    for y in (x[:, 0], x[:, 1:], x[..., 0], x[1:, 0]):
+        keras.models.clone_model(keras.Model(x, y), call_function=call, clone_function=lambda layer: layer)
+    assert found == [True, True, False, False]
+
+
+def test_cells_of_convolutional_lstms_and_nodes_of_graphs_are_found():
+    assert keras_names.is_conv_lstm_cell(layers.ConvLSTM2D(1, 1).cell)
+    assert not keras_names.is_conv_lstm_cell(layers.LSTMCell(1))
+    x = keras.Input((4,))
+    y = layers.Dense(2)(x)
+    node = y._keras_history.operation._inbound_nodes[0]
+    assert keras_names.is_graph_node(node) and node.operation is y._keras_history.operation
+    assert not keras_names.is_graph_node(y)
