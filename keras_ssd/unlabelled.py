@@ -60,7 +60,8 @@ def join_unlabelled(
         >>> history = ssd.fit(data, epochs=2, verbose=0)
     """
     given: Any = ratio  # any kind of real number
-    if not isinstance(given, numbers.Real) or isinstance(given, bool) or not 0 < float(given) < math.inf:
+    is_real = isinstance(given, numbers.Real) and not isinstance(given, bool)
+    if not is_real or not 0 < float(given) < math.inf:
         raise ValueError(f"`ratio` should be a number above 0. Received: ratio={ratio!r}")
     check_integer("batch_size", batch_size, 1)
     for name, value, least in (("seed", seed, 0), ("steps_per_epoch", steps_per_epoch, 1)):
