@@ -191,9 +191,10 @@ def to_windows(name, path, recordings, class_names):
         warnings.warn(f"{path}: the signals do not cover {left_out:.0f} seconds with a label; left out", stacklevel=3)
     if unused:
         lines = sorted(span.line for span in unused)
+        without = sorted(set(recordings) - set(subjects))
         warnings.warn(
             f"{path}: {len(lines)} spans hold no window of {SECONDS} seconds and are left out. They begin in lines "
-            f"{lines[:8]}{' and others' if len(lines) > 8 else ''}",
+            f"{lines[:8]}{' and others' if len(lines) > 8 else ''}; subjects without a window: {without}",
             stacklevel=3,
         )
     x = scale_by_subject(without_drift(x.astype("float32")), subjects)

@@ -4,6 +4,7 @@ import copy
 import hashlib
 import inspect
 import json
+import os
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -39,12 +40,9 @@ class SSDHyperModel(keras_tuner.HyperModel):
 
     The defaults are those of `keras_ssd.wrap`; `ssd_distill` defaults to no. A fixed value is listed, too.
 
-    With `teacher="snapshot"` the plain stage is trained once per search: the first trial trains the user's model with
-    early stopping and keeps the weights in the project's directory. All trials, including undistilled ones, which are
-    the control, continue from these weights with a fresh optimizer, for the same number of epochs. If the build
-    function has its own hyper-parameters, each combination has its own plain stage.
-
-    `get_best_models` of a tuner returns `SSDModel`s; deploy their `student`.
+    With `teacher="snapshot"` the first trial trains the plain stage with early stopping, for each combination of the
+    user's own hyper-parameters. All trials, including undistilled ones, which are the control, continue from its
+    weights with a fresh optimizer. `get_best_models` of a tuner returns `SSDModel`s; deploy their `student`.
 
     Args:
         hypermodel: a function `build(hp)`, or a `keras_tuner.HyperModel`, that returns a compiled, plain model. If the
@@ -84,11 +82,11 @@ class SSDHyperModel(keras_tuner.HyperModel):
                 "`hypermodel` should be a function `build(hp)` that returns a compiled, plain model, or a "
                 f"keras_tuner.HyperModel. Received: {hypermodel!r} of type {type(hypermodel).__name__}"
             )
-        allowed = set(inspect.signature(wrap).parameters) - {"model", "teacher", *PARAMETERS}
-        if set(options) - allowed:
+        unknown = set(options) - set(inspect.signature(wrap).parameters) | set(options) & {"model", *PARAMETERS}
+        if unknown:
             raise ValueError(
-                f"`options` should be among {sorted(allowed)}; each hyper-parameter of the search belongs in `space`. "
-                f"Received: {sorted(set(options) - allowed)}"
+                "`options` should be arguments of keras_ssd.wrap; each hyper-parameter of the search belongs in "
+                f"`space`. Received: {sorted(unknown)}"
             )
         self.hypermodel, self.teacher, self.snapshot_epochs, self.options = given, teacher, snapshot_epochs, options
         self.kind, _ = resolve_kind(teacher)
@@ -108,7 +106,7 @@ class SSDHyperModel(keras_tuner.HyperModel):
             self.hypermodel.declare_hyperparameters(hp)
 
     def build(self, hp: keras_tuner.HyperParameters) -> SSDModel:
-        """Build the user's model and wrap it, as a compiled `SSDModel`."""
+        """Return the user's model, wrapped and compiled."""
         model = self._build_plain(hp)
         if not isinstance(model, keras.Model) or isinstance(model, SSDModel) or not model.compiled:
             what = "is not compiled" if isinstance(model, keras.Model) else f"is of type {type(model).__name__}"
@@ -158,7 +156,9 @@ class SSDHyperModel(keras_tuner.HyperModel):
         objective = None if self._tuner is None else self._tuner.oracle.objective
         for name in getattr(objective, "name_to_direction", [getattr(objective, "name", None)]):
             if isinstance(reported, dict) and name is not None and name not in reported:
-                raise keras_tuner.errors.FatalValueError(
+                # A fatal error would end a worker, and the chief would wait for it.
+                is_distributed = "KERASTUNER_ORACLE_IP" in os.environ
+                raise (ValueError if is_distributed else keras_tuner.errors.FatalValueError)(
                     f"`objective` should be a value that every trial reports. Received: objective={name!r}; the trials "
                     f"report {sorted(reported)}. Name one of them, add it to the metrics of `compile`, or pass "
                     "validation data."

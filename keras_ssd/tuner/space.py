@@ -73,25 +73,22 @@ def checked_space(kind: str, space: dict[str, Any] | None) -> dict[str, Any]:
     if unknown:
         raise ValueError(f"`space` should have keys among {sorted(PARAMETERS)}. Received: {unknown}")
     for name, domain in space.items():
-        if isinstance(domain, tuple):
-            is_range = name != "similarity" and len(domain) == 2 and domain[0] < domain[1]
-            if not is_range or (name in _LOGARITHMIC and domain[0] <= 0):
-                raise ValueError(
-                    "A tuple in `space` should be (min, max), with min below max, and above 0 for a logarithmic scale; "
-                    f"pass a list for choices. Received: {name}={domain!r}"
-                )
         values = list(domain) if isinstance(domain, (tuple, list)) else [domain]
-        if not values or (name == "kd_weight" and 0 in values):
+        is_range = isinstance(domain, tuple)
+        if is_range and (name == "similarity" or len(values) != 2):
             raise ValueError(
-                "A list in `space` should hold at least one choice, and no kd_weight of 0: a plain trial is part of "
-                f"every search. Received: {name}={domain!r}"
+                f"A tuple in `space` should be (min, max); a list holds choices. Received: {name}={domain!r}"
             )
-        if name == "similarity" and isinstance(domain, list) and not set(domain) <= set(SIMILARITIES):
+        if isinstance(domain, list) and any(map(callable, domain)):
             raise ValueError(f"`similarity` should list some of {SIMILARITIES}. Received: similarity={domain!r}")
+        if name == "kd_weight" and 0 in values and not is_range:
+            raise ValueError(f"A plain trial is part of every search: leave 0 out. Received: kd_weight={domain!r}")
         similarity = "uniform" if space.get("similarity") in ("uniform", ["uniform"]) else None
-        for value in values if domain is not None else []:
-            # With the defaults of a frozen network, which suit every value; "ema" needs an average.
-            Settings(kind, None if kind == "ema" else "model", **{"similarity": similarity, name: value})
+        if domain is not None:
+            _register(keras_tuner.HyperParameters(), name, domain, (values or [None])[0])  # Keras Tuner checks ranges
+            for value in values:
+                # With the defaults of a frozen network, which suit every value; "ema" needs an average.
+                Settings(kind, None if kind == "ema" else "model", **{"similarity": similarity, name: value})
     return space
 
 
@@ -105,6 +102,6 @@ def _register(hp: keras_tuner.HyperParameters, name: str, domain: Any, default: 
     if isinstance(domain, list):
         kind = str if name == "similarity" else int if name == "num_teachers" else float
         values = [kind(choice) for choice in domain]
-        return hp.Choice(full, values, default=default if default in values else values[0])
+        return hp.Choice(full, values, default=default if default in values else None)
     # A callable cannot be stored; it is used in every distilled trial.
     return domain if callable(domain) else hp.Fixed(full, domain)
