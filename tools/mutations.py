@@ -278,6 +278,8 @@ MUTATIONS = [
         "yield path",
         "crash",
     ),
+    # The search.
+    Mutation("no plain trial", '{**values, "ssd_distill": False}', '{**values, "ssd_distill": True}', "tuner"),
     # Sets with unlabelled samples.
     Mutation("an order drawn for every batch", "if number not in self._orders:", "if True:", "unlabelled"),
     Mutation(

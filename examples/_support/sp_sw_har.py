@@ -51,7 +51,7 @@ def load(data_dir):
     x, y, subjects, minutes = [], [], [], []
     for path, table in zip(paths, tables, strict=True):
         labels = np.searchsorted(class_names, table.label.to_numpy(dtype=object).astype(str))
-        starts, of_windows = starts_of_windows(labels, STEPS, STRIDE, pure=False)
+        starts, of_windows = starts_of_windows(labels, STEPS, STRIDE)
         x.append(cut(table[CHANNELS].to_numpy(), starts, STEPS))
         y.append(of_windows)
         subjects += [path.parent.name] * len(starts)

@@ -52,19 +52,24 @@ def write_stress_predict(folder, labels):
 
 class TestWindows:
     @pytest.mark.parametrize(
-        ("labels", "pure", "starts", "of_windows"),
+        ("labels", "starts", "of_windows"),
         [
-            pytest.param([0, 0, 0, 0, 1, 1, 1, 1], True, [0, 4], [0, 1], id="pure"),
-            pytest.param([0, 0, 0, 0, 1, 1, 1, 1], False, [0, 2, 4], [0, 0, 1], id="majority, the lower of two"),
-            pytest.param([0, 0, 0, 1, 1, 1, 1, 0], False, [0, 2, 4], [0, 1, 1], id="majority"),
-            pytest.param([2, 2, 2, 2, 2], True, [0], [2], id="what is left over is dropped"),
-            pytest.param([1, 1, 1], True, [], [], id="too short"),
-            pytest.param([0, 1, 0, 1], True, [], [], id="none of one label"),
+            pytest.param([0, 0, 0, 0, 1, 1, 1, 1], [0, 2, 4], [0, 0, 1], id="majority, the lower of two"),
+            pytest.param([0, 0, 0, 1, 1, 1, 1, 0], [0, 2, 4], [0, 1, 1], id="majority"),
+            pytest.param([2, 2, 2, 2, 2], [0], [2], id="what is left over is dropped"),
+            pytest.param([1, 1, 1], [], [], id="too short"),
         ],
     )
-    def test_begin_every_stride(self, labels, pure, starts, of_windows):
-        found, majority = people.starts_of_windows(np.array(labels), steps=4, stride=2, pure=pure)
+    def test_begin_every_stride(self, labels, starts, of_windows):
+        found, majority = people.starts_of_windows(np.array(labels), steps=4, stride=2)
         assert found.tolist() == starts and majority.tolist() == of_windows
+
+    def test_of_spans_that_meet_lie_in_one_label(self):
+        run = [empatica.Span(5, 65, 0, 2), empatica.Span(65, 100, 0, 3), empatica.Span(100, 220.5, 1, 4)]
+        starts, labels, lines = empatica.windows_of(run)
+        assert starts.tolist() == [0, 30, 120, 150] and labels.tolist() == [0, 0, 1, 1], "60 and 90 hold both labels"
+        assert lines == {2, 3, 4}
+        assert empatica.windows_of([empatica.Span(0, 59.9, 0, 2)])[0].tolist() == []
 
     def test_hold_consecutive_samples(self):
         signals = np.stack([np.arange(6), 10 * np.arange(6)], axis=1)
