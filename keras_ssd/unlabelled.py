@@ -273,9 +273,30 @@ def _check_together(labelled: Any, unlabelled: Any) -> None:
         return
     if labelled[1] is None:
         raise ValueError("`labelled` should hold targets: `(x, y)` or `(x, y, sample_weight)`. Received none.")
-    shapes = [tree.map_structure(lambda part: str(tuple(part.shape[1:])), given[0]) for given in (labelled, unlabelled)]
-    if shapes[0] != shapes[1]:
+    inputs = labelled[0], unlabelled[0]
+    structures = [tree.map_structure(lambda _: 0, x) for x in inputs]
+    shapes = [[_shape(part) for part in tree.flatten(x)] for x in inputs]
+    if structures[0] != structures[1] or not all(map(_fit, *shapes)):
+        described = [
+            tree.pack_sequence_as(x, [str(shape) for shape in of_one]) for x, of_one in zip(inputs, shapes, strict=True)
+        ]
         raise ValueError(
             "`labelled` and `unlabelled` should hold inputs of the same structure and shape, except for the length. "
-            f"Received: {shapes[0]} and {shapes[1]}"
+            f"Received: {described[0]} and {described[1]}"
         )
+
+
+def _shape(part: Any) -> tuple[int | None, ...] | None:
+    """Return the shape of a sample; `None` stands for an unknown rank or size of a `tf.data.Dataset`."""
+    try:
+        return tuple(part.shape)[1:]
+    except ValueError:
+        return None
+
+
+def _fit(shape: Any, other: Any) -> bool:
+    if shape is None or other is None:
+        return True
+    return len(shape) == len(other) and all(
+        None in sizes or sizes[0] == sizes[1] for sizes in zip(shape, other, strict=True)
+    )

@@ -356,6 +356,15 @@ def test_sets_of_other_shapes_are_rejected_before_training(source):
         keras_ssd.join_unlabelled((ROWS, LABELS), SOURCES[source](OTHERS[..., :2]), steps_per_epoch=2)
 
 
+@pytest.mark.parametrize("shape", [(None, None, 3), None], ids=str)
+def test_shapes_that_tf_data_does_not_know_fit(shape):
+    tf = pytest.importorskip("tensorflow")
+    signature = (tf.TensorSpec(shape, "float32"),)
+    unlabelled = tf.data.Dataset.from_generator(lambda: batches(OTHERS), output_signature=signature)
+    data = keras_ssd.join_unlabelled((ROWS, LABELS), unlabelled, batch_size=4, steps_per_epoch=2)
+    assert data[0][0].shape == (12, 5, 3)
+
+
 class Shuffled(keras.utils.PyDataset):
     """Draws the order of a pass when it begins, and notes the calls."""
 
