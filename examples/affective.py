@@ -69,7 +69,9 @@ def load(data_dir, levels, signal):
     rows = {}
     for path in sorted(folder.glob("*/*_bio.csv")):
         name = re.fullmatch(r"(.+)-(\w+)-(\d+)_bio\.csv", path.name)
-        if name and name[2] in levels:
+        if not name:
+            raise ValueError(f"{path} should be named <subject>-<level>-<number>_bio.csv")
+        if name[2] in levels:
             rows[path] = (read(path, signal), levels.index(name[2]), path.parent.name)
     found = {level for _, level, _ in rows.values()}
     if len(found) < len(levels):

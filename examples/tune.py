@@ -7,7 +7,8 @@
 
 The first trial is the plain model. Trials are compared on a part of the training split (on HAR: whole subjects, where
 they are known); the test split is used once, at the end, for the best trial and the plain one. The ranking, a heat map
-and the history of the search go to the folder `--out`; a search that was interrupted goes on when it is called again.
+and the history of the search go to the folder `--out`; a search that was interrupted goes on when it is called again,
+but for `--tuner grid`.
 KERAS_BACKEND chooses the backend.
 """
 

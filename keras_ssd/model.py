@@ -236,7 +236,7 @@ class SSDModel(Inspection, HeldWeightsMethods, Storage, StudentInterface, keras.
             arguments["callbacks"] = [*tree.flatten(arguments.get("callbacks") or []), LearningRateFollower()]
         self._watch.content.before_training(self)
         state = self._fit_state
-        state.joined_dataset = as_joined_dataset(arguments.get("x"), self.settings)
+        state.joined_dataset = as_joined_dataset(arguments.get("x"), self.settings, arguments.get("y"), self.loss)
         teaches = state.teaches
         self._begin_training()
         state.is_running = True

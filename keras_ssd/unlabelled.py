@@ -1,9 +1,9 @@
 """Partly labelled training sets: every batch holds labelled and unlabelled samples, the unlabelled with weight 0."""
 
-import functools
+import contextlib
+import itertools
 import math
 import numbers
-from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -32,11 +32,12 @@ def join_unlabelled(
 
     Arrays are shuffled as a whole, again in every epoch; the shorter set is repeated, and an epoch ends when each
     sample of the longer set was used once. Sets that come in batches are joined batch by batch, in their own order and
-    sizes; a set that ends starts again.
+    sizes. A set that ends starts again; its `on_epoch_begin` and `on_epoch_end` are called around each pass.
 
     Args:
         labelled: `(x, y)` or `(x, y, sample_weight)` of NumPy arrays (or structures of them), or an object that yields
-            such batches: a `tf.data.Dataset`, a `keras.utils.PyDataset`, a PyTorch `DataLoader`, a generator.
+            such batches: a `tf.data.Dataset`, a `keras.utils.PyDataset`, a PyTorch `DataLoader`, a generator. `fit`
+            refuses labels that mark missing values: NaN, and -1 with a crossentropy.
         unlabelled: `x` or `(x,)`, likewise; of `(x, y)` and `(x, y, sample_weight)` only `x` is used.
         ratio: number of unlabelled samples for each labelled sample, for arrays, > 0. `ratio * batch_size` is rounded,
             to at least one sample. Defaults to `3`.
@@ -51,91 +52,165 @@ def join_unlabelled(
 
     Raises:
         ValueError: if an argument is out of range, a set is empty or its size is unknown, or the two sets do not have
-            the same structure of inputs.
+            the same structure and shapes of inputs.
 
     Example:
         >>> ssd = keras_ssd.wrap(model, **keras_ssd.SEMI_SUPERVISED)
         >>> data = keras_ssd.join_unlabelled((x, y), x_unlabelled, ratio=3)
         >>> history = ssd.fit(data, epochs=2, verbose=0)
     """
-    return JoinedDataset(labelled, unlabelled, ratio, batch_size, shuffle, seed, steps_per_epoch)
+    given: Any = ratio  # any kind of real number
+    is_real = isinstance(given, numbers.Real) and not isinstance(given, bool)
+    if not is_real or not 0 < float(given) < math.inf:
+        raise ValueError(f"`ratio` should be a number above 0. Received: ratio={ratio!r}")
+    check_integer("batch_size", batch_size, 1)
+    for name, value, least in (("seed", seed, 0), ("steps_per_epoch", steps_per_epoch, 1)):
+        if value is not None:
+            check_integer(name, value, least)
+    seeds = np.random.SeedSequence(_backend.derived_seed("join_unlabelled") if seed is None else int(seed)).spawn(2)
+    # As Python integers, because the product of small NumPy integers could overflow.
+    sizes = int(batch_size), max(1, round(float(ratio) * int(batch_size)))
+    sets: list[Any] = []
+    for name, data, size, state in zip(("labelled", "unlabelled"), (labelled, unlabelled), sizes, seeds, strict=True):
+        is_array = all(hasattr(part, "shape") for part in tree.flatten(data) if part is not None)
+        sets.append(_ArrayBatches(name, data, size, shuffle, state) if is_array else _GivenBatches(name, data))
+        if steps_per_epoch is None and sets[-1].num_batches is None:
+            raise ValueError(f"`{name}` does not report its number of batches. Pass `steps_per_epoch`.")
+    _check_together(*(one.example for one in sets))
+    return JoinedDataset(sets[0], sets[1], int(steps_per_epoch or max(one.num_batches for one in sets)))
 
 
 class JoinedDataset(keras.utils.PyDataset):
-    """The data set that `join_unlabelled` returns.
+    """The data set that `join_unlabelled` returns. Its `epoch`, from 0, determines the order of arrays."""
 
-    Attributes:
-        epoch: number of the epoch, from 0; it determines the order of arrays.
-    """
+    num_batches = 0  # in an epoch; in Keras a property
 
-    def __init__(
-        self,
-        labelled: Any,
-        unlabelled: Any,
-        ratio: Any,
-        batch_size: int,
-        shuffle: bool,
-        seed: int | None,
-        steps_per_epoch: int | None,
-    ) -> None:
+    def __init__(self, labelled: Any, unlabelled: Any, num_batches: int) -> None:
         super().__init__()
+        self.labelled, self.unlabelled, self.num_batches = labelled, unlabelled, num_batches
         self.epoch: int = 0
-        is_real = isinstance(ratio, numbers.Real) and not isinstance(ratio, bool)
-        if not is_real or not 0 < float(ratio) < math.inf:
-            raise ValueError(f"`ratio` should be a number above 0. Received: ratio={ratio!r}")
-        check_integer("batch_size", batch_size, 1)
-        if seed is not None:
-            check_integer("seed", seed, 0)
-        if steps_per_epoch is not None:
-            check_integer("steps_per_epoch", steps_per_epoch, 1)
-        seeds = np.random.SeedSequence(_backend.derived_seed("join_unlabelled") if seed is None else int(seed)).spawn(2)
-        # As Python integers, because the product of small NumPy integers could overflow.
-        sizes = int(batch_size), max(1, round(float(ratio) * int(batch_size)))
-        self._labelled: Any = _batches_of("labelled", labelled, sizes[0], shuffle, seeds[0])
-        self._unlabelled: Any = _batches_of("unlabelled", unlabelled, sizes[1], shuffle, seeds[1])
-        self._num_batches: int = self._count() if steps_per_epoch is None else int(steps_per_epoch)
-
-    def _count(self) -> int:
-        counts = {"labelled": self._labelled.num_batches, "unlabelled": self._unlabelled.num_batches}
-        unknown = [name for name, count in counts.items() if count is None]
-        if unknown:
-            raise ValueError(f"`{unknown[0]}` does not report its number of batches. Pass `steps_per_epoch`.")
-        return max(counts.values())
-
-    @property
-    def num_batches(self) -> int:
-        """Number of batches in an epoch."""
-        return self._num_batches
+        self.loss: Any = None  # that labels are checked for; `fit` sets it
 
     def on_epoch_end(self) -> None:
         """Switch to the order of the next epoch."""
+        self.labelled.end_epoch()
+        self.unlabelled.end_epoch()
         self.epoch += 1
 
     def __getitem__(self, index: int) -> tuple[Any, Any, Any]:
         """Return a batch `(x, y, sample_weight)`."""
-        place = self.epoch * self._num_batches + index
-        x, y, weight = self._labelled.batch(place)
-        other_x, _, _ = self._unlabelled.batch(place)
-        if y is None:
-            raise ValueError("`labelled` should hold targets: `(x, y)` or `(x, y, sample_weight)`. Received none.")
-        _check_structures(x, other_x)
-        sizes = _length(x), _length(other_x)
-        x = tree.map_structure(functools.partial(_mixed, sizes=sizes), x, other_x)
+        place = self.epoch * self.num_batches + index
+        (x, y, weight), others = self.labelled.batch(place), self.unlabelled.batch(place)
+        _check_together((x, y, weight), others)
+        check_labels(y, self.loss)
+        known, unknown = len(tree.flatten(x)[0]), len(tree.flatten(others[0])[0])
+        # Both kinds evenly mixed, so that each of several devices gets its share of labels.
+        order = np.argsort(np.concatenate([(np.arange(n) + 0.5) / n for n in (known, unknown)]), kind="stable")
+
+        def mixed(part: np.ndarray, other: np.ndarray) -> np.ndarray:
+            return np.concatenate([part, other])[order]
+
+        if weight is None:  # `(batch, 1, ...)` broadcasts against a loss for each sample and for each position
+            weight = tree.map_structure(lambda part: np.ones((known, *[1] * (part.ndim - 1)), "float32"), y)
+        scaled = tree.map_structure(lambda part: part.astype("float32") * ((known + unknown) / known), weight)
+        x = tree.map_structure(mixed, x, others[0])
         # A valid target replaces the missing ones: the first of the batch.
-        y = tree.map_structure(lambda part: _mixed(part, np.repeat(part[:1], sizes[1], axis=0), sizes), y)
-        weight = tree.map_structure(_ones_for, y) if weight is None else weight
-        weight = tree.map_structure(lambda part: _weights(part, sizes), weight)
+        y = tree.map_structure(lambda part: mixed(part, np.repeat(part[:1], unknown, axis=0)), y)
+        weight = tree.map_structure(lambda part: mixed(part, np.zeros((unknown, *part.shape[1:]), "float32")), scaled)
         # On TensorFlow a PyDataset may not yield lists.
         return tree.lists_to_tuples((x, y, weight))
 
 
-def as_joined_dataset(data: Any, settings: Settings) -> JoinedDataset | None:
-    """Return the data given to `fit` if `join_unlabelled` made it, else `None`.
+class _ArrayBatches:
+    """Batches of arrays in memory, in an order that depends only on the epoch."""
 
-    Raises:
-        ValueError: if samples without a label would have no effect on the training.
-    """
+    def __init__(self, name: str, data: Any, size: int, shuffle: bool, seed: np.random.SeedSequence) -> None:
+        self.example = _as_numpy(data if isinstance(data, tuple) else (data,))
+        lengths = {len(part) for part in tree.flatten(self.example) if part is not None}
+        if len(lengths) != 1 or lengths == {0}:
+            raise ValueError(f"The arrays of `{name}` should have the same, positive length. Received: {lengths}")
+        (self._length,) = lengths
+        self._size, self._shuffle, self._seed = size, shuffle, seed
+        self._orders: dict[int, np.ndarray] = {}
+        self.num_batches = math.ceil(self._length / size)
+
+    def batch(self, place: int) -> Any:
+        """Return a batch: rows are taken from one order of all rows after the other."""
+        rounds, rows = np.divmod(np.arange(place * self._size, (place + 1) * self._size), self._length)
+        order = np.concatenate([self._order(int(number))[rows[rounds == number]] for number in np.unique(rounds)])
+        return tree.map_structure(lambda part: None if part is None else part[order], self.example)
+
+    def _order(self, number: int) -> np.ndarray:
+        if number not in self._orders:
+            # An epoch of the longer set meets three orders at most.
+            if len(self._orders) >= max(3, 2**20 // self._length):
+                del self._orders[min(self._orders)]
+            generator = np.random.default_rng(np.random.SeedSequence([*self._seed.generate_state(2), number]))
+            draw = generator.permutation if self._shuffle else np.arange
+            self._orders[number] = draw(self._length)
+        return self._orders[number]
+
+    def end_epoch(self) -> None:
+        pass  # the order follows from the place of a batch
+
+
+class _GivenBatches:
+    """Batches of data that come in batches, in their own order; at the end they start again."""
+
+    def __init__(self, name: str, data: Any) -> None:
+        self._name, self._data = name, data
+        self._iterator: Any = None
+        self._is_open, self._taken = False, 0  # the present pass
+        try:
+            count = getattr(data, "num_batches", None)
+            self.num_batches = len(data) if count is None else count
+        except TypeError:
+            self.num_batches = None
+        # A first batch, which is not used up, or its shapes; `None` if it cannot be known before training.
+        self.example: Any = None
+        if hasattr(data, "element_spec"):
+            self.example = _unpacked(data.element_spec)
+        elif isinstance(data, keras.utils.PyDataset):
+            with contextlib.suppress(Exception):  # it may need `on_epoch_begin`
+                self.example = _as_numpy(data[0])
+        elif first := list(itertools.islice(iter(data), 1)):
+            self.example = _as_numpy(first[0])
+            self._data = itertools.chain(first, data) if iter(data) is data else data
+
+    def batch(self, place: int) -> Any:
+        """Return the next batch, whatever its place."""
+        for _ in range(2):
+            if not self._is_open:
+                self._is_open = True
+                getattr(self._data, "on_epoch_begin", lambda: None)()
+            if self._iterator is None:
+                # A `PyDataset` by its numbers: its iterator may never end.
+                count = self._data.num_batches if isinstance(self._data, keras.utils.PyDataset) else None
+                self._iterator = iter(self._data) if count is None else map(self._data.__getitem__, range(count))
+            for batch in self._iterator:
+                self._taken += 1
+                return _as_numpy(batch)
+            self._end_pass()
+        raise ValueError(
+            f"`{self._name}` yields no batch, or none in a second iteration. Pass an object that can be iterated "
+            "again, or a generator that never ends."
+        )
+
+    def end_epoch(self) -> None:
+        """End the pass if all batches were taken. If their number is unknown, the next epoch goes on behind them."""
+        if self._is_open and self.num_batches in (None, self._taken):
+            self._end_pass(goes_on=self.num_batches is None)
+
+    def _end_pass(self, goes_on: bool = False) -> None:
+        self._is_open, self._taken, self._iterator = False, 0, self._iterator if goes_on else None
+        getattr(self._data, "on_epoch_end", lambda: None)()
+
+
+def as_joined_dataset(data: Any, settings: Settings, y: Any = None, loss: Any = None) -> JoinedDataset | None:
+    """Return `x` of `fit` if `join_unlabelled` made it, else `None`; raise if it cannot be trained on."""
     if not isinstance(data, JoinedDataset):
+        if settings.distills and not settings.kd_sample_weight and y is not None:
+            check_labels(_as_numpy((y,))[0], loss)
         return None
     if not settings.distills or settings.kd_sample_weight:
         what = "kd_sample_weight=True" if settings.distills else "kd_weight=0"
@@ -144,18 +219,33 @@ def as_joined_dataset(data: Any, settings: Settings) -> JoinedDataset | None:
             f"wrapped with {what}, so they would have no effect on training. Wrap it with a kd_weight above 0 and "
             "kd_sample_weight=False, as keras_ssd.wrap(model, **keras_ssd.SEMI_SUPERVISED) does."
         )
+    data.loss = loss
+    if isinstance(data.labelled, _ArrayBatches):
+        check_labels(data.labelled.example[1], loss)
     return data
 
 
+def check_labels(y: Any, loss: Any) -> None:
+    """Raise if labels are missing, NaN or -1 among classes, and a loss of Keras would take these marks as labels."""
+    labels, losses = tree.flatten(y), tree.flatten(loss)
+    are_paired = len(labels) == len(losses)
+    for part, chosen in zip(labels, losses, strict=True) if are_paired else itertools.product(labels, losses):
+        is_known = isinstance(chosen, str) or getattr(chosen, "__module__", "").startswith("keras.")
+        if part is None or not is_known or getattr(chosen, "ignore_class", None) is not None:
+            continue  # a loss of the user's own may know what is missing
+        name = chosen if isinstance(chosen, str) else getattr(chosen, "__name__", type(chosen).__name__)
+        is_nan = np.issubdtype(part.dtype, np.floating) and np.isnan(part).any()
+        if is_nan or ("crossentropy" in name.replace("_", "").lower() and (part == -1).any()):
+            raise ValueError(
+                f"Labels should not mark missing values. Received: {'NaN' if is_nan else -1} among the labels. With "
+                f"`known = {'~np.isnan(y)' if is_nan else 'y >= 0'}`, pass "
+                "`keras_ssd.join_unlabelled((x[known], y[known]), x[~known])` to `fit`; or `x`, `np.where(known, y, 0)`"
+                " and `sample_weight=known * len(y) / known.sum()`."
+            )
+
+
 def weigh_metrics(arguments: dict[str, Any]) -> None:
-    """Make metrics `weighted_metrics`, so that by the task's weights they count only samples with a label.
-
-    Args:
-        arguments: arguments of `compile`, changed in place.
-
-    Raises:
-        ValueError: if both kinds are given.
-    """
+    """Make metrics `weighted_metrics`, so that samples of weight 0 do not count; changes `arguments`."""
     if not arguments.get("metrics"):
         return
     if arguments.get("weighted_metrics"):
@@ -166,119 +256,47 @@ def weigh_metrics(arguments: dict[str, Any]) -> None:
     arguments["weighted_metrics"] = arguments.pop("metrics")
 
 
-class _ArrayBatches:
-    """Batches of arrays in memory, in an order that depends only on the epoch."""
-
-    def __init__(self, name: str, data: Any, size: int, shuffle: bool, seed: np.random.SeedSequence) -> None:
-        self._data = _as_numpy(data)
-        lengths = {len(part) for part in tree.flatten(self._data) if part is not None}
-        if len(lengths) != 1 or lengths == {0}:
-            raise ValueError(f"The arrays of `{name}` should have the same, positive length. Received: {lengths}")
-        (self._length,) = lengths
-        self._size, self._shuffle, self._seed = size, shuffle, seed
-        self.num_batches = math.ceil(self._length / size)
-
-    def batch(self, place: int) -> Any:
-        """Return a batch: rows are taken from one order of all rows after the other."""
-        places = np.arange(place * self._size, (place + 1) * self._size)
-        rounds, rows = np.divmod(places, self._length)
-        order = np.concatenate([self._order(int(number))[rows[rounds == number]] for number in np.unique(rounds)])
-        return tree.map_structure(lambda part: None if part is None else part[order], self._data)
-
-    def _order(self, number: int) -> np.ndarray:
-        if not self._shuffle:
-            return np.arange(self._length)
-        seed = np.random.SeedSequence([*self._seed.generate_state(2), number])
-        return np.random.default_rng(seed).permutation(self._length)
-
-
-class _GivenBatches:
-    """Batches of data that come in batches, in their own order; at the end they start again."""
-
-    def __init__(self, name: str, data: Any) -> None:
-        self._name, self._data = name, data
-        self._iterator: Iterator[Any] | None = None
-        try:
-            count = getattr(data, "num_batches", None)
-            self.num_batches = len(data) if count is None else count
-        except TypeError:
-            self.num_batches = None
-
-    def batch(self, place: int) -> Any:
-        """Return the next batch, whatever its place."""
-        batch = None if self._iterator is None else next(self._iterator, None)
-        if batch is None:
-            if self._iterator is not None and hasattr(self._data, "on_epoch_end"):
-                self._data.on_epoch_end()
-            self._iterator = _once_through(self._data)
-            batch = next(self._iterator, None)
-        if batch is None:
-            raise ValueError(
-                f"`{self._name}` yields no batch, or none in a second iteration. Pass an object that can be iterated "
-                "again, or a generator that never ends."
-            )
-        # PyTorch's DataLoader returns its parts as a list.
-        return _as_numpy(_unpacked(tuple(batch) if isinstance(batch, list) else batch))
-
-
-def _batches_of(
-    name: str, data: Any, size: int, shuffle: bool, seed: np.random.SeedSequence
-) -> _ArrayBatches | _GivenBatches:
-    if all(hasattr(part, "shape") for part in tree.flatten(data) if part is not None):
-        return _ArrayBatches(name, _unpacked(data), size, shuffle, seed)
-    return _GivenBatches(name, data)
-
-
-def _once_through(data: Any) -> Iterator[Any]:
-    """Return the batches of a set. The iterator of a `PyDataset` of Keras 3.6 would never end."""
-    if isinstance(data, keras.utils.PyDataset) and data.num_batches is not None:
-        return (data[index] for index in range(data.num_batches))
-    return iter(data)
-
-
 def _unpacked(data: Any) -> tuple[Any, Any, Any]:
     """Return `(x, y, sample_weight)`; only a tuple holds more than `x`, as everywhere in Keras."""
     return keras.utils.unpack_x_y_sample_weight(data if isinstance(data, tuple) else (data,))
 
 
-def _as_numpy(data: Any) -> Any:
-    return tree.map_structure(lambda part: None if part is None else np.asarray(ops.convert_to_numpy(part)), data)
+def _as_numpy(batch: Any) -> tuple[Any, Any, Any]:
+    # PyTorch's DataLoader returns its parts as a list.
+    parts = _unpacked(tuple(batch) if isinstance(batch, list) else batch)
+    return tree.map_structure(lambda part: None if part is None else np.asarray(ops.convert_to_numpy(part)), parts)
 
 
-def _length(data: Any) -> int:
-    return len(tree.flatten(data)[0])
-
-
-def _check_structures(x: Any, other_x: Any) -> None:
-    shapes = [tree.map_structure(lambda part: part.shape[1:], given) for given in (x, other_x)]
-    if shapes[0] != shapes[1]:
+def _check_together(labelled: Any, unlabelled: Any) -> None:
+    """Raise unless two batches have inputs of the same structure and shapes; sizes that are `None` fit any other."""
+    if labelled is None or unlabelled is None:
+        return
+    if labelled[1] is None:
+        raise ValueError("`labelled` should hold targets: `(x, y)` or `(x, y, sample_weight)`. Received none.")
+    inputs = labelled[0], unlabelled[0]
+    structures = [tree.map_structure(lambda _: 0, x) for x in inputs]
+    shapes = [[_shape(part) for part in tree.flatten(x)] for x in inputs]
+    if structures[0] != structures[1] or not all(map(_fit, *shapes)):
+        described = [
+            tree.pack_sequence_as(x, [str(shape) for shape in of_one]) for x, of_one in zip(inputs, shapes, strict=True)
+        ]
         raise ValueError(
             "`labelled` and `unlabelled` should hold inputs of the same structure and shape, except for the length. "
-            f"Received: {shapes[0]} and {shapes[1]}"
+            f"Received: {described[0]} and {described[1]}"
         )
 
 
-def _ones_for(y: np.ndarray) -> np.ndarray:
-    """Return weights that broadcast against any loss of these targets: `(batch, 1, ...)` with as many axes.
-
-    For targets `(batch, positions)` a loss has a value for each position if these are classes, and for each sample if
-    they are features; Keras removes a last axis of size 1 if the loss does not have it.
-    """
-    return np.ones((len(y), *[1] * (y.ndim - 1)), "float32")
-
-
-def _weights(weight: np.ndarray, sizes: tuple[int, int]) -> np.ndarray:
-    labelled, unlabelled = sizes
-    weight = weight[:labelled].astype("float32") * ((labelled + unlabelled) / labelled)
-    return _mixed(weight, np.zeros((unlabelled, *weight.shape[1:]), "float32"), sizes)
+def _shape(part: Any) -> tuple[int | None, ...] | None:
+    """Return the shape of a sample; `None` stands for an unknown rank or size of a `tf.data.Dataset`."""
+    try:
+        return tuple(part.shape)[1:]
+    except ValueError:
+        return None
 
 
-def _mixed(part: np.ndarray, other: np.ndarray, sizes: tuple[int, int]) -> np.ndarray:
-    return np.concatenate([part, other])[_even_order(*sizes)]
-
-
-@functools.lru_cache(maxsize=16)
-def _even_order(labelled: int, unlabelled: int) -> np.ndarray:
-    """Return an order that mixes both kinds evenly, so that each of several devices gets its share of labels."""
-    places = [(np.arange(size) + 0.5) / size for size in (labelled, unlabelled)]
-    return np.argsort(np.concatenate(places), kind="stable")
+def _fit(shape: Any, other: Any) -> bool:
+    if shape is None or other is None:
+        return True
+    return len(shape) == len(other) and all(
+        None in sizes or sizes[0] == sizes[1] for sizes in zip(shape, other, strict=True)
+    )

@@ -6,7 +6,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 import keras_ssd.datasets
-from keras_ssd.datasets.ucr import series_files, ucr_dataset_builder
+from keras_ssd.datasets.ucr import ucr_dataset_builder
 
 NAN = float("nan")
 # Label and series of each row; the test split is longer, and one class is in it only.
@@ -93,15 +93,6 @@ def test_labels_written_as_floats_are_the_same_classes(tmp_path):
     assert_as_written(builder)
 
 
-def test_labels_that_are_words(tmp_path):
-    rows = {split: [("b" if label == "2" else "a", row) for label, row in ROWS[split]] for split in ROWS}
-    write(tmp_path / "Coffee", "ts", rows)
-    builder = make_builder(tmp_path)
-    prepare(builder, tmp_path)
-    assert builder.info.features["label"].names == ["a", "b"]
-    assert sorted(row["label"] for row in builder.as_data_source("train")) == [0, 0, 1]
-
-
 def digits_of(number):
     return "1" + "0" * 30 + number
 
@@ -120,9 +111,10 @@ def digits_of(number):
         (["1e-3", "0.001", ".001"], ["0.001"]),
         (["007", "7"], ["007", "7"]),
         (["1_1", "11"], ["11", "1_1"]),
+        (["b", "a"], ["a", "b"]),
         (["inf", "Infinity", "1"], ["1", "Infinity", "inf"]),
     ],
-    ids="large dates long fractions one zero order small leading-zeros underscores words".split(),
+    ids="large dates long fractions one zero order small leading-zeros underscores letters words".split(),
 )
 def test_labels_are_one_class_only_if_they_are_the_same_number(tmp_path, kind, labels, names):
     rows = {split: [(label, [0.5, 1.0]) for label in labels] for split in ROWS}
@@ -139,14 +131,6 @@ def test_a_tab_at_the_end_of_the_lines_is_no_value(tmp_path):
     builder = make_builder(tmp_path)
     prepare(builder, tmp_path)
     assert_as_written(builder)
-
-
-def test_each_file_is_read_once(tmp_path, monkeypatch):
-    read, paths = series_files.read_tsv, []
-    monkeypatch.setattr(series_files, "read_tsv", lambda path: paths.append(path.name) or read(path))
-    write(tmp_path / "Coffee")
-    prepare(make_builder(tmp_path), tmp_path)
-    assert paths == ["Coffee_TRAIN.tsv", "Coffee_TEST.tsv"]
 
 
 @pytest.mark.parametrize("given", ["missing", "empty", "others", "test split missing"])

@@ -56,12 +56,7 @@ def test_the_shorter_set_is_repeated_and_the_longer_one_met_once():
     labelled, counts = np.unique(rows[rows > 0], return_counts=True)
     np.testing.assert_array_equal(labelled, X[:, 0])
     assert sorted(counts) == [1] * 8 + [2] * 2
-
-
-def test_more_labelled_than_unlabelled():
-    data = joined(unlabelled=U[:3], ratio=1)
-    assert data.num_batches == 3
-    rows = numbers(epoch(data))
+    rows = numbers(epoch(joined(unlabelled=U[:3], ratio=1)))  # 3 batches of 4 labelled rows
     assert np.unique(rows[rows < 0], return_counts=True)[1].tolist() == [4, 4, 4]
 
 
@@ -71,11 +66,6 @@ def test_labels_stay_with_their_samples():
         for x, y, weight in epoch(data):
             np.testing.assert_array_equal(weight > 0, x[:, 0] > 0)
             np.testing.assert_array_equal(y[weight > 0], x[weight > 0, 0] - 1)
-
-
-def test_labels_of_the_unlabelled_set_are_not_used():
-    for _, y, weight in epoch(joined(unlabelled=(U, np.full(24, 77)))):
-        assert 77 not in y and (weight == 0).sum() == 8
 
 
 def test_epochs_differ_and_the_seed_fixes_them():
@@ -106,20 +96,19 @@ def test_a_copy_of_joined_arrays_has_their_order(copied):
     assert numbers(epoch(again)).tolist() == numbers(epoch(data)).tolist()
 
 
-@pytest.mark.parametrize("ratio", [np.int64(2), np.float32(2), np.int8(2), fractions.Fraction(2)], ids=repr)
-def test_any_kind_of_number_is_a_ratio(ratio):
-    assert joined(ratio=ratio, batch_size=np.int8(100))[1][0].shape == (300, 1)
+@pytest.mark.parametrize(
+    "ratio, expected",
+    [(0.01, 1), (0.6, 2), (1.1, 4), (1.2, 5), (np.int8(100), 400), (np.float32(2), 8), (fractions.Fraction(2), 8)],
+)
+def test_the_number_of_unlabelled_samples_is_rounded_and_at_least_one(ratio, expected):
+    assert (joined(ratio=ratio, batch_size=np.int8(4))[0][2] == 0).sum() == expected
 
 
-@pytest.mark.parametrize("ratio, expected", [(0.01, 1), (0.6, 2), (1.1, 4), (1.2, 5)])
-def test_the_samples_without_labels_are_a_rounded_number_and_at_least_one(ratio, expected):
-    assert (joined(ratio=ratio)[0][2] == 0).sum() == expected
-
-
-def test_given_sample_weights_are_scaled_and_those_of_unlabelled_samples_are_not_used():
-    data = joined((X, Y, np.arange(10.0)), (U, None, np.full(24, 5.0)), shuffle=False)
-    x, _, weight = data[0]
+def test_sample_weights_are_scaled_and_targets_of_unlabelled_samples_are_not_used():
+    data = joined((X, Y, np.arange(10.0)), (U, np.full(24, 77), np.full(24, 5.0)), shuffle=False)
+    x, y, weight = data[0]
     np.testing.assert_array_equal(weight, np.where(x[:, 0] > 0, 3 * (x[:, 0] - 1), 0))
+    assert 77 not in y
 
 
 def test_weights_have_the_structure_and_shape_of_those_given():
@@ -157,24 +146,28 @@ def test_structures_of_inputs_and_targets():
         (dict(unlabelled=U[:0]), "arrays of `unlabelled` should have the same, positive length"),
         (dict(unlabelled=[]), "arrays of `unlabelled`"),
         (dict(unlabelled=iter([(U,)])), "`unlabelled` does not report its number of batches"),
+        (dict(labelled=X), "`labelled` should hold targets"),
+        (dict(unlabelled=np.zeros((24, 2), "float32")), r"same structure and shape.*\(1,\) and \(2,\)"),
+        (dict(unlabelled={"x": U}), "same structure and shape"),
     ],
 )
-def test_refused_arguments(arguments, message):
+def test_join_unlabelled_rejects_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         joined(**arguments)
 
 
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
-        (dict(labelled=X), "`labelled` should hold targets"),
-        (dict(unlabelled=np.zeros((24, 2), "float32")), "inputs of the same structure and shape"),
-        (dict(unlabelled=iter([]), steps_per_epoch=2), "`unlabelled` yields no batch"),
-    ],
-)
-def test_sets_that_do_not_go_together_are_refused_at_the_first_batch(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        joined(**arguments)[0]
+def test_a_set_without_batches_is_rejected():
+    with pytest.raises(ValueError, match="`unlabelled` yields no batch"):
+        joined(unlabelled=iter([]), steps_per_epoch=2)[0]
+
+
+def test_each_order_is_drawn_once_in_an_epoch(monkeypatch):
+    drawn, permutation = [], np.random.default_rng
+    monkeypatch.setattr(np.random, "default_rng", lambda seed: drawn.append(seed) or permutation(seed))
+    data = joined(batch_size=1, ratio=1)
+    for index in np.random.RandomState(0).permutation(24):  # Keras shuffles the batches
+        data[int(index)]
+    assert len(drawn) == 1 + 3  # 24 unlabelled rows once, 10 labelled rows three times
 
 
 # What is learnt.
@@ -355,6 +348,70 @@ def test_every_kind_of_set_is_trained_on(source):
     assert_close(trained(make, loss, taught, data), own, tolerance=1e-6)
 
 
+@pytest.mark.parametrize("source", ["tf.data", "PyDataset", "DataLoader", "generator"])
+def test_sets_of_other_shapes_are_rejected_before_training(source):
+    if source == "tf.data":
+        pytest.importorskip("tensorflow")
+    with pytest.raises(ValueError, match=r"same structure and shape.*\(5, 3\) and \(5, 2\)"):
+        keras_ssd.join_unlabelled((ROWS, LABELS), SOURCES[source](OTHERS[..., :2]), steps_per_epoch=2)
+
+
+@pytest.mark.parametrize("shape", [(None, None, 3), None], ids=str)
+def test_shapes_that_tf_data_does_not_know_fit(shape):
+    tf = pytest.importorskip("tensorflow")
+    signature = (tf.TensorSpec(shape, "float32"),)
+    unlabelled = tf.data.Dataset.from_generator(lambda: batches(OTHERS), output_signature=signature)
+    data = keras_ssd.join_unlabelled((ROWS, LABELS), unlabelled, batch_size=4, steps_per_epoch=2)
+    assert data[0][0].shape == (12, 5, 3)
+
+
+class Shuffled(keras.utils.PyDataset):
+    """Draws the order of a pass when it begins, and notes the calls."""
+
+    def __init__(self, *arrays):
+        super().__init__()
+        self.arrays, self.calls = arrays, []
+
+    def __len__(self):
+        return 2
+
+    def on_epoch_begin(self):
+        self.calls.append("begin")
+        self.order = np.random.default_rng(len(self.calls)).permutation(8)
+
+    def on_epoch_end(self):
+        self.calls.append("end")
+        del self.order
+
+    def __getitem__(self, index):
+        return tuple(part[self.order[4 * index : 4 * index + 4]] for part in self.arrays)
+
+
+def test_epochs_of_given_sets_begin_and_end_with_each_pass():
+    labelled, unlabelled = Shuffled(ROWS, LABELS), Shuffled(OTHERS[:8])
+    data = keras_ssd.join_unlabelled(labelled, unlabelled, steps_per_epoch=4)  # two passes in an epoch
+    seen = np.concatenate([x[weight == 0] for x, _, weight in epoch(data)])
+    assert labelled.calls == unlabelled.calls == ["begin", "end"] * 2
+    for rows in (seen[:8], seen[8:]):
+        np.testing.assert_array_equal(np.unique(rows, axis=0), np.unique(OTHERS[:8], axis=0))
+
+
+def test_a_pass_of_a_given_set_goes_on_in_the_next_epoch():
+    labelled = Shuffled(ROWS, LABELS)
+    data = keras_ssd.join_unlabelled(labelled, OTHERS, steps_per_epoch=1)
+    seen = np.concatenate([x[weight > 0] for _ in range(2) for x, _, weight in epoch(data)])
+    assert labelled.calls == ["begin", "end"]
+    np.testing.assert_array_equal(np.unique(seen, axis=0), np.unique(ROWS, axis=0))
+
+
+def test_fit_begins_the_epochs_of_given_sets():
+    labelled, unlabelled = Shuffled(ROWS, LABELS), Shuffled(OTHERS[:8])
+    taught(compiled(single(classes))).fit(keras_ssd.join_unlabelled(labelled, unlabelled), epochs=2, verbose=0)
+    for calls in (labelled.calls, unlabelled.calls):
+        assert len(calls) >= 4
+        assert calls == (["begin", "end"] * len(calls))[: len(calls)]
+
+
 def test_samples_without_a_label_are_distilled():
     """What they put out moves, and the task does not move it."""
     drops = []
@@ -390,37 +447,46 @@ def test_metrics_of_compile_are_weighted_by_the_labels():
     ],
     ids=["weighed", "no teachers", "both"],
 )
-def test_a_model_for_which_unlabelled_samples_would_count_for_nothing_refuses_them(options, what):
+def test_fit_rejects_unlabelled_data_without_distillation(options, what):
     ssd = taught(compiled(single(classes)), **options)
     data = keras_ssd.join_unlabelled((ROWS, LABELS), OTHERS)
     with pytest.raises(ValueError, match=f"{what}.*kd_sample_weight=False.*SEMI_SUPERVISED"):
         ssd.fit(data, verbose=0)
 
 
-@pytest.mark.parametrize("missing", [-1, np.nan], ids=["-1", "NaN"])
-def test_one_set_with_marked_labels_is_trained_on_in_two_lines(missing):
-    """As documented for labels that are -1 or NaN where they are missing."""
-    x = np.concatenate([ROWS, OTHERS[:4]])
-    known = np.arange(12) % 3 != 2
-    keras.utils.set_random_seed(3)
-    if missing == -1:
-        y, make, loss = np.where(known, np.arange(12) % 4, -1), lambda: single(classes), SPARSE
-        y, sample_weight = np.maximum(y, 0), (y >= 0).astype("float32")
-    else:
-        y, make, loss = np.where(known, np.linspace(-1, 1, 12), np.nan)[:, None], lambda: single(values), "mse"
-        y, sample_weight = np.nan_to_num(y), np.isfinite(y[:, 0]).astype("float32")
-    own = trained(
-        make, loss, lambda model: model, x[known], y[known], batch_size=8, sample_weight=np.full(8, 8 / 12, "float32")
-    )
-    marked = trained(make, loss, taught, x, y, batch_size=12, sample_weight=sample_weight)
-    assert_close(marked, own, tolerance=1e-6)
+NAN = np.where(np.arange(8)[:, None] == 0, np.nan, VALUES)
 
 
-@pytest.mark.skipif(
-    keras.__version__.startswith("3.6.") and keras.backend.backend() == "tensorflow",
-    reason="Keras 3.6 on TensorFlow cannot weigh the classes of a PyDataset, for a plain model, either",
+@pytest.mark.parametrize(
+    "make, y, loss, mark",
+    [
+        (lambda: single(classes), np.where(np.arange(8) == 0, -1, LABELS), SPARSE, "-1"),
+        (
+            lambda: single(classes),
+            np.where(np.arange(8) == 0, -1, LABELS),
+            keras.losses.SparseCategoricalCrossentropy(),
+            "-1",
+        ),
+        (lambda: single(values), NAN, "mse", "NaN"),
+        (listed, (LABELS, NAN), [SPARSE, "mse"], "NaN"),
+    ],
+    ids=["-1", "-1, loss object", "NaN", "NaN in the second output"],
 )
-def test_class_weights_are_not_taken_with_the_weights_of_a_joined_set():
+def test_labels_that_mark_missing_values_are_rejected(make, y, loss, mark):
+    ssd = taught(compiled(make(), loss=loss, metrics=()))
+    for data in ((ROWS, y), (keras_ssd.join_unlabelled((ROWS, y), OTHERS),)):
+        with pytest.raises(ValueError, match=rf"Received: {mark} among the labels.*known = .*join_unlabelled"):
+            ssd.fit(*data, verbose=0)
+
+
+@pytest.mark.parametrize("loss", ["hinge", keras.losses.MeanSquaredError(), lambda y, p: keras.ops.mean(p, -1)])
+def test_minus_one_is_a_label_where_the_loss_takes_it(loss):
+    signs = np.sign(VALUES[:, :1]).astype("int32")
+    ssd = taught(compiled(keras.Model(*network(lambda x: layers.Dense(1)(layers.Flatten()(x)))), loss=loss, metrics=()))
+    assert np.isfinite(ssd.fit(ROWS, signs, verbose=0).history["loss"][0])
+
+
+def test_class_weights_of_a_joined_set_are_rejected():
     """Keras takes one or the other; so does it here."""
     ssd = taught(compiled(single(classes)))
     data = keras_ssd.join_unlabelled((ROWS, LABELS), OTHERS)
@@ -447,7 +513,7 @@ def test_a_resumed_run_meets_the_batches_of_its_epochs():
     assert any(not np.array_equal(a, b) for a, b in zip(whole, other, strict=True))
 
 
-def test_metrics_of_both_kinds_are_refused_where_weights_say_what_has_a_label():
+def test_metrics_of_both_kinds_are_rejected():
     ssd = keras_ssd.wrap(keras.Model(*network(classes)), dropout_rate=0.3, **keras_ssd.SEMI_SUPERVISED)
     with pytest.raises(ValueError, match="Pass them all as `weighted_metrics`"):
         ssd.compile("sgd", "sparse_categorical_crossentropy", metrics=["accuracy"], weighted_metrics=["accuracy"])

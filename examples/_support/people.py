@@ -24,14 +24,13 @@ class People(NamedTuple):
         return len(self.class_names)
 
 
-def starts_of_windows(labels, steps, stride, pure):
+def starts_of_windows(labels, steps, stride):
     """Where the windows of one recording begin, and the label that most of their samples have.
 
     Args:
         labels: integers from 0, one of each sample.
         steps: samples of a window.
         stride: samples between the beginnings of two windows.
-        pure: whether windows that hold more than one label are left out.
 
     Returns:
         Two arrays of integers, beginnings and labels; of labels that are equally frequent the lower one.
@@ -39,9 +38,6 @@ def starts_of_windows(labels, steps, stride, pure):
     starts = np.arange(0, len(labels) - steps + 1, stride)
     inside = np.asarray(labels)[starts[:, None] + np.arange(steps)]
     counts = (inside[..., None] == np.arange(np.max(labels, initial=0) + 1)).sum(axis=1)
-    if pure:
-        kept = counts.max(axis=1, initial=0) == steps
-        starts, counts = starts[kept], counts[kept]
     return starts, counts.argmax(axis=1)
 
 

@@ -1,7 +1,7 @@
-"""Real data sets for TensorFlow Datasets: importing this module registers `uci_har` and `ucr`.
+"""Real data sets for TensorFlow Datasets, and what turns their series and subjects into arrays for training.
 
-The only module that imports tensorflow-datasets (the extra `datasets`). `hold_out_subjects` and `prepare` turn the data
-into arrays for training and validation.
+With the extra `datasets` (tensorflow-datasets), importing this module registers `uci_har` and `ucr`. Without it,
+`prepare` and `hold_out_subjects` are here all the same.
 
 Example:
     import keras_ssd.datasets
@@ -13,22 +13,14 @@ Example:
     )
 """
 
-try:
-    import tensorflow_datasets
-except ModuleNotFoundError as error:
-    if error.name != "tensorflow_datasets":
-        raise
-    raise ModuleNotFoundError(
-        'keras_ssd.datasets needs tensorflow-datasets. Install it with `pip install "keras-ssd[datasets]"`.',
-        name=error.name,
-    ) from error
+import importlib.util
 
 from keras_ssd.datasets.series import prepare
 from keras_ssd.datasets.subjects import hold_out_subjects
-from keras_ssd.datasets.uci_har import uci_har_dataset_builder
-from keras_ssd.datasets.ucr import ucr_dataset_builder
-from keras_ssd.datasets.ucr.ucr_dataset_builder import UCR_CONFIGS
+from keras_ssd.datasets.ucr.names import UCR_CONFIGS
 
-del tensorflow_datasets, uci_har_dataset_builder, ucr_dataset_builder
+if importlib.util.find_spec("tensorflow_datasets") is not None:
+    importlib.import_module("keras_ssd.datasets.uci_har.uci_har_dataset_builder")
+    importlib.import_module("keras_ssd.datasets.ucr.ucr_dataset_builder")
 
 __all__ = ["UCR_CONFIGS", "hold_out_subjects", "prepare"]

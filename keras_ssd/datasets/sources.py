@@ -1,12 +1,18 @@
-"""Published files: in a given folder, or on the publisher's server, with known checksums."""
+"""Published files: in a given folder, or on the publisher's server, with known checksums. The only import of TFDS."""
 
 import contextlib
-import queue
-import threading
 from typing import Any
 
-import requests
-from tensorflow_datasets.core.download import resource
+try:
+    import requests
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.download import resource
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f'{error}. The data sets need tensorflow-datasets: `pip install "keras-ssd[datasets]"`.', name=error.name
+    ) from error
+
+__all__ = ["describe", "download", "given_folder", "tfds"]
 
 TIMEOUT = 5  # seconds
 N_NAMES = 8  # number of names in a folder that an error lists
@@ -28,7 +34,7 @@ def describe(folder: Any) -> str:
 
 
 def download(dl_manager: Any, name: str, url: str, url_infos: dict[str, Any] | None) -> Any:
-    """Download a file whose checksum is known; a file that was downloaded before is used again.
+    """Return the path of a downloaded file whose checksum is known; a file that was downloaded before is used again.
 
     Args:
         dl_manager: TFDS' download manager.
@@ -36,37 +42,12 @@ def download(dl_manager: Any, name: str, url: str, url_infos: dict[str, Any] | N
         url: string.
         url_infos: the builder's property with this name: sizes and checksums by URL, from its checksums.tsv.
 
-    Returns:
-        The file's path.
-
     Raises:
-        Exception: of any kind, if the server is not reached within seconds, or sends another file.
+        Exception: of any kind, if the server does not answer within seconds, or sends another file.
     """
-    url_infos = url_infos or {}
-    if url not in url_infos:
+    if url not in (url_infos or {}):
         raise ValueError(f"no checksum of {url} is known")  # TFDS would download it unchecked
-    kept = dl_manager.download_dir / name / resource.get_dl_fname(url, url_infos[url].checksum)
-    if not kept.exists():
-        _check_reachable(url)  # TFDS itself would try for minutes
+    if not (dl_manager.download_dir / name / resource.get_dl_fname(url, url_infos[url].checksum)).exists():  # type: ignore[index]
+        with requests.get(url, stream=True, timeout=TIMEOUT) as response:  # TFDS itself would try for minutes
+            response.raise_for_status()
     return dl_manager.download(url)
-
-
-def _check_reachable(url: str) -> None:
-    """Request the header of the file. In a thread, because the name lookup has no timeout."""
-    answer: queue.Queue[Exception | None] = queue.Queue()
-
-    def ask() -> None:
-        try:
-            with requests.get(url, stream=True, timeout=TIMEOUT) as response:
-                response.raise_for_status()
-            answer.put(None)
-        except Exception as error:
-            answer.put(error)
-
-    threading.Thread(target=ask, daemon=True).start()
-    try:
-        error = answer.get(timeout=TIMEOUT)
-    except queue.Empty:
-        error = TimeoutError(f"no answer within {TIMEOUT} seconds")
-    if error is not None:
-        raise error

@@ -8,17 +8,7 @@ Lines = list[tuple[int, str]]
 
 
 def read_lines(path: Any) -> Lines:
-    """Read the lines of a text file that are not blank.
-
-    Args:
-        path: A `pathlib.Path`, or an object with the same methods.
-
-    Returns:
-        List of `(number, text)`, numbers counted from 1 as editors do.
-
-    Raises:
-        ValueError: if the file is not UTF-8 text, or is empty.
-    """
+    """Return the lines of a UTF-8 text file that are not blank, as `(number, text)` with numbers from 1."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -32,15 +22,12 @@ def read_lines(path: Any) -> Lines:
 
 
 def to_numbers(lines: Lines, dtype: Any, delimiter: str | None = None) -> np.ndarray:
-    """Turn lines into a table of numbers, and refuse infinite numbers.
+    """Turn lines into a table of finite numbers and NaN, of shape `(lines, columns)`.
 
     Args:
         lines: list of `(number, text)`, as `read_lines` returns it.
         dtype: the table's dtype.
         delimiter: string between two numbers. Defaults to any white space.
-
-    Returns:
-        Array of shape `(lines, columns)`.
 
     Raises:
         ValueError: if a line holds a field that is not a number, or more or fewer numbers than the first line.
@@ -49,25 +36,24 @@ def to_numbers(lines: Lines, dtype: Any, delimiter: str | None = None) -> np.nda
     try:
         table = np.loadtxt([text for _, text in lines], **options)
     except ValueError as error:
-        raise ValueError(_first_fault(lines, dtype, delimiter) or str(error)) from error
+        raise ValueError(_first_fault(lines, options) or str(error)) from error
     infinite = np.isinf(table).any(axis=1)
     if infinite.any():
         raise ValueError(f"line {lines[infinite.argmax()][0]}: it holds an infinite number")
     return table
 
 
-def _first_fault(lines: Lines, dtype: Any, delimiter: str | None) -> str | None:
+def _first_fault(lines: Lines, options: dict[str, Any]) -> str | None:
     """Describe the first line with a field that is not a number, or of another length than the first; else `None`."""
-    n_columns = None
-    kind = "whole number" if np.issubdtype(dtype, np.integer) else "number"
+    n_columns = len(lines[0][1].strip("\r\n").split(options["delimiter"]))
     for number, text in lines:
-        fields = text.strip("\r\n").split(delimiter)
+        fields = text.strip("\r\n").split(options["delimiter"])
         for column, field in enumerate(fields, start=1):
             try:
-                np.loadtxt([field], dtype=dtype, delimiter=delimiter, comments=None) if field.strip() else float("")
+                np.loadtxt([field], **options) if field.strip() else float("")
             except ValueError:
+                kind = "whole number" if np.issubdtype(options["dtype"], np.integer) else "number"
                 return f"line {number}: {field.strip()!r} in column {column} is not a {kind}"
-        n_columns = n_columns or len(fields)
         if len(fields) != n_columns:
             return f"line {number}: it holds {len(fields)} columns, but the lines before it hold {n_columns}"
     return None

@@ -6,7 +6,7 @@ with KERASTUNER_TUNER_ID, KERASTUNER_ORACLE_IP and KERASTUNER_ORACLE_PORT set.
 """
 
 from keras_ssd.tuner.hypermodel import SSDHyperModel
-from keras_ssd.tuner.searching import search
+from keras_ssd.tuner.searching import Trials, search
 from keras_ssd.tuner.space import PARAMETERS
 
-__all__ = ["PARAMETERS", "SSDHyperModel", "search"]
+__all__ = ["PARAMETERS", "SSDHyperModel", "Trials", "search"]

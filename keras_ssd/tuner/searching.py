@@ -1,7 +1,5 @@
 """`search`: runs a tuner of Keras Tuner, fails loudly, and resumes only a project with the same space."""
 
-import functools
-import inspect
 import json
 import math
 import os
@@ -12,23 +10,36 @@ from typing import Any
 import keras
 import keras_tuner
 
-from keras_ssd.compiled import compile_arguments, copied
-from keras_ssd.tuner.hypermodel import SSDHyperModel, check_objectives
-
-_RECORD = "ssd_space.json"
+from keras_ssd.saving import written_beside
+from keras_ssd.tuner.hypermodel import SSDHyperModel
 
 
-def search(tuner: keras_tuner.Tuner, *args: Any, **kwargs: Any) -> list[Any] | None:
+class Trials(list[Any]):
+    """Trials, best first. It prints itself as a table of scores and options."""
+
+    def __repr__(self) -> str:
+        values = [trial.hyperparameters.values for trial in self]
+        names = list(dict.fromkeys(name for one in values for name in one if not name.startswith("tuner/")))
+        rows = [["trial", "score", *(name.removeprefix("ssd_") for name in names)]]
+        for trial, one in zip(self, values, strict=True):
+            rows.append([trial.trial_id, *(_cell(value) for value in (trial.score, *(one.get(n, "") for n in names)))])
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def search(tuner: keras_tuner.Tuner, *args: Any, **kwargs: Any) -> Trials | None:
     """Run a search, and fail loudly where Keras Tuner is quiet.
 
     It calls `tuner.search(*args, **kwargs)` and adds:
 
     - The first trial (of each bracket of Hyperband) is the plain, undistilled model.
-    - An objective that no trial reports is an error before the first trial. The error comes after the first trial if
-      the user's HyperModel has a `fit` of its own, the data is an iterator, or the default hyper-parameters cannot be
-      trained.
-    - A project is resumed only if the space is the same; a changed space is an error.
-    - `keras_tuner.GridSearch` can be resumed.
+    - An objective that a trial does not report is an error after the first epoch.
+    - A project is resumed only if the space is the same; a changed space is an error, and so is an unfinished
+      `GridSearch`, which does not store its position.
     - If no trial ended with a finite score, the error of the first trial is raised.
 
     Args:
@@ -37,8 +48,8 @@ def search(tuner: keras_tuner.Tuner, *args: Any, **kwargs: Any) -> list[Any] | N
         **kwargs: arguments of `fit`.
 
     Returns:
-        The trials that have a finite score, best first. `None` in a worker of a distributed search, which may end
-        before the search does.
+        A list of the trials that have a finite score, best first, which prints itself as a table. `None` in a worker of
+        a distributed search, which may end before the search does.
 
     Raises:
         ValueError: if the objective or the project does not fit.
@@ -48,7 +59,7 @@ def search(tuner: keras_tuner.Tuner, *args: Any, **kwargs: Any) -> list[Any] | N
         >>> tuner = keras_tuner.RandomSearch(keras_ssd.tuner.SSDHyperModel(build), "val_accuracy", max_trials=20)
         >>> trials = keras_ssd.tuner.search(tuner, x, y, validation_data=(x_val, y_val), epochs=50)
     """
-    hypermodel = getattr(tuner, "hypermodel", None)
+    hypermodel, oracle = getattr(tuner, "hypermodel", None), tuner.oracle
     if not isinstance(hypermodel, SSDHyperModel):
         raise ValueError(
             "`tuner` should be a Keras Tuner tuner that was made with an SSDHyperModel. Received: "
@@ -59,37 +70,51 @@ def search(tuner: keras_tuner.Tuner, *args: Any, **kwargs: Any) -> list[Any] | N
             "Hyperband trains its first trials for a few epochs only, too few for the plain stage of "
             'teacher="snapshot". Pass `snapshot_epochs` to SSDHyperModel. Received: snapshot_epochs=None'
         )
+    hypermodel.start_search(tuner)
     is_distributed = "KERASTUNER_ORACLE_IP" in os.environ
-    is_worker = is_distributed and "chief" not in os.environ.get("KERASTUNER_TUNER_ID", "")
-    objective = tuner.oracle.objective
-    names = list(getattr(objective, "name_to_direction", [objective.name]))
-    hypermodel.start_search(names, tuner.project_dir)
-    _try_objectives(tuner, names, args, kwargs)
-    if is_worker:
+    if is_distributed and "chief" not in os.environ.get("KERASTUNER_TUNER_ID", ""):
         tuner.search(*args, **kwargs)
         return None
     _check_project(tuner)
-    _resume_grid(tuner.oracle)
-    _insert_plain(tuner.oracle)
+    if not isinstance(oracle, _PlainFirst):
+        oracle.__class__ = type(type(oracle).__name__, (_PlainFirst, type(oracle)), {})
     if is_distributed:
         # The oracle would raise in a thread of the server, and the chief would wait for ever.
-        tuner.oracle.max_consecutive_failed_trials = math.inf
+        oracle.max_consecutive_failed_trials = math.inf
+    stopped = None
     try:
         tuner.search(*args, **kwargs)
+    except keras_tuner.errors.FatalError:
+        raise
     except RuntimeError as error:
-        if isinstance(error, keras_tuner.errors.FatalError) or _finished(tuner.oracle):
-            raise
-        raise _all_failed(tuner.oracle) from error
-    trials = _finished(tuner.oracle)
-    if not trials:
-        raise _all_failed(tuner.oracle)
-    return trials
+        stopped = error
+    finished = [trial for trial in oracle.trials.values() if trial.status == "COMPLETED" and math.isfinite(trial.score)]
+    if finished and stopped is not None:
+        raise stopped
+    if not finished:
+        raise _all_failed(oracle) from stopped
+    return Trials(sorted(finished, key=lambda trial: trial.score, reverse=oracle.objective.direction == "max"))
 
 
-def _finished(oracle: keras_tuner.Oracle) -> list[Any]:
-    """Return the trials with a finite score, best first."""
-    trials = [trial for trial in oracle.trials.values() if trial.status == "COMPLETED" and math.isfinite(trial.score)]
-    return sorted(trials, key=lambda trial: trial.score, reverse=oracle.objective.direction == "max")
+class _PlainFirst(keras_tuner.Oracle):
+    """An oracle whose first trial, of each bracket in Hyperband, is the plain model."""
+
+    def populate_space(self, trial_id: str) -> dict[str, Any]:
+        response = super().populate_space(trial_id)
+        values = response.get("values")
+        if response["status"] != "RUNNING" or values.get("tuner/round", 0) != 0 or "ssd_distill" not in values:
+            return response
+        bracket = values.get("tuner/bracket")
+        earlier = [trial.hyperparameters.values for trial in self.trials.values()]
+        if any(trial.get("tuner/bracket") == bracket and trial.get("ssd_distill") is False for trial in earlier):
+            return response
+        space = self.get_space()
+        space.values = {**values, "ssd_distill": False}
+        # Twice, because a hyper-parameter that depends on an inactive hyper-parameter is inactive, too.
+        for _ in range(2):
+            known = {hp.name for hp in space.space}
+            space.values = {k: v for k, v in space.values.items() if k not in known or space.is_active(k)}
+        return {**response, "values": space.values}
 
 
 def _all_failed(oracle: keras_tuner.Oracle) -> RuntimeError:
@@ -102,115 +127,42 @@ def _all_failed(oracle: keras_tuner.Oracle) -> RuntimeError:
     )
 
 
-def _try_objectives(tuner: keras_tuner.Tuner, names: list[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Raise if a plain model, trained and validated on one batch each, does not report the objective.
-
-    A model that cannot be trained says nothing about the objective. It is left to Keras Tuner, where its own trial
-    fails and other trials may succeed.
-    """
-    if tuner.hypermodel.fits:
-        return
-    bound = inspect.signature(keras.Model.fit).bind_partial(None, *args, **kwargs).arguments
-    x = bound.get("x")
-    if x is None or hasattr(x, "__next__"):
-        return
-    bound.pop("self", None)
-    for name in ("callbacks", "initial_epoch", "validation_freq"):
-        bound.pop(name, None)
-    bound.update(epochs=1, verbose=0, steps_per_epoch=1)
-    if bound.get("validation_data") is not None or bound.get("validation_split"):
-        bound["validation_steps"] = 1
-    try:
-        model = tuner.hypermodel.build(keras_tuner.HyperParameters())
-        overrides = {name: getattr(tuner, name, None) for name in ("loss", "metrics")}
-        arguments = copied(compile_arguments(model))
-        model.compile(**{**arguments, **{name: value for name, value in overrides.items() if value}})
-        history = model.fit(**bound).history
-    except Exception:
-        return
-    check_objectives(names, list(history))
-
-
 def _check_project(tuner: keras_tuner.Tuner) -> None:
-    """Raise if the project was searched with another space."""
+    """Raise if the project cannot be resumed, or was searched with another space."""
     hypermodel, oracle = tuner.hypermodel, tuner.oracle
-    path = pathlib.Path(tuner.project_dir, _RECORD)
+    path = pathlib.Path(tuner.project_dir, "ssd_space.json")
     with tempfile.TemporaryDirectory() as directory:
         # A fresh oracle: the oracle of a reloaded tuner holds the space of the project.
-        fresh = keras_tuner.Tuner(
-            keras_tuner.oracles.RandomSearchOracle(keras_tuner.Objective("loss", "min")),
-            hypermodel,
-            directory=directory,
-        )
+        fresh = keras_tuner.RandomSearch(hypermodel, keras_tuner.Objective("loss", "min"), directory=directory)
         space = fresh.oracle.get_space().space
-    record = {
-        "teacher": hypermodel.kind if isinstance(hypermodel.teacher, keras.Model) else str(hypermodel.teacher),
-        "options": {name: _named(value) for name, value in hypermodel.options.items()},
-        "fixed": {name: _named(value) for name, value in hypermodel.space.items() if callable(value)},
-        "snapshot_epochs": hypermodel.snapshot_epochs,
-        "objective": str(oracle.objective),
-        "space": sorted(json.dumps({"type": type(hp).__name__, **hp.get_config()}, default=str) for hp in space),
-    }
-    record = json.loads(json.dumps(record, default=str))
+    options = {**{name: one for name, one in hypermodel.space.items() if callable(one)}, **hypermodel.options}
+    options.update(
+        teacher=hypermodel.kind if isinstance(hypermodel.teacher, keras.Model) else hypermodel.teacher,
+        snapshot_epochs=hypermodel.snapshot_epochs,
+        objective=oracle.objective,
+    )
+    now = {f"{name}={getattr(one, '__name__', one)}" for name, one in options.items()}
+    now |= {f"{type(hp).__name__}: {json.dumps(hp.get_config(), default=str)}" for hp in space}
     if not oracle.trials:
-        path.write_text(json.dumps(record, indent=1))
+        with written_beside(path) as written:
+            pathlib.Path(written).write_text(json.dumps(sorted(now), indent=1))
         return
-    remedy = (
-        "Make the tuner with another `project_name`, or with overwrite=True to start again. Received: "
+    before = set(json.loads(path.read_text())) if path.exists() else set()
+    is_grid = isinstance(oracle, keras_tuner.oracles.GridSearchOracle) and not isinstance(oracle, _PlainFirst)
+    if not before:
+        problem = "The project holds trials that were not run by keras_ssd.tuner.search."
+    elif before != now:
+        problem = (
+            f"The project was searched with another space: before {sorted(before - now)}, now {sorted(now - before)}."
+        )
+    elif is_grid and len(oracle.trials) < (oracle.max_trials or math.inf):
+        problem = (
+            f"Keras Tuner's GridSearch does not store its position, so that a search of {len(oracle.trials)} trials "
+            "cannot be continued. Use RandomSearch, which can, or read the results from the tuner."
+        )
+    else:
+        return
+    raise ValueError(
+        f"{problem} Make the tuner with another `project_name`, or with overwrite=True to start again. Received: "
         f"directory={str(tuner.directory)!r}, project_name={tuner.project_name!r}"
     )
-    if not path.exists():
-        raise ValueError(f"The project holds trials that were not run by keras_ssd.tuner.search. {remedy}")
-    before = json.loads(path.read_text())
-    if before != record:
-        changed = [name for name in record if record[name] != before.get(name)]
-        details = {name: (before.get(name), record[name]) for name in changed if name != "space"}
-        if "space" in changed:
-            earlier, now = set(before["space"]), set(record["space"])
-            details["space"] = sorted(earlier - now), sorted(now - earlier)
-        raise ValueError(f"The project was searched with another space: (before, now) = {details}. {remedy}")
-
-
-def _named(value: Any) -> Any:
-    return getattr(value, "__name__", value)
-
-
-def _insert_plain(oracle: keras_tuner.Oracle) -> None:
-    """Make the first trial, of each bracket in Hyperband, the plain model."""
-    if getattr(oracle.populate_space, "inserts_plain", False):
-        return
-    populate_space = oracle.populate_space
-
-    def with_plain(trial_id: str) -> dict[str, Any]:
-        response = populate_space(trial_id)
-        values = response.get("values")
-        if response["status"] != "RUNNING" or values.get("tuner/round", 0) != 0 or "ssd_distill" not in values:
-            return response
-        bracket = values.get("tuner/bracket")
-        earlier = [trial.hyperparameters.values for trial in oracle.trials.values()]
-        if any(trial.get("tuner/bracket") == bracket and trial.get("ssd_distill") is False for trial in earlier):
-            return response
-        space = oracle.get_space()
-        space.values = {**values, "ssd_distill": False}
-        # Twice, because a hyper-parameter that depends on an inactive hyper-parameter is inactive, too.
-        for _ in range(2):
-            known = {hp.name for hp in space.space}
-            space.values = {k: v for k, v in space.values.items() if k not in known or space.is_active(k)}
-        return {**response, "values": space.values}
-
-    with_plain.inserts_plain = True  # type: ignore[attr-defined]
-    oracle.populate_space = with_plain
-
-
-def _resume_grid(oracle: keras_tuner.Oracle) -> None:
-    """Let a reloaded GridSearch continue.
-
-    It does not store its position (keras-tuner 1.4.8), so that a reloaded search stops at once, or raises KeyError.
-    """
-    if not isinstance(oracle, keras_tuner.oracles.GridSearchOracle) or not oracle.trials or oracle._populate_next:
-        return
-    compare = functools.cmp_to_key(oracle._compare)
-    ordered = sorted(oracle.start_order, key=lambda name: compare(oracle.trials[name].hyperparameters.values))
-    for trial_id in ordered:
-        oracle._ordered_ids.insert(trial_id)
-    oracle._populate_next.extend(ordered)

@@ -52,19 +52,24 @@ def write_stress_predict(folder, labels):
 
 class TestWindows:
     @pytest.mark.parametrize(
-        ("labels", "pure", "starts", "of_windows"),
+        ("labels", "starts", "of_windows"),
         [
-            pytest.param([0, 0, 0, 0, 1, 1, 1, 1], True, [0, 4], [0, 1], id="pure"),
-            pytest.param([0, 0, 0, 0, 1, 1, 1, 1], False, [0, 2, 4], [0, 0, 1], id="majority, the lower of two"),
-            pytest.param([0, 0, 0, 1, 1, 1, 1, 0], False, [0, 2, 4], [0, 1, 1], id="majority"),
-            pytest.param([2, 2, 2, 2, 2], True, [0], [2], id="what is left over is dropped"),
-            pytest.param([1, 1, 1], True, [], [], id="too short"),
-            pytest.param([0, 1, 0, 1], True, [], [], id="none of one label"),
+            pytest.param([0, 0, 0, 0, 1, 1, 1, 1], [0, 2, 4], [0, 0, 1], id="majority, the lower of two"),
+            pytest.param([0, 0, 0, 1, 1, 1, 1, 0], [0, 2, 4], [0, 1, 1], id="majority"),
+            pytest.param([2, 2, 2, 2, 2], [0], [2], id="what is left over is dropped"),
+            pytest.param([1, 1, 1], [], [], id="too short"),
         ],
     )
-    def test_begin_every_stride(self, labels, pure, starts, of_windows):
-        found, majority = people.starts_of_windows(np.array(labels), steps=4, stride=2, pure=pure)
+    def test_begin_every_stride(self, labels, starts, of_windows):
+        found, majority = people.starts_of_windows(np.array(labels), steps=4, stride=2)
         assert found.tolist() == starts and majority.tolist() == of_windows
+
+    def test_of_spans_that_meet_lie_in_one_label(self):
+        run = [empatica.Span(5, 65, 0, 2), empatica.Span(65, 100, 0, 3), empatica.Span(100, 220.5, 1, 4)]
+        starts, labels, lines = empatica.windows_of(run)
+        assert starts.tolist() == [0, 30, 120, 150] and labels.tolist() == [0, 0, 1, 1], "60 and 90 hold both labels"
+        assert lines == {2, 3, 4}
+        assert empatica.windows_of([empatica.Span(0, 59.9, 0, 2)])[0].tolist() == []
 
     def test_hold_consecutive_samples(self):
         signals = np.stack([np.arange(6), 10 * np.arange(6)], axis=1)
@@ -89,7 +94,8 @@ class TestSmartwatch:
         write_watch(tmp_path, "s02", 1, ["TURNING"] * 103, offset=1000)  # shorter than a window
         write_watch(tmp_path, "s03", 1, ["TURNING"] * 156, offset=2000)
         (tmp_path / "DATA" / "subjects_info.csv").write_text("subject_id,age\n")
-        found = sp_sw_har.load(tmp_path / subfolder)
+        with pytest.warns(UserWarning, match=r"1 of 4 executions are shorter than 104 .*\['s02_01_sw.csv'\]"):
+            found = sp_sw_har.load(tmp_path / subfolder)
         assert found.class_names == ["SEATED", "TURNING", "WALKING"] and found.n_classes == 3
         assert found.x.shape == (6, 104, 6) and found.x.dtype == "float32"
         assert found.y.tolist() == [0, 2, 2, 2, 1, 1], "of samples 0-103, 52-155 and 104-207 most are seated, then walk"
@@ -114,17 +120,27 @@ class TestSmartwatch:
         with pytest.raises(ValueError, match=f"s01_01_sw.csv.*{cause}"):
             sp_sw_har.load(tmp_path)
 
+    def test_a_class_without_a_window_is_named_with_its_line(self, tmp_path):
+        write_watch(tmp_path, "s01", 1, ["SEATED"] * 100 + ["TURNING"] * 4)
+        with pytest.raises(ValueError, match="s01_01_sw.csv, line 102: .* no window of 'TURNING'"):
+            sp_sw_har.load(tmp_path)
+
     def test_says_what_a_folder_holds_instead(self, tmp_path):
         (tmp_path / "photos").mkdir()
         with pytest.raises(FileNotFoundError, match=r"should hold sXX/sXX_YY_sw.csv, .* Received: .*\['photos'\]"):
             sp_sw_har.load(tmp_path)
 
 
+# Windows of two spans of 400 seconds that meet: from second 0, 30, ..., 330 on, and from 420, ..., 720.
+MEETING = [12, 11]
+
+
 class TestWristband:
     def test_reads_stress_predict(self, tmp_path):
         write_stress_predict(tmp_path, {2: [0] * 100 + [1] * 60, 35: [1] * 90})
         write_wristband(tmp_path / "Raw_data" / "S01", 1_644_000_000, 100)  # has no labels
-        found = empatica.load_stress_predict(tmp_path)
+        with pytest.warns(UserWarning, match=r"1 spans hold no window .* lines \[102\]"):
+            found = empatica.load_stress_predict(tmp_path)
         assert found.class_names == ["rest", "stress"]
         assert found.subjects.tolist() == ["S02"] * 2 + ["S35"] * 2
         # S02: seconds 0-59 and 30-89 are of rest; 60-119 and 90-149 of both; what is behind is too short.
@@ -156,7 +172,8 @@ class TestWristband:
         write_stress_predict(tmp_path, {2: [0] * 130, 3: [0] * 130})
         path = tmp_path / "Raw_data" / "S02" / "TEMP.csv"
         path.write_text("\n".join(path.read_text().split("\n")[: 2 + 4 * (10 + 89)]))  # up to second 88
-        found = empatica.load_stress_predict(tmp_path)
+        with pytest.warns(UserWarning, match="do not cover 41 seconds with a label"):
+            found = empatica.load_stress_predict(tmp_path)
         assert found.minutes[found.subjects == "S02"].tolist() == [0.5]
 
     def test_reads_folders_of_ones_own(self, tmp_path):
@@ -187,7 +204,7 @@ class TestWristband:
                 "TEMP.csv", None, r"no file .*S02/TEMP.csv. Found beside it: \['EDA.csv', 'HR.csv'", id="missing"
             ),
             pytest.param(
-                "HR.csv", "1600000000\n1\n" + "1\n" * 9, "S02: signals should cover .* none of S02", id="another time"
+                "HR.csv", "1600000000\n1\n" + "1\n" * 9, "line 2: the signals of S02 should cover", id="another time"
             ),
         ],
     )
@@ -199,12 +216,50 @@ class TestWristband:
             empatica.load_stress_predict(tmp_path)
 
     @pytest.mark.parametrize(
+        ("spans", "counts"),
+        [
+            pytest.param("a,0,400,rest a,400,800,stress", MEETING, id="whole seconds"),
+            pytest.param("a,0.87,400.87,rest a,400.87,800.87,stress", MEETING, id="begin at .87"),
+            pytest.param("a,0,400.4,rest a,400.4,800,stress", MEETING, id="meet at .4"),
+            pytest.param("a,0.1,400.1,rest a,500,900,stress", [12, 12], id="apart"),
+            pytest.param("a,0,400.004,rest a,400,800,stress", MEETING, id="rounded"),
+            pytest.param("a,400.3,800.3,stress a,0.3,400.3,rest", MEETING, id="not in order"),
+        ],
+    )
+    def test_times_with_fractions(self, tmp_path, spans, counts):
+        write_wristband(tmp_path / "a", 1_544_027_337, 900)
+        write_signal(tmp_path / "a" / "HR.csv", 1_544_027_337, 1, np.arange(900))
+        (tmp_path / "labels.csv").write_text("subject,start,end,label\n" + spans.replace(" ", "\n"))
+        found = empatica.load_folders(tmp_path)
+        assert np.bincount(found.y).tolist() == counts
+
+    def test_what_is_left_out_is_counted(self, tmp_path):
+        write_wristband(tmp_path / "S2", 0, 300)
+        write_wristband(tmp_path / "S3", 0, 300)
+        lines = ["subject,start,end,label", "S2,10,100,a", "S2,100,130,b", "S2,140,400.5,b"]
+        (tmp_path / "labels.csv").write_text("\n".join(lines))
+        with pytest.warns(UserWarning) as record:
+            found = empatica.load_folders(tmp_path)
+        messages = " ".join(str(one.message) for one in record)
+        assert np.bincount(found.y).tolist() == [2, 4]
+        assert "no labels for 1 recordings: ['S3']" in messages
+        assert "do not cover 100 seconds" in messages
+        assert "1 spans hold no window of 60 seconds and are left out. They begin in lines [3]" in messages
+
+    @pytest.mark.parametrize(
         ("labels", "cause"),
         [
             pytest.param(None, "should hold labels.csv with the columns", id="no labels"),
-            pytest.param("S2,0,80,a\nS2,79,90,b", "labels.csv: .* not overlap. .* of S2", id="overlap"),
-            pytest.param("S9,0,80,a", r"S9 should hold EDA.csv once. Received: \[\]", id="no recording"),
-            pytest.param("S2,0,30,a", "should hold 60 seconds of one label", id="short"),
+            pytest.param("S2,0,80,a\nS2,79,90,b", "labels.csv, lines 2 and 3: .* not overlap. .* of S2", id="overlap"),
+            pytest.param("S2,10,80,a\nS9,0,80,a", r"labels.csv, line 3: .*S9 should hold EDA.csv once", id="no folder"),
+            pytest.param("S2,10,80,a\nS2,80,95,b", "labels.csv, line 3: .* none of 'b'", id="no window"),
+            pytest.param("S2,10,80,a\nS2,90,80,b", "labels.csv, line 3: `end` should come after", id="backwards"),
+            pytest.param("S2,10,80,a\nS2,80,20,a", "labels.csv, line 3: .* no duration", id="duration"),
+            pytest.param("S2,10,80,a\nS2,80,1544027337,a", "labels.csv, line 3: .* not Unix times", id="Unix time"),
+            pytest.param(
+                "S2,10,80,a\nS2,120,190,a", "line 3: .* 120 to 190; the signals cover 10 to 100", id="outside"
+            ),
+            pytest.param("S2,10,80,a\nS2,1:20,1:30,a", "line 3, column 'start': '1:20'", id="minutes"),
         ],
     )
     def test_labels_of_ones_own_are_checked(self, tmp_path, labels, cause):
@@ -213,6 +268,19 @@ class TestWristband:
             (tmp_path / "labels.csv").write_text(f"subject,start,end,label\n{labels}\n")
         with pytest.raises((ValueError, FileNotFoundError), match=cause):
             empatica.load_folders(tmp_path)
+
+    @pytest.mark.parametrize(
+        ("change", "cause"),
+        [
+            pytest.param((",0\n", ",2\n"), "line 2: Label should be 0 or 1. Received: 2", id="label"),
+            pytest.param(("1644020012,", "1644020011,"), "line 4: .* Received: 0 seconds", id="a second twice"),
+        ],
+    )
+    def test_labels_of_stress_predict_are_checked(self, tmp_path, change, cause):
+        path = write_stress_predict(tmp_path, {2: [0] * 90})
+        path.write_text(path.read_text().replace(*change, 1))
+        with pytest.raises(ValueError, match=f"binary.csv, {cause}"):
+            empatica.load_stress_predict(tmp_path)
 
 
 def made_up(n_subjects=5, n_windows=12, steps=16, noise=0.5):

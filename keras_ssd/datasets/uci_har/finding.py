@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 FOLDER = "UCI HAR Dataset"
-ZIPS = ("human+activity+recognition+using+smartphones.zip", f"{FOLDER}.zip")  # the second lies inside the first
+# As published, and the zip that lies inside it.
+ZIPS = ("human+activity+recognition+using+smartphones.zip", f"{FOLDER}.zip")
 
 
 def find_given(folder: Any) -> Any:
@@ -15,46 +16,33 @@ def find_given(folder: Any) -> Any:
 
     Names may be in lower case, folders may be nested up to three deep, and the zip may have another name.
     """
-    if folder is None:
-        return None
-    return find_root(folder) or find_zip(folder)
+    return None if folder is None else find_root(folder) or find_zip(folder)
 
 
 def find_root(folder: Any, depth: int = 3) -> Any:
     """Return `folder` or the first folder in it that holds the windows, else a folder with the name of the data set."""
-    if is_root(folder):
+    if child(child(folder, "train"), "Inertial Signals").is_dir():
         return folder
     inner = [path for path in entries(folder) if path.is_dir() and path.name[0] not in "._"] if depth else []
     inner.sort(key=lambda path: not same(path.name, FOLDER))
     found = filter(None, (find_root(path, depth - 1) for path in inner))
-    named = folder if same(folder.name, FOLDER) else None
-    return next(found, named)
-
-
-def is_root(folder: Any) -> bool:
-    """Return whether a folder holds the windows of the training split."""
-    return child(child(folder, "train"), "Inertial Signals").is_dir()
+    return next(found, folder if same(folder.name, FOLDER) else None)
 
 
 def find_zip(folder: Any) -> Any:
     """Return the zip with one of its published names, else the first zip that holds the data."""
     zips = [path for path in entries(folder) if path.is_file() and path.name.lower().endswith(".zip")]
     published = [path for name in ZIPS for path in zips if same(path.name, name)]
-    return next(iter(published or filter(holds_the_data, zips)), None)
-
-
-def holds_the_data(path: Any) -> bool:
-    """Return whether a file is a zip with labels of the training split in it."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return inner_zip(archive) is not None or root_in_zip(archive) is not None
-    except zipfile.BadZipFile:
-        return False
+    for path in zips if not published else ():
+        with contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+            if inner_zip(archive) or root_in_zip(archive) is not None:
+                return path
+    return next(iter(published), None)
 
 
 def inner_zip(archive: zipfile.ZipFile) -> str | None:
     """Return the name of the zip inside the published zip, or `None`."""
-    return next((name for name in archive.namelist() if same(name.rpartition("/")[2], f"{FOLDER}.zip")), None)
+    return next((name for name in archive.namelist() if same(name.rpartition("/")[2], ZIPS[1])), None)
 
 
 def root_in_zip(archive: zipfile.ZipFile) -> str | None:
@@ -82,11 +70,7 @@ def same(name: str, other: str) -> bool:
 
 @contextlib.contextmanager
 def opened(path: Any) -> Iterator[Any]:
-    """Yield the data set's folder as a path: `path`, or the folder in it if it is a zip or a zip that holds a zip.
-
-    Raises:
-        ValueError: if the zip is damaged, or holds other files.
-    """
+    """Yield the data set's folder as a path: `path`, or the folder in it if it is a zip or a zip that holds a zip."""
     if path.is_dir():
         yield path
         return
@@ -99,9 +83,8 @@ def opened(path: Any) -> Iterator[Any]:
                 archive.filename = f"{path}/{name}"  # for messages
             root = root_in_zip(archive)
             if root is None:
-                raise ValueError(
-                    f"{archive.filename}: it should hold train/y_train.txt. Received: {archive.namelist()[:8]}"
-                )
+                names = archive.namelist()[:8]
+                raise ValueError(f"{archive.filename}: it should hold train/y_train.txt. Received: {names}")
             yield zipfile.Path(archive, root)
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise ValueError(f"{path}: it is not a complete zip file ({error})") from error

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import tensorflow_datasets as tfds
 
 from keras_ssd.datasets import sources
+from keras_ssd.datasets.sources import tfds
 from keras_ssd.datasets.uci_har.finding import FOLDER, find_given, opened
 from keras_ssd.datasets.uci_har.window_files import ACTIVITIES, SIGNALS, STEPS, read_split
 

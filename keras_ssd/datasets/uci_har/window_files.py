@@ -29,27 +29,27 @@ def read_split(root: Any, split: str) -> tuple[np.ndarray, np.ndarray, np.ndarra
     path = child(folder, f"y_{split}.txt")
     labels = read(path, np.int64)
     rows = len(labels)
-    if labels.shape != (rows, 1):
-        raise fault(path, f"it should hold a label in each line. Received: {labels.shape[1]} numbers")
-    unknown = ~np.isin(labels[:, 0], range(1, len(ACTIVITIES) + 1))
-    if unknown.any():
-        row = unknown.argmax()
-        raise fault(path, f"label {row + 1} should lie between 1 and {len(ACTIVITIES)}. Received: {labels[row, 0]}")
+    check(path, labels.shape == (rows, 1), "a label in each line", f"{labels.shape[1]} numbers")
+    for row in np.flatnonzero((labels < 1) | (labels > len(ACTIVITIES)))[:1]:
+        check(path, False, f"labels between 1 and {len(ACTIVITIES)}", f"{labels[row, 0]} as label {row + 1}")
     signals = np.empty((rows, STEPS, len(SIGNALS)), dtype=np.float32)
     for channel, name in enumerate(SIGNALS):
         path = child(child(folder, "Inertial Signals"), f"{name}_{split}.txt")
         values = read(path, np.float32)
-        if values.shape != (rows, STEPS):
-            raise fault(path, f"it should hold {STEPS} numbers for each of {rows} labels. Received: {values.shape}")
-        missing = np.isnan(values).any(axis=1)
-        if missing.any():
-            raise fault(path, f"window {missing.argmax() + 1} has missing values")
+        check(path, values.shape == (rows, STEPS), f"{STEPS} numbers for each of {rows} labels", values.shape)
+        for row in np.flatnonzero(np.isnan(values).any(axis=1))[:1]:
+            check(path, False, "no missing values", f"some in window {row + 1}")
         signals[..., channel] = values
     path = child(folder, f"subject_{split}.txt")
     subjects = read(path, np.int32) if path.exists() else np.full((rows, 1), -1, dtype=np.int32)
-    if subjects.shape != (rows, 1):
-        raise fault(path, f"it should hold a number for each of the {rows} labels. Received: {subjects.shape}")
+    check(path, subjects.shape == (rows, 1), f"a number for each of the {rows} labels", subjects.shape)
     return signals, labels[:, 0] - 1, subjects[:, 0]
+
+
+def check(path: Any, is_right: bool, what: str, received: object) -> None:
+    """Raise the error that says what a file should hold."""
+    if not is_right:
+        raise ValueError(f"{path}: it should hold {what}. Received: {received}")
 
 
 def read(path: Any, dtype: Any) -> np.ndarray:
@@ -57,11 +57,6 @@ def read(path: Any, dtype: Any) -> np.ndarray:
     try:
         return tables.to_numbers(tables.read_lines(path), dtype)
     except FileNotFoundError as error:
-        raise fault(path, "it is missing") from error
+        raise ValueError(f"{path}: it is missing") from error
     except ValueError as error:
-        raise fault(path, error) from error
-
-
-def fault(path: Any, reason: object) -> ValueError:
-    """Return the error that says what is wrong with a file."""
-    return ValueError(f"{path}: {reason}")
+        raise ValueError(f"{path}: {error}") from error

@@ -14,7 +14,7 @@ _NUMBER = re.compile(r"[+-]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]
 
 
 def read(path: Any) -> tuple[np.ndarray, list[str]]:
-    """Read the series and labels of a .tsv or .ts file.
+    """Read the series and labels of a .tsv or .ts file; an error names file, line and cause.
 
     Args:
         path: A `pathlib.Path`, or an object with the same methods.
@@ -22,9 +22,6 @@ def read(path: Any) -> tuple[np.ndarray, list[str]]:
     Returns:
         Tuple `(series, labels)`: floats of shape `(rows, steps)`, NaN where a value or the tail is missing, and a list
         of the classes' names.
-
-    Raises:
-        ValueError: if the file holds anything else; the error names file, line and cause.
     """
     try:
         return (read_ts if path.suffix == ".ts" else read_tsv)(path)
