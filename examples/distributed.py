@@ -167,14 +167,14 @@ def processes(dataset, arguments):
             loss = module(keras.ops.convert_to_tensor(x[rows]), keras.ops.convert_to_tensor(y[rows]))
             loss.backward()
             optimizer.step()
-            if ssd._averages:
+            if ssd.average is not None:
                 ssd.update_average()
             losses.append(loss.item())
         if arguments.process == 0:
             progress.on_epoch_end(epoch, {"loss": np.mean(losses)})
     if arguments.process == 0:
         progress.on_train_end()
-    if ssd._averages:
+    if ssd.average is not None:
         ssd.write_average()
     # The group ends with the process: destroyed while `module` still holds it, it was seen to wait for ever.
     return ssd, getattr(progress, "seconds", 0.0)

@@ -19,6 +19,7 @@ except ModuleNotFoundError as error:
 
 from keras_ssd import augmentation, callbacks, guidance, plotting
 from keras_ssd._version import __version__
+from keras_ssd.files import load_model
 from keras_ssd.model import SSDModel
 from keras_ssd.settings import PAPER, SEMI_SUPERVISED
 from keras_ssd.uncertainty import predict_stochastic
@@ -36,6 +37,7 @@ __all__ = [
     "callbacks",
     "guidance",
     "join_unlabelled",
+    "load_model",
     "plotting",
     "predict_stochastic",
     "wrap",

@@ -1,4 +1,4 @@
-"""Code that depends on the backend."""
+"""Backend-specific code."""
 
 import contextlib
 import random
@@ -10,8 +10,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_ssd import keras_names
 from keras_ssd._typing import Tensor
-from keras_ssd.keras_names import seeding_number
 
 # For each purpose of a derived seed the last state of the generators, and how many seeds were derived from it before.
 _calls: dict[str, tuple[Any, int]] = {}
@@ -95,22 +95,19 @@ def map_in_turn(function: Callable, elements: Tensor) -> Any:
 def move_average(averages: Sequence[Any], variables: Sequence[Any], momentum: Tensor) -> None:
     """Move averages towards variables: `average = m * average + (1 - m) * variable`.
 
-    In an order of operations that rounds nothing where both are equal, as in a frozen layer, or m is 0. What is no
-    float is copied.
+    The result is exact where both are equal, as in a frozen layer, and where m is 0.
 
     Args:
-        averages: the variables to change.
-        variables: one for each of them.
+        averages: the floating-point variables to change.
+        variables: one variable for each of them, which may have fewer bits.
         momentum: m, a tensor `()` of float32.
     """
     is_torch = keras.backend.backend() == "torch"
     share = 1.0 - momentum if is_torch else None
     for average, variable in zip(averages, variables, strict=True):
-        value = ops.stop_gradient(variable.value)
-        if not keras.backend.is_float_dtype(average.dtype):
-            average.assign(value)
-        elif is_torch:
-            _lerp(average.value, value, share)  # one operation for five, of every variable in every step
+        value = ops.cast(ops.stop_gradient(variable.value), average.dtype)
+        if is_torch:
+            _lerp(average.value, value, share)  # one fused operation instead of five for every variable and step
         else:
             average.assign(value - ops.cast(momentum, average.dtype) * (value - average.value))
 
@@ -128,15 +125,10 @@ def variable_scope(model: keras.Model) -> Any:
     return contextlib.nullcontext() if strategy is None else strategy.scope()
 
 
-def build_optimizer(model: keras.Model, wrapper: keras.Model) -> None:
-    """Create the variables of a model's optimizer, if it has an optimizer without variables.
-
-    Args:
-        model: the wrapper or its student.
-        wrapper: the model in whose scope the variables are created.
-    """
+def build_optimizer(model: keras.Model) -> None:
+    """Create the variables of a model's optimizer, if it has an optimizer without variables."""
     if model.compiled and model.optimizer is not None and not model.optimizer.built:
-        with variable_scope(wrapper):
+        with variable_scope(model):
             model.optimizer.build(model.trainable_variables)
 
 
@@ -219,7 +211,7 @@ def derived_seed(purpose: str = "wrapper") -> int:
         seed = random.randint(1, 10**9) ^ 0x55D
     finally:
         random.setstate(state)
-    moment = seeding_number(), state
+    moment = keras_names.seeding_number(), state
     with _lock:
         last, count = _calls.get(purpose, (None, 0))
         count = count + 1 if moment == last else 0
@@ -232,12 +224,19 @@ def gives_weights_away() -> bool:
     return keras.backend.backend() == "jax"
 
 
+def for_each_thread(cls: type) -> Any:
+    """Return an object of a class whose attributes each thread has for itself on TensorFlow, else a usual object."""
+    if keras.backend.backend() == "tensorflow":
+        cls = type(cls.__name__, (threading.local, cls), {})
+    return cls()
+
+
 def after_train_step(model: keras.Model, result: Any, update: Callable[[], None]) -> Any:
     """Run `update`, which assigns to non-trainable variables of a model, on the state after its training step.
 
     Args:
         model: the model.
-        result: the result of Keras' `train_step`; on JAX it holds the new state, which is stored nowhere else yet.
+        result: the result of Keras' `train_step`; on JAX it holds the new state.
         update: callable without arguments.
 
     Returns:
@@ -246,9 +245,7 @@ def after_train_step(model: keras.Model, result: Any, update: Callable[[], None]
     if keras.backend.backend() != "jax":
         update()
         return result
-    logs, (trainable, non_trainable, *others) = result
-    variables = model.non_trainable_variables
-    mapping = [*zip(model.trainable_variables, trainable, strict=True), *zip(variables, non_trainable, strict=True)]
-    with keras.StatelessScope(mapping) as scope:
+    pairs, rebuild = keras_names.trained_state(model, result)
+    with keras.StatelessScope(pairs) as scope:
         update()
-    return logs, (trainable, [scope.get_current_value(v) for v in variables], *others)
+    return rebuild([scope.get_current_value(v) for v in model.non_trainable_variables])

@@ -1,148 +1,197 @@
-"""The distillation term of one training step: the weights of the teachers, and the loss of the student."""
+"""`Distillation`: the teachers of a model, and the term that they add to the loss of a training step."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import dataclasses
+from typing import Any
 
 import keras
-from keras import ops
+import numpy as np
+from keras import ops, tree
 
-from keras_ssd._backend import wide
+from keras_ssd import _backend
 from keras_ssd._typing import Tensor
-from keras_ssd.guidance import guidance_weights, guided_target, similarity_scores
-from keras_ssd.masks import flatten_features, mask_of, merge_axes, without_masked
-from keras_ssd.outputs import Output, finite_or
+from keras_ssd.copies import WeightCopies, arrays, assign, copied_variables
+from keras_ssd.cost import TeacherCost
+from keras_ssd.graph import Graph
+from keras_ssd.output_records import OutputRecords, teacher_logits
+from keras_ssd.rows import draw_rows, mask_scales, take
 from keras_ssd.settings import Settings
+from keras_ssd.step import StudentPass
+from keras_ssd.teachers import StudentTeacherGraph
+from keras_ssd.term import StepOutputs, distillation_loss, weigh_teachers
+from keras_ssd.untracked import Untracked
 
 
-class StepOutputs(NamedTuple):
-    """The outputs and representations of the student and its teachers for one batch.
+class Distillation(keras.layers.Layer):
+    """The teachers of a student, and the distillation term of one training step.
+
+    It holds what belongs to the teachers: their frozen weights, the generator of their noise, the weight of the term
+    and its mean. It refers to the student and to the network of the teachers, but does not own them.
+
+    Args:
+        student: a built `keras.Model`.
+        settings: `Settings` with a `kd_weight` above 0.
+        teacher: another network (`settings.kind == "model"`), or a wrapped model that holds it.
+        network: the network itself. Defaults to `None`: the student's.
 
     Attributes:
-        outputs: the student's outputs, a flat list, `(batch, ...)` each, with their Keras masks.
-        representation: the student's representation, `(batch, features)`, with a mask of this shape or without one, or
-            `None`.
-        teacher_outputs: a flat list, `(batch, teachers, ...)` each, empty if the teachers stop at the representation.
-        teacher_representations: `(batch, teachers, features)`, or `None`.
-        scales: the result of `rows.mask_scales` if these are only some rows of the batch, or `None`.
+        settings: the settings, with the fraction of each batch and the names of the noise layers filled in.
+        output_records: the `OutputRecords` of the student's outputs.
+        wiring: the `StudentTeacherGraph`.
+        kd_weight: variable, the weight of the term.
+        kd_loss: metric, the mean of the term.
+        teacher_weights: `WeightCopies` of a frozen teacher, or `None`.
+        num_snapshots: variable, the number of snapshots taken since the model was wrapped.
+
+    Example:
+        >>> distillation = Distillation(model, resolve("self"))
+        >>> student_pass = distillation.student_pass(x)
+        >>> distillation.term(student_pass, student_pass.outputs)  # scalar tensor
     """
 
-    outputs: list[Tensor]
-    representation: Tensor | None
-    teacher_outputs: list[Tensor]
-    teacher_representations: Tensor | None
-    scales: list[Tensor | None] | None = None
+    def __init__(
+        self,
+        student: keras.Model,
+        settings: Settings,
+        teacher: keras.Model | None = None,
+        network: keras.Model | None = None,
+    ) -> None:
+        super().__init__(trainable=False, dtype="float32", autocast=False, name="distillation")
+        graph = Graph(student)
+        wiring = StudentTeacherGraph(graph, None if network is None else Graph(network), settings)
+        if settings.stochastic_layers is not None:
+            # A predicate is stored as the names of the chosen layers.
+            settings = dataclasses.replace(settings, stochastic_layers=wiring.noise.names)
+        self.settings = dataclasses.replace(settings, kd_fraction=wiring.cost.fraction)
+        self.wiring, self._student = wiring, Untracked(student)
+        of_teacher = None
+        if network is not None and settings.needs_outputs:
+            of_teacher = teacher_logits(student, network, teacher)
+        self.output_records = OutputRecords(student, graph, settings.temperature, of_teacher)
+        seed = _backend.derived_seed() if settings.seed is None else int(settings.seed)
+        self.seed_generator = keras.random.SeedGenerator(seed)
+        self.teacher_weights: Any = None
+        self._teacher_variables = Untracked([])
+        if settings.kind in ("snapshot", "model"):
+            self._teacher_variables = Untracked(copied_variables(wiring.teacher_network))
+            self.teacher_weights = WeightCopies(self._teacher_variables.content, name="teacher_weights")
+        self.num_snapshots = self._add_number("num_snapshots", "int32")
+        self.kd_weight = self._add_number("kd_weight", "float32")
+        self.kd_weight.assign(settings.kd_weight)
+        self.kd_loss = keras.metrics.Mean(name="kd_loss")
+        self.built = True
+
+    def _add_number(self, name: str, dtype: str) -> Any:
+        return self.add_weight(shape=(), initializer="zeros", dtype=dtype, trainable=False, autocast=False, name=name)
 
     @property
-    def compared(self) -> tuple[Tensor, Tensor]:
-        """The compared features of student and teachers, `(batch, features)` and `(batch, teachers, features)`.
+    def cost(self) -> TeacherCost:
+        """The part of each batch that is distilled, and the teachers' multiplications relative to a plain step."""
+        return self.wiring.cost
 
-        These are the representations, or the first output if there are no representations; zeros if they are masked.
+    @property
+    def classifies(self) -> bool:
+        """Return whether the teachers are run up to an output that is a classification."""
+        known = self.output_records.describe() if self.output_records.are_known else []
+        return self.settings.needs_outputs and any(output.kind != "regression" for output in known)
+
+    def student_pass(self, x: Any) -> StudentPass:
+        """Run the student once, in training mode.
+
+        Args:
+            x: one batch of inputs, structured as the model takes them.
         """
-        if self.representation is None:
-            student = flatten_features(self.outputs[0])
-            teachers = merge_axes(self.teacher_outputs[0], 2)
-        else:
-            student, teachers = self.representation, self.teacher_representations
-        mask = mask_of(student)
-        if mask is None:
-            return student, teachers
-        return without_masked(student, mask), without_masked(teachers, ops.expand_dims(mask, 1))
+        return StudentPass(*self.wiring.student_pass(x))
 
-    @property
-    def masks(self) -> list[Tensor | None]:
-        """The Keras masks of the outputs."""
-        return [mask_of(x) for x in self.outputs]
+    def term(
+        self,
+        student_pass: StudentPass,
+        y_pred: Any,
+        sample_weight: Any = None,
+        average: Any = (),
+        statistics: Any = None,
+    ) -> Tensor:
+        """Return the distillation loss of one batch, without its weight (section 3 of the paper).
 
+        Args:
+            student_pass: the result of `student_pass`.
+            y_pred: its outputs, with their masks.
+            sample_weight: the user's sample weights for the outputs. Defaults to `None`.
+            average: with `teacher="ema"` the `(variable, average)` pairs of the student. Defaults to none.
+            statistics: a `TeacherStatistics` that gets the teachers. Defaults to `None`.
 
-def weigh_teachers(
-    step: StepOutputs, outputs: Sequence[Output], settings: Settings, percentile: float | None = None
-) -> Tensor:
-    """Return the guidance weights of the teachers.
+        Returns:
+            Scalar tensor.
+        """
+        records = self.output_records.describe(y_pred)
+        representation, cut_values = student_pass.representation, student_pass.cut_values
+        scales = None
+        if self.settings.kd_fraction < 1:
+            whole = tree.flatten(y_pred)
+            rows = draw_rows(ops.shape(whole[0])[0], self.settings.kd_fraction, self.seed_generator)
+            y_pred, representation, sample_weight = take((y_pred, representation, sample_weight), rows)
+            cut_values = self.wiring.take_rows(cut_values, rows)
+            scales = mask_scales(whole, tree.flatten(y_pred))
+        step = self.run_teachers(StudentPass(y_pred, representation, cut_values), average)._replace(scales=scales)
+        guidance = weigh_teachers(step, records, self.settings)
+        if statistics is not None:
+            predictions = list(zip(records, step.teacher_outputs, step.masks, strict=False))
+            statistics.update_state(guidance, *step.compared, predictions)
+        weights = self.output_records.weights_of(sample_weight if self.settings.kd_sample_weight else None, y_pred)
+        loss = distillation_loss(step, guidance, records, self.settings, weights)
+        num_samples = ops.shape(tree.flatten(student_pass.outputs)[0])[0]
+        self.kd_loss.update_state(loss * _backend.replicas_in_sync(), sample_weight=num_samples)
+        return loss
 
-    The gradient passes through the scores of representations, as in the paper's released code, but not through the
-    scores of outputs ("kl"): a student that teaches itself could lower the term by choosing its teachers.
+    def run_teachers(self, student_pass: StudentPass, average: Any = ()) -> StepOutputs:
+        """Run the teachers of a batch.
 
-    Args:
-        step: a `StepOutputs`.
-        outputs: the `Output` of each output.
-        settings: a `Settings`.
-        percentile: overrides the percentile of the settings. Defaults to `None`.
+        Args:
+            student_pass: the result of `student_pass`.
+            average: as for `term`.
+        """
+        weights = average
+        if self.teacher_weights is not None:
+            weights = self.teacher_weights.values(self._teacher_variables.content)
+        passes = self.wiring.teacher_pass(student_pass.cut_values, self.settings, self.seed_generator, weights)
+        return StepOutputs(tree.flatten(student_pass.outputs), student_pass.representation, *passes)
 
-    Returns:
-        `(batch, teachers)`, every row sums to 1.
-    """
-    if settings.similarity == "kl":
-        parts = zip(outputs, step.outputs, step.teacher_outputs, step.masks, strict=True)
-        scores = sum(output.scores(*tensors) for output, *tensors in parts if output.is_distilled)
-    else:
-        scores = similarity_scores(*step.compared, settings.similarity)
-    percentile = settings.percentile if percentile is None else percentile
-    return guidance_weights(scores, settings.guidance_temperature, percentile)
+    def compare(self, x: Any, average: Any = (), percentile: float | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the teachers' weights, and the compared features of student and teachers, for one batch.
 
+        It changes nothing, and returns the same values for the same weights and seed.
 
-def distillation_loss(
-    step: StepOutputs,
-    guidance: Tensor,
-    outputs: Sequence[Output],
-    settings: Settings,
-    sample_weights: Sequence[Tensor | None],
-) -> Tensor:
-    """Return the distance between the student and the weighted teachers: in outputs, representation or both.
+        Args:
+            x: one batch of inputs.
+            average: as for `term`.
+            percentile: overrides the percentile of the settings. Defaults to `None`.
 
-    Args:
-        step: a `StepOutputs`.
-        guidance: the weights of the teachers, `(batch, teachers)`.
-        outputs: the `Output` of each output.
-        settings: a `Settings`.
-        sample_weights: for each output the sample weights, or `None`.
+        Returns:
+            `(batch, teachers)`, `(batch, features)` and `(batch, teachers, features)`.
+        """
+        variables = [*self._student.content.variables, *self.variables]
+        scope = keras.StatelessScope([(v, v.value) for v in variables], collect_losses=True)
+        with scope, _backend.teacher_scope(ops.convert_to_tensor(self.settings.seed or 0)):
+            student_pass = self.student_pass(x)
+            step = self.run_teachers(student_pass, average)
+            records = self.output_records.describe(student_pass.outputs) if self.settings.similarity == "kl" else []
+            return weigh_teachers(step, records, self.settings, percentile), *step.compared
 
-    Returns:
-        Scalar tensor.
-    """
-    loss = 0.0
-    if settings.distill != "representation":
-        scales = [None] * len(outputs) if step.scales is None else step.scales
-        of_outputs = zip(outputs, step.outputs, step.teacher_outputs, sample_weights, scales, strict=True)
-        for output, student, teachers, weight, scale in of_outputs:
-            if output.is_distilled:
-                value = output.loss(output.target(guidance, student, teachers), student, weight)
-                loss += value if scale is None else value * ops.cast(scale, value.dtype)
-    if settings.distill != "outputs":
-        own = wide(step.representation)
-        target = finite_or(guided_target(guidance, step.teacher_representations), ops.stop_gradient(own))
-        loss += representation_loss(target, own, mean_weight(sample_weights), mask_of(step.representation))
-    return loss
+    def take_snapshot(self) -> None:
+        """Copy the student's current weights to the teacher."""
+        self.teacher_weights.copy(self._teacher_variables.content)
+        self.num_snapshots.assign(np.array(ops.convert_to_numpy(self.num_snapshots.value) + 1, "int32"))
 
+    # What a file holds beside the student.
 
-def representation_loss(
-    target: Tensor, student: Tensor, sample_weight: Tensor | None, mask: Tensor | None = None
-) -> Tensor:
-    """Return the mean squared error over batch and features, `mean_{b,d} (f_S - f_hat)^2`.
+    def state(self) -> dict[str, np.ndarray]:
+        """Return the state as arrays by name, for a file."""
+        return {str(i): value for i, value in enumerate(arrays(self._stored()))}
 
-    Args:
-        target: `(batch, features)`.
-        student: `(batch, features)`.
-        sample_weight: `(batch,)`, a scalar or `None`.
-        mask: booleans `(batch, features)`: the mean of a sample is over those of its features that are kept. Defaults
-            to `None`.
-    """
-    if mask is not None:
-        kept = ops.cast(mask, student.dtype)
-        share = ops.mean(kept, axis=1, keepdims=True)
-        # The square of this factor turns the mean over all features into a mean over those that are kept.
-        factor = kept / ops.sqrt(ops.where(share > 0, share, 1.0))
-        target, student = target * factor, student * factor
-    loss = keras.losses.MeanSquaredError(dtype=keras.backend.standardize_dtype(target.dtype))
-    return loss(target, student, sample_weight=sample_weight)
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Load what `state` returned."""
+        stored = self._stored()
+        assign(stored, [np.asarray(state[str(i)]) for i in range(len(stored))])
 
-
-def mean_weight(sample_weights: Sequence[Tensor | None]) -> Tensor | None:
-    """Return one weight for each sample, `(batch,)`: the mean over outputs and over weighted positions.
-
-    A scalar weight stays a scalar.
-    """
-    given = [wide(weight) for weight in sample_weights if weight is not None]
-    if not given:
-        return None
-    per_sample = [weight if len(weight.shape) == 0 else ops.mean(merge_axes(weight, 1), axis=1) for weight in given]
-    return sum(per_sample) / len(per_sample)
+    def _stored(self) -> list[Any]:
+        copies = [] if self.teacher_weights is None else self.teacher_weights.copies
+        return [self.num_snapshots, self.kd_weight, self.seed_generator.state, *copies]

@@ -1,10 +1,71 @@
-"""Names that Keras does not export, and differences between its versions. No other module uses such names."""
+"""Names that Keras does not export, and differences between its versions, each with a test of its own."""
 
+import contextlib
 import functools
 import itertools
 from typing import Any
 
 import keras
+
+
+def compile_arguments(model: keras.Model) -> dict[str, Any]:
+    """Return the objects that `model.compile` was called with, as keyword arguments.
+
+    The exported `get_compile_config` serialises them, which loses functions and classes that are not registered.
+    """
+    return dict(model._compile_config.config)
+
+
+def compile_record(model: keras.Model) -> Any:
+    """Return the record of a model's last `compile`, a new object each time; `None` if it was never compiled."""
+    return getattr(model, "_compile_config", None) if model.compiled else None
+
+
+def learning_rate_schedule(optimizer: Any) -> Any:
+    """Return the schedule (or callable) that gives an optimizer's learning rate; `None` if there is none."""
+    rate = _learning_rate(optimizer)
+    return rate if callable(rate) and not isinstance(rate, keras.Variable) else None
+
+
+def constant_learning_rate(optimizer: Any) -> float | None:
+    """Return the learning rate of an optimizer; `None` if a schedule, a callable or several optimizers give it."""
+    rate = _learning_rate(optimizer)
+    return float(keras.ops.convert_to_numpy(rate)) if isinstance(rate, keras.Variable) else None
+
+
+def _learning_rate(optimizer: Any) -> Any:
+    if isinstance(optimizer, getattr(keras.optimizers, "MultiOptimizer", ())):  # newer than the oldest version
+        return None
+    return vars(getattr(optimizer, "inner_optimizer", optimizer)).get("_learning_rate")
+
+
+def trained_state(model: keras.Model, result: Any) -> tuple[list[tuple[Any, Any]], Any]:
+    """Split the result of `train_step` on JAX, which holds the new state; the model does not have it yet.
+
+    Returns:
+        `(pairs, rebuild)`: `(variable, new value)` pairs of all variables of the model, and a function that takes other
+        values of the non-trainable variables and returns the changed result.
+    """
+    logs, (trainable, non_trainable, *others) = result
+    variables = [*model.trainable_variables, *model.non_trainable_variables]
+    pairs = list(zip(variables, [*trainable, *non_trainable], strict=True))
+    return pairs, lambda values: (logs, (trainable, values, *others))
+
+
+def check_mode() -> None:
+    """Raise `RuntimeError` in Keras' NNX mode, in which a layer must not refer to the variables of another."""
+    is_enabled = getattr(keras.config, "is_nnx_enabled", lambda: False)  # newer than the oldest version
+    if is_enabled():
+        raise RuntimeError(
+            "keras_ssd does not work in Keras' NNX mode. Unset KERAS_NNX_ENABLED (or call "
+            "keras.config.disable_nnx()) before importing Keras, and use the JAX backend as usual."
+        )
+
+
+def no_rematerialization() -> Any:
+    """Return the context in which new layers do not recompute their calls, also within a `keras.RematScope`."""
+    scope = getattr(keras, "RematScope", None)  # newer than the oldest version
+    return contextlib.nullcontext() if scope is None else scope(mode=None)
 
 
 @functools.cache

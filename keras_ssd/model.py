@@ -1,45 +1,51 @@
 """`SSDModel`: a Keras model whose training step distils the model's own stochastic passes into itself."""
 
+import contextlib
+import fractions
 import functools
 import inspect
 from typing import Any
 
 import keras
-from keras import ops, tree
+import numpy as np
+from keras import ops
 
-from keras_ssd import _backend
+from keras_ssd import _backend, files, keras_names
 from keras_ssd._typing import Tensor
-from keras_ssd.averaging import Averaging, HeldWeights, HeldWeightsMethods, averaged_variables
-from keras_ssd.compiled import compile_arguments, copied, restore_compiled
+from keras_ssd.average import WeightAverage
+from keras_ssd.checks import check_model, check_overrides
 from keras_ssd.cost import TeacherCost
-from keras_ssd.distillation import StepOutputs, distillation_loss, weigh_teachers
-from keras_ssd.graph import Graph, call_student, is_functional
-from keras_ssd.inspection import Inspection
-from keras_ssd.output_records import OutputRecords, teacher_logits
-from keras_ssd.rows import draw_rows, mask_scales, take
-from keras_ssd.settings import Settings, check_weight
-from keras_ssd.step import FitState, Untracked, as_training_step, current_evaluation, current_step, values_set
-from keras_ssd.storage import Storage
-from keras_ssd.student import LearningRateFollower, StudentInterface, StudentWatch, check_model, check_overrides
-from keras_ssd.teachers import StudentTeacherGraph, check_replaceable, resolve_kind
+from keras_ssd.distillation import Distillation
+from keras_ssd.face import shares_face
+from keras_ssd.graph import call_student, is_functional
+from keras_ssd.guidance import guided_target
+from keras_ssd.settings import check_weight, resolve
+from keras_ssd.step import FitState, StepState, as_training_step
+from keras_ssd.teachers import check_replaceable, resolve_kind
+from keras_ssd.uncertainty import predict_stochastic
 from keras_ssd.unlabelled import as_joined_dataset, weigh_metrics
+from keras_ssd.untracked import Untracked
 
 # Keras' own: tools that log trainings put functions of their own in the place of its methods.
 _COMPILE, _FIT = inspect.signature(keras.Model.compile), inspect.signature(keras.Model.fit)
 
 
 @keras.saving.register_keras_serializable(package="keras_ssd")
-class SSDModel(Inspection, HeldWeightsMethods, Storage, StudentInterface, keras.Model):
+@shares_face
+class SSDModel(keras.Model):
     """A model that is trained by stochastic self-distillation (arXiv 2504.14307).
 
     One training step evaluates the student once and a teacher, by default the same network, `num_teachers` times with
     its noise on. The teachers are scored by their similarity to the student, weighted, filtered and averaged to a
     target, and `kd_weight * L_kd` is added to the task loss. Everything else in `fit` and around it is Keras' own.
 
-    During training the student carries its own, raw weights, and validation uses their moving average. When `fit` ends,
-    also with an exception, the average is written to the student, so that `student`, `predict`, `evaluate` and `export`
-    agree. The next `fit` or `train_on_batch` continues from the raw weights; if the student was given other weights in
-    the meantime, training starts from these and the average restarts.
+    The model owns nothing that the student has: it is compiled with the student's own optimizer, loss and metrics, its
+    layers are the student's, and its files are files of the student.
+
+    During training the student holds the raw weights, and validation uses their moving average. When `fit` ends, also
+    with an exception, the average is deployed in the student, so that `student`, `predict`, `evaluate` and `export`
+    agree. The next `fit` or `train_on_batch` continues from the raw weights; if the student's weights were changed in
+    the meantime, training starts from them and the average restarts.
 
     `keras_ssd.wrap` is the short way to create an `SSDModel`.
 
@@ -50,49 +56,45 @@ class SSDModel(Inspection, HeldWeightsMethods, Storage, StudentInterface, keras.
 
     Attributes:
         student: the user's own model, which is trained in place.
-        settings: the options, defaults filled in.
-        kd_weight: the current weight of the distillation term; can be assigned between epochs.
+        settings: the options, defaults filled in; they cannot be changed.
+        distillation: the `Distillation` layer, or `None` with `kd_weight=0`.
+        average: the `WeightAverage` layer, or `None` with `ema_momentum=0`.
     """
+
+    student: keras.Model
 
     def __init__(self, model: keras.Model, teacher: Any = "self", **options: Any) -> None:
         check_model("model", model, wrapper=SSDModel)
-        kind, teacher_model = resolve_kind(teacher)
-        network = teacher_model.student if isinstance(teacher_model, SSDModel) else teacher_model
+        kind, teacher = resolve_kind(teacher)
+        network = teacher.student if isinstance(teacher, SSDModel) else teacher
         if network is not None:
             check_model("teacher", network)
         check_overrides(model)
+        keras_names.check_mode()
         keras_options = {name: options.pop(name) for name in ("name", "trainable") if name in options}
         # Without a graph there is no representation: outputs are distilled, as for any other frozen teacher.
         is_open = options.get("distill") is None and options.get("similarity") is None
         as_model = kind == "snapshot" and is_open and not is_functional(model)
-        settings = Settings(kind, "model" if as_model else None, **options)
-        graph = Graph(model) if settings.distills else None
-        wiring: Any = None
-        if graph is not None:
-            wiring = StudentTeacherGraph(graph, None if network is None else Graph(network), settings)
-            if settings.stochastic_layers is not None:
-                # A predicate is stored as the names of the chosen layers.
-                settings.stochastic_layers = wiring.noise.names
-        check_replaceable(model, network, settings)
+        settings = resolve(kind, "model" if as_model else None, **options)
         keras_options["name"] = keras_options.get("name") or _name_of(model)
-        with _backend.variable_scope(model):
+        with _backend.variable_scope(model), keras_names.no_rematerialization():
             super().__init__(dtype=model.dtype_policy, autocast=False, **keras_options)
             self.student = model
-            self.settings = settings
-            # In a plain object, so that Keras does not track the layers they refer to as layers of this model.
-            self._wiring, self._teacher_network = wiring, Untracked(network)
-            self._fit_state = FitState()
-            self._add_state(settings)
-        if wiring is not None:
-            settings.kd_fraction = wiring.cost.fraction
-        if isinstance(teacher_model, SSDModel) and teacher_model._averages and wiring is not None:
-            self._held_weights.copy(teacher_model._deployed()[1])
-        is_compared = network is not None and graph is not None and settings.needs_outputs
-        of_teacher = teacher_logits(model, network, teacher_model) if is_compared else None
-        self._outputs = OutputRecords(model, graph, settings.temperature, of_teacher)
-        self._evaluates_average = False
-        self._evaluation_functions = Untracked({})
-        self._watch = Untracked(StudentWatch(model))
+            self._teacher_network = Untracked(network)
+            self._fit_state, self._step = FitState(), _backend.for_each_thread(StepState)
+            self._compile_record = Untracked(None)
+            # A weight of 0 from the start means no teachers at all: then nothing may differ from a plain model.
+            self.distillation: Any = None
+            if settings.distills:
+                with _deployed(teacher):
+                    self.distillation = Distillation(model, settings, teacher, network)
+                settings = self.distillation.settings
+            check_replaceable(model, network, settings)
+            self.average: Any = None
+            if settings.averages:
+                self.average = WeightAverage(model, settings.ema_momentum, name="average")
+        self.settings = settings
+        self._variables_of_student = self._evaluated = [id(v) for v in model.weights]
         if hasattr(model, "output_names"):
             # Allows losses and metrics by output name, as for the model itself.
             self.output_names = list(model.output_names)
@@ -101,48 +103,13 @@ class SSDModel(Inspection, HeldWeightsMethods, Storage, StudentInterface, keras.
         if isinstance(shape, tuple):
             self.build(shape)
         self.built = True
-
-    def _add_state(self, settings: Settings) -> None:
-        """Add the variables next to those of the student: held weights, the weight of the term, its mean, the seed."""
-        seed = _backend.derived_seed() if settings.seed is None else int(settings.seed)
-        self._teacher_seed_generator = keras.random.SeedGenerator(seed)
-        self._held_weights: Any = None
-        if settings.distills and settings.kind != "self":
-            self._wiring.teacher_variables = averaged_variables(self._wiring.teacher_network)
-            self._held_weights = HeldWeights(self._wiring.teacher_variables, name="held_weights")
-        # With "ema" the teaching average is also the deployed one; with other teachers the average is held separately.
-        self._averaged_weights: Any = self._held_weights if settings.kind == "ema" else None
-        if settings.averages and self._averaged_weights is None:
-            self._averaged_weights = HeldWeights(averaged_variables(self.student), name="averaged_weights")
-        self._averaging: Any = None
-        if self._averaged_weights is not None:
-            self._averaging = Averaging(self.student, self._averaged_weights, settings.ema_momentum)
-        # A weight of 0 from the start means no teachers at all: then nothing may differ from a plain model.
-        if settings.distills:
-            self._kd_weight = self.add_weight(
-                shape=(), initializer="zeros", dtype="float32", trainable=False, autocast=False, name="kd_weight"
-            )
-            self._kd_weight.assign(settings.kd_weight)
-            self._kd_loss_tracker = keras.metrics.Mean(name="kd_loss")
+        self._share_compile()
 
     # Methods that Keras calls, in the order of a training step.
 
     def build(self, input_shape: Any = None) -> None:
         """Do nothing: the student is already built."""
         self.built = True
-
-    def call(self, inputs: Any, training: bool | None = None) -> Any:
-        """Run the student. Training also computes where the teachers branch off; evaluation uses the average."""
-        if training and self._is_taught():
-            outputs, representation, cut_values = self._wiring.student_pass(inputs)
-            current_step.student_pass = representation, cut_values
-            return outputs
-        if self._evaluates_average and not training:
-            return self._call_averaged(inputs)
-        return call_student(self.student, inputs, training)
-
-    def _is_taught(self) -> bool:
-        return self._distills and self._fit_state.teaches and current_step.model is self
 
     @as_training_step
     def train_step(self, *args: Any, **kwargs: Any) -> Any:
@@ -152,6 +119,16 @@ class SSDModel(Inspection, HeldWeightsMethods, Storage, StudentInterface, keras.
         super().__init_subclass__(**kwargs)
         if "train_step" in vars(cls):
             setattr(cls, "train_step", as_training_step(cls.train_step))  # noqa: B010
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        """Run the student. In a training step the pass also computes where the teachers branch off."""
+        if training and self._is_taught():
+            self._step.student_pass = self.distillation.student_pass(inputs)
+            return self._step.student_pass.outputs
+        return call_student(self.student, inputs, training)
+
+    def _is_taught(self) -> bool:
+        return self.distillation is not None and self._fit_state.teaches and self._step.is_running
 
     def compute_loss(
         self,
@@ -164,125 +141,21 @@ class SSDModel(Inspection, HeldWeightsMethods, Storage, StudentInterface, keras.
         loss = super().compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=training)
         if not training or not self._is_taught():
             return loss
-        kd_loss = ops.cast(self._distillation_loss(y_pred, sample_weight), loss.dtype)
-        num_samples = ops.shape(tree.flatten(y_pred)[0])[0]
-        self._kd_loss_tracker.update_state(kd_loss * _backend.replicas_in_sync(), sample_weight=num_samples)
-        return loss + ops.cast(self._kd_weight.value, loss.dtype) * kd_loss
-
-    def _distillation_loss(self, y_pred: Any, sample_weight: Any) -> Tensor:
-        representation, cut_values = current_step.take_student_pass()
-        outputs = self._outputs.describe(y_pred)
-        scales = None
-        if self.settings.kd_fraction < 1:
-            whole = tree.flatten(y_pred)
-            rows = draw_rows(ops.shape(whole[0])[0], self.settings.kd_fraction, self._teacher_seed_generator)
-            y_pred, representation, sample_weight = take((y_pred, representation, sample_weight), rows)
-            cut_values = self._wiring.take_rows(cut_values, rows)
-            scales = mask_scales(whole, tree.flatten(y_pred))
-        step = self._run_teachers(y_pred, representation, cut_values)._replace(scales=scales)
-        guidance = weigh_teachers(step, outputs, self.settings)
-        if self._fit_state.statistics is not None:
-            predictions = list(zip(outputs, step.teacher_outputs, step.masks, strict=False))
-            self._fit_state.statistics.update_state(guidance, *step.compared, predictions)
-        weights = self._outputs.weights_of(sample_weight if self.settings.kd_sample_weight else None, y_pred)
-        return distillation_loss(step, guidance, outputs, self.settings, weights)
-
-    def _run_teachers(self, y_pred: Any, representation: Tensor | None, cut_values: Any) -> StepOutputs:
-        weights: list[Any] = []
-        if self._held_weights is not None:
-            weights = self._held_weights.values(self._wiring.teacher_variables)
-        passes = self._wiring.teacher_pass(cut_values, self.settings, self._teacher_seed_generator, weights)
-        return StepOutputs(tree.flatten(y_pred), representation, *passes)
-
-    def _call_averaged(self, inputs: Any) -> Any:
-        outputs, losses = self._averaging.call(inputs)
-        for loss in losses:
-            self.add_loss(loss)
-        return outputs
-
-    # Keras' methods, with something added.
-
-    @functools.wraps(keras.Model.compile)
-    def compile(self, *args: Any, **kwargs: Any) -> None:
-        arguments = _COMPILE.bind(self, *args, **kwargs).arguments
-        arguments.pop("self")
-        if self._distills and isinstance(arguments.get("metrics"), list):
-            # Keras Tuner compiles again with the metrics in `self.metrics`, which include the wrapper's own metric.
-            arguments["metrics"] = [m for m in arguments["metrics"] if m is not self._kd_loss_tracker]
-        if not self.settings.kd_sample_weight:
-            weigh_metrics(arguments)
-        super().compile(**arguments)
-        restore_compiled(self.student)
-        self._watch.content.note_compile(self.student)
-        self._evaluation_functions.content.clear()
-        self._outputs.note_compile(arguments.get("loss"), arguments.get("loss_weights"))
-
-    def _compile_as(self, model: keras.Model) -> None:
-        """Compile with another model's optimizer settings (with fresh state), loss, metrics and options."""
-        with _backend.variable_scope(self):
-            self.compile(**copied(compile_arguments(model)))
-
-    def compile_from_config(self, config: dict[str, Any]) -> None:
-        """Compile as stored. Keras skips models that override `compile`, unless they override this method, too."""
-        self.compile(**keras.saving.deserialize_keras_object(config))
-        _backend.build_optimizer(self, self)
-
-    @functools.wraps(keras.Model.fit)
-    def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
-        arguments = _FIT.bind(self, *args, **kwargs).arguments
-        arguments.pop("self")
-        if not isinstance(arguments.get("callbacks"), keras.callbacks.CallbackList):
-            # The last one, so that it sees what the others did.
-            arguments["callbacks"] = [*tree.flatten(arguments.get("callbacks") or []), LearningRateFollower()]
-        self._watch.content.before_training(self)
-        state = self._fit_state
-        state.joined_dataset = as_joined_dataset(arguments.get("x"), self.settings, arguments.get("y"), self.loss)
-        teaches = state.teaches
-        self._begin_training()
-        state.is_running = True
-        try:
-            return super().fit(**arguments)
-        finally:
-            # Keras does not notify callbacks of an exception, so the flags they switched are switched back here.
-            state.is_running, state.joined_dataset = False, None
-            self._teaches = teaches
-            self._observe(None)
-            self._end_training()
-
-    @functools.wraps(keras.Model.train_on_batch)
-    def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
-        self._watch.content.before_training(self)
-        self._begin_training()
-        return super().train_on_batch(*args, **kwargs)
-
-    @functools.wraps(keras.Model.evaluate)
-    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
-        self._begin_evaluation()
-        with values_set(current_evaluation, is_running=True):
-            return super().evaluate(*args, **kwargs)
-
-    @functools.wraps(keras.Model.test_on_batch)
-    def test_on_batch(self, *args: Any, **kwargs: Any) -> Any:
-        self._begin_evaluation()
-        return super().test_on_batch(*args, **kwargs)
+        student_pass = self._step.take(y_pred)
+        average = self.average.values(not self._step.is_custom) if self.settings.kind == "ema" else ()
+        term = self.distillation.term(student_pass, y_pred, sample_weight, average, self._fit_state.statistics)
+        return loss + ops.cast(self.distillation.kd_weight.value, loss.dtype) * ops.cast(term, loss.dtype)
 
     def test_step(self, *args: Any, **kwargs: Any) -> Any:
-        with values_set(current_step, model=None), values_set(current_evaluation, is_running=True):
+        before, self._fit_state.is_evaluating = self._fit_state.is_evaluating, True
+        try:
             return super().test_step(*args, **kwargs)
-
-    @functools.wraps(keras.Model.predict)
-    def predict(self, *args: Any, **kwargs: Any) -> Any:
-        self._begin_evaluation()
-        return super().predict(*args, **kwargs)
-
-    @functools.wraps(keras.Model.predict_on_batch)
-    def predict_on_batch(self, *args: Any, **kwargs: Any) -> Any:
-        self._begin_evaluation()
-        return super().predict_on_batch(*args, **kwargs)
+        finally:
+            self._fit_state.is_evaluating = before
 
     def get_metrics_result(self) -> dict[str, Any]:
         logs = super().get_metrics_result()
-        if current_evaluation.is_running:
+        if self._fit_state.is_evaluating:
             # Evaluation has no teachers.
             statistics = self._fit_state.statistics
             for name in ("kd_loss", *(() if statistics is None else statistics.names)):
@@ -294,60 +167,250 @@ class SSDModel(Inspection, HeldWeightsMethods, Storage, StudentInterface, keras.
         statistics = self._fit_state.statistics
         return super().metrics + ([] if statistics is None else [statistics])
 
-    # Before and after training.
+    # Compilation: the student's `compile` is the truth.
+
+    @functools.wraps(keras.Model.compile)
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        arguments = _COMPILE.bind(self, *args, **kwargs).arguments
+        arguments.pop("self")
+        if self.distillation is not None and isinstance(arguments.get("metrics"), list):
+            # Keras Tuner compiles again with the metrics in `self.metrics`, which include the wrapper's own metric.
+            arguments["metrics"] = [m for m in arguments["metrics"] if m is not self.distillation.kd_loss]
+        with _backend.variable_scope(self):
+            self.student.compile(**arguments)
+        self._share_compile()
+
+    def _share_compile(self) -> None:
+        """Compile with the student's own optimizer, loss and metrics, if the student was compiled since."""
+        record = keras_names.compile_record(self.student)
+        if record is None or record is self._compile_record.content:
+            return
+        arguments = keras_names.compile_arguments(self.student)
+        arguments["optimizer"] = self.student.optimizer
+        if not self.settings.kd_sample_weight:
+            weigh_metrics(arguments)
+        with _backend.variable_scope(self):
+            super().compile(**arguments, auto_scale_loss=False)
+        self._compile_record = Untracked(record)
+        if self.distillation is not None:
+            self.distillation.output_records.note_compile(arguments.get("loss"), arguments.get("loss_weights"))
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compile as stored. Keras skips models that override `compile`, unless they override this method, too."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        _backend.build_optimizer(self)
+
+    @property
+    def optimizer(self) -> Any:
+        """The student's optimizer."""
+        return getattr(self.student, "optimizer", None)
+
+    @optimizer.setter
+    def optimizer(self, value: Any) -> None:
+        self.student.optimizer = value
+
+    # Training and evaluation.
+
+    @functools.wraps(keras.Model.fit)
+    def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
+        given = _FIT.bind(self, *args, **kwargs).arguments
+        state = self._fit_state
+        self._share_compile()
+        state.joined_dataset = as_joined_dataset(given.get("x"), self.settings, given.get("y"), self.loss)
+        teaches = state.teaches
+        self._begin_training()
+        state.is_running = True
+        try:
+            return super().fit(*args, **kwargs)
+        finally:
+            # Keras does not notify callbacks of an exception, so the flags they switched are switched back here.
+            state.is_running, state.joined_dataset = False, None
+            self._teaches = teaches
+            self._observe(None)
+            self._end_training()
+
+    @functools.wraps(keras.Model.train_on_batch)
+    def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+        self._begin_training()
+        return super().train_on_batch(*args, **kwargs)
+
+    @functools.wraps(keras.Model.evaluate)
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        with self._evaluation():
+            return super().evaluate(*args, **kwargs)
+
+    @functools.wraps(keras.Model.test_on_batch)
+    def test_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+        with self._evaluation():
+            return super().test_on_batch(*args, **kwargs)
+
+    @functools.wraps(keras.Model.predict)
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        with self._evaluation():
+            return super().predict(*args, **kwargs)
+
+    @functools.wraps(keras.Model.predict_on_batch)
+    def predict_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+        with self._evaluation():
+            return super().predict_on_batch(*args, **kwargs)
 
     def _begin_training(self) -> None:
+        self._share_compile()
+        self._check_copies()
         # Creating variables while TensorFlow traces a step makes it trace the step twice and keep both traces.
-        _backend.build_optimizer(self, self)
-        if self._averaging is not None:
-            self._averaging.take_back()
-            self._evaluate_with_average(True)
+        _backend.build_optimizer(self)
+        if self.average is not None:
+            self.average.resume()
 
     def _end_training(self) -> None:
-        """Write the average to the student, also after an exception, so that student and wrapper agree."""
-        if self._averaging is not None:
-            try:
-                self._averaging.lend()
-            except (RuntimeError, TypeError):
-                if not _backend.gives_weights_away():
-                    raise
-                return
-            self._evaluate_with_average(False)
-        self._build_optimizer_of_student()
-
-    def _build_optimizer_of_student(self) -> None:
-        # Loading a file of a compiled model warns if its optimizer had no variables yet.
-        _backend.build_optimizer(self.student, self)
-
-    def _begin_evaluation(self) -> None:
-        if not self._fit_state.is_running:
-            self._watch.content.before_evaluation(self)
-            self._evaluate_with_average(self._averaging is not None and self._averaging.is_in_training)
-
-    def _evaluate_with_average(self, value: bool) -> None:
-        """Let evaluation use the average or the student's weights; each has its own compiled functions."""
-        if value == self._evaluates_average:
+        """Deploy the average in the student, also after an exception, so that student and wrapper agree."""
+        if self.average is None:
             return
-        functions = self._evaluation_functions.content
-        functions[self._evaluates_average] = self.test_function, self.predict_function
-        self._evaluates_average = value
-        self.test_function, self.predict_function = functions.get(value, (None, None))
+        try:
+            self.average.deploy()
+        except (RuntimeError, TypeError):
+            if not _backend.gives_weights_away():
+                raise
 
-    def _forget_evaluation_functions(self) -> None:
-        self.test_function = self.predict_function = None
-        self._evaluation_functions.content.clear()
+    @contextlib.contextmanager
+    def _evaluation(self) -> Any:
+        if not self._fit_state.is_running:
+            self._share_compile()
+            variables = [id(v) for v in self.student.weights]
+            if variables != self._evaluated:  # quantised, for example: traced functions use the former variables
+                self._evaluated, self.test_function, self.predict_function = variables, None, None
+        before, self._fit_state.is_evaluating = self._fit_state.is_evaluating, True
+        try:
+            with self._deployed():
+                yield
+        finally:
+            self._fit_state.is_evaluating = before
 
-    # For the callbacks and tools of this package.
+    def _deployed(self) -> Any:
+        """Return the context in which the student holds the deployed weights, also during training."""
+        return contextlib.nullcontext() if self.average is None else self.average.deployed()
+
+    def _check_copies(self) -> None:
+        """Raise `ValueError` if the moving average or the snapshot belongs to other variables than the student's."""
+        holds_copies = self.average is not None or (self.distillation is not None and self.settings.kind == "snapshot")
+        if holds_copies and [id(v) for v in self.student.weights] != self._variables_of_student:
+            raise ValueError(
+                f"The weights of {self.student.name!r} are no longer those that were wrapped (LoRA, quantisation, a "
+                "new layer), so the moving average or snapshot belongs to other weights. Wrap the model again, "
+                "keras_ssd.wrap(ssd.student, ...), or save the model itself, ssd.student.save(...)."
+            )
+
+    # Attributes and methods of the student; face.py lists more.
+
+    def __getattr__(self, name: str) -> Any:
+        """Return an attribute of the student that the wrapper lacks, such as a counter that a callback reads."""
+        inherited = getattr(super(), "__getattr__", None)  # PyTorch's modules have one
+        if inherited is not None:
+            with contextlib.suppress(AttributeError):
+                return inherited(name)
+        if name.startswith("_") or name == "student":
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(self.student, name)
+
+    def __repr__(self) -> str:
+        options: dict[str, Any] = {"kd_weight": 0}
+        if self.distillation is not None:
+            options = {name: getattr(self.settings, name) for name in ("num_teachers", "kd_weight", "kd_fraction")}
+            options = {"teacher": self.settings.kind, **options}
+        options["ema_momentum"] = self.settings.ema_momentum
+        shown = {name: repr(value) for name, value in options.items()}
+        if "kd_fraction" in options:
+            shown["kd_fraction"] = str(fractions.Fraction(options["kd_fraction"]).limit_denominator(10_000))
+        return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value in shown.items())})"
+
+    @functools.wraps(keras.Model.summary)
+    def summary(self, *args: Any, **kwargs: Any) -> Any:
+        print_line = kwargs.get("print_fn") or (args[2] if len(args) > 2 else None) or print
+        print_line(repr(self))
+        return self.student.summary(*args, **kwargs)
+
+    def set_weights(self, weights: list[Any]) -> None:
+        """Set all weights, as returned by `get_weights`, or only the student's, as returned by its `get_weights`.
+
+        `get_weights` also returns the moving average, which callbacks that restore the best weights have to restore.
+        """
+        if len(weights) == len(self.student.weights) != len(self.weights):
+            self.student.set_weights(weights)
+        else:
+            super().set_weights(weights)
 
     @property
-    def _distills(self) -> bool:
-        """Return whether there are teachers."""
-        return self.settings.distills
+    def stop_training(self) -> bool:
+        """Return whether `fit` should end: also true if user code set `student.stop_training`."""
+        return self._stop_training or getattr(getattr(self, "student", None), "stop_training", False)
 
-    @property
-    def _averages(self) -> bool:
-        """Return whether a moving average of the weights is held and deployed."""
-        return self._averaging is not None
+    @stop_training.setter
+    def stop_training(self, value: bool) -> None:
+        self._stop_training = value
+        if not value and hasattr(self, "student"):
+            self.student.stop_training = False
+
+    def quantize(self, *args: Any, **kwargs: Any) -> Any:
+        """Quantise the student in place, with the deployed weights. Later training needs a new wrapper."""
+        if self.average is not None:
+            self.average.deploy()
+        return self.student.quantize(*args, **kwargs)
+
+    # Files. `files.py` writes and reads them.
+
+    def save(self, filepath: Any, overwrite: bool = True, zipped: bool | None = None, **kwargs: Any) -> None:
+        """Save the student, with the state of the optimizer, and beside it what training needs to go on.
+
+        `keras.models.load_model` reads the plain, compiled model from the file, also where keras_ssd is not installed;
+        `keras_ssd.load_model` reads the wrapped model. The student in the file holds the deployed weights.
+
+        Args:
+            filepath: path that ends in `.keras`; in `.h5`: then the file holds the student only; or of a folder, with
+                `zipped=False`.
+            overwrite: whether an existing file is replaced without asking.
+            zipped: as for `keras.Model.save`.
+            **kwargs: likewise.
+        """
+        files.save(self, filepath, overwrite, zipped, **kwargs)
+
+    def save_weights(self, filepath: Any, overwrite: bool = True, **kwargs: Any) -> None:
+        """Save the student's weights, and in the same file what training needs to go on.
+
+        The plain model loads the deployed weights from the file, `load_weights` of the wrapped model loads all. A file
+        in several parts (`max_shard_size`), or at a URL, holds the student only.
+
+        Args:
+            filepath: path that ends in `.weights.h5`.
+            overwrite: whether an existing file is replaced without asking.
+            **kwargs: as for `keras.Model.save_weights`.
+        """
+        files.save_weights(self, filepath, overwrite, **kwargs)
+
+    def load_weights(self, filepath: Any, skip_mismatch: bool = False, **kwargs: Any) -> None:
+        """Load all weights from a file of a wrapped model, or the student's weights from a file of the plain model.
+
+        In the second case the moving average restarts from the loaded weights.
+
+        Args:
+            filepath: path of the file.
+            skip_mismatch: whether layers that do not fit are skipped.
+            **kwargs: as for `keras.Model.load_weights`.
+        """
+        files.load_weights(self, filepath, skip_mismatch, **kwargs)
+
+    @functools.wraps(keras.Model.export)
+    def export(self, *args: Any, **kwargs: Any) -> Any:
+        with self._deployed():
+            return self.student.export(*args, **kwargs)
+
+    def get_config(self) -> dict[str, Any]:
+        return files.get_config(self)
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> Any:
+        return files.from_config(cls, SSDModel, config, custom_objects)
+
+    # For callbacks.
 
     @property
     def _teaches(self) -> bool:
@@ -377,34 +440,18 @@ class SSDModel(Inspection, HeldWeightsMethods, Storage, StudentInterface, keras.
         if self.train_function is not None:
             self.make_train_function(force=True)
 
-    def _begin_epoch(self, epoch: int) -> None:
-        """Let a data set that `join_unlabelled` made from arrays draw its order for an epoch."""
-        if self._fit_state.joined_dataset is not None:
-            self._fit_state.joined_dataset.epoch = epoch
-
-    @property
-    def _teachers_classify(self) -> bool:
-        """Return whether the teachers are run up to an output that is a classification."""
-        known = self._outputs.describe() if self._outputs.are_known else []
-        return self.settings.needs_outputs and any(output.kind != "regression" for output in known)
-
-    def _deployed(self) -> tuple[keras.Model, list[Any], Any]:
-        """Return the student, the variables that hold its deployed weights, and the compiled loss."""
-        is_in_training = self._averaging is not None and self._averaging.is_in_training
-        weights = self._averaged_weights.held if is_in_training else averaged_variables(self.student)
-        return self.student, weights, self._outputs.loss
-
     # For users.
 
     @property
     def kd_weight(self) -> float:
-        return float(ops.convert_to_numpy(self._kd_weight.value)) if self._distills else 0.0
+        """The current weight of the distillation term; can be assigned between epochs."""
+        return 0.0 if self.distillation is None else float(ops.convert_to_numpy(self.distillation.kd_weight.value))
 
     @kd_weight.setter
     def kd_weight(self, value: float) -> None:
         check_weight("kd_weight", value)
-        if self._distills:
-            self._kd_weight.assign(value)
+        if self.distillation is not None:
+            self.distillation.kd_weight.assign(value)
         elif value != 0:
             raise ValueError(
                 f"`kd_weight` of a model wrapped with kd_weight=0 cannot be changed: it trains without teachers. "
@@ -414,7 +461,7 @@ class SSDModel(Inspection, HeldWeightsMethods, Storage, StudentInterface, keras.
     @property
     def teacher_cost(self) -> TeacherCost:
         """The part of each batch that is distilled, and the teachers' multiplications relative to a plain step."""
-        return TeacherCost(0.0, 0.0) if self._wiring is None else self._wiring.cost
+        return TeacherCost(0.0, 0.0) if self.distillation is None else self.distillation.cost
 
     def training_loss(self, x: Any, y: Any = None, sample_weight: Any = None) -> Tensor:
         """Return the loss of one training step, which `fit` minimises: task, distillation and regularisation.
@@ -436,13 +483,118 @@ class SSDModel(Inspection, HeldWeightsMethods, Storage, StudentInterface, keras.
         Example:
             >>> loss = ssd.training_loss(x, y)  # then loss.backward() and optimizer.step() on PyTorch
         """
+        self._share_compile()
         if not self.compiled:
             raise ValueError(
                 f"training_loss() needs a compiled model: {self.name!r} has no loss. Call ssd.compile(loss=...) first."
             )
-        with values_set(current_step, model=self, student_pass=None):
+        state = self._step
+        state.is_running = state.is_custom = True
+        try:
             y_pred = self(x, training=True)
             return self.compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True)
+        finally:
+            state.is_running = state.is_custom = False
+            state.student_pass = None
+
+    def update_average(self) -> None:
+        """Move the moving average one step towards the student's weights.
+
+        `fit` and `train_on_batch` do this automatically. In a custom loop, call it after every optimizer step.
+        """
+        self._check_averages("update_average").update()
+
+    def write_average(self) -> None:
+        """Deploy the average in the student. `fit` does this when it ends.
+
+        Call it after training with `train_on_batch` or a custom loop, before you deploy the student. A later `fit` or
+        `train_on_batch` continues from the raw weights, a custom loop from the weights of the student.
+
+        Raises:
+            ValueError: if no average is held, or while `fit` runs.
+        """
+        average = self._check_averages("write_average")
+        if self._fit_state.is_running:
+            raise ValueError(
+                "write_average() cannot be called while `fit` runs, which trains the raw weights and deploys the "
+                "average itself when it ends. For a file during training use `save`, `save_weights` or "
+                "ModelCheckpoint: the student in the file holds the average."
+            )
+        average.deploy()
+
+    def _check_averages(self, method: str) -> WeightAverage:
+        if self.average is None:
+            raise ValueError(
+                f"{method}() is for models that hold a moving average: wrap with an `ema_momentum` above 0. Received: "
+                f"teacher={self.settings.kind!r}, ema_momentum={self.settings.ema_momentum}"
+            )
+        return self.average
+
+    def take_snapshot(self) -> None:
+        """Copy the student's current weights to the teacher (`teacher="snapshot"`); wrapping does this once."""
+        if self.settings.kind != "snapshot" or self.distillation is None:
+            raise ValueError(
+                'take_snapshot() is for models wrapped with teacher="snapshot" and a kd_weight above 0. Received: '
+                f"teacher={self.settings.kind!r}, kd_weight={self.settings.kd_weight}"
+            )
+        self.distillation.take_snapshot()
+
+    def predict_stochastic(self, x: Any, **options: Any) -> Any:
+        """Predict with noise on, many times, and return mean and uncertainty.
+
+        It runs the student with its own noise layers, as after loading it, and with the deployed weights.
+
+        Args:
+            x: inputs, as for `predict`.
+            **options: as for `keras_ssd.predict_stochastic`, which documents them.
+
+        Returns:
+            A `StochasticPrediction`, or several in the structure of the outputs.
+        """
+        return predict_stochastic(self, x, **options)
+
+    def guidance_weights(self, x: Any, percentile: float | None = None) -> np.ndarray:
+        """Return the weights of the teachers for one batch.
+
+        It changes nothing, and returns the same values for the same weights and seed.
+
+        Args:
+            x: one batch of inputs, as for `model(x)`.
+            percentile: overrides the percentile, 0-100; 0 shows the weights before the filter. Defaults to `None`.
+
+        Returns:
+            NumPy array `(batch, teachers)`, every row sums to 1.
+        """
+        return ops.convert_to_numpy(self._compare(x, percentile)[0])
+
+    def teacher_representations(self, x: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the features by which the student and the teachers of one batch are compared.
+
+        It changes nothing, and returns the same values for the same weights and seed.
+
+        Args:
+            x: one batch of inputs, as for `model(x)`.
+
+        Returns:
+            `(student, teachers, target)`, NumPy arrays `(batch, features)`, `(batch, teachers, features)` and
+            `(batch, features)`: the representations, or the flattened first output if outputs are both compared and
+            distilled.
+        """
+        guidance, student, teachers = self._compare(x)
+        return tuple(map(ops.convert_to_numpy, (student, teachers, guided_target(guidance, teachers))))
+
+    def _compare(self, x: Any, percentile: float | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        if self.distillation is None:
+            raise ValueError(
+                f"{self.name!r} was wrapped with kd_weight=0: it has no teachers. Wrap it with a kd_weight above 0."
+            )
+        is_average = self.settings.kind == "ema" and self.average.holds_average
+        return self.distillation.compare(x, self.average.values() if is_average else (), percentile)
+
+
+def _deployed(model: Any) -> Any:
+    """Return the context in which a teacher, a wrapped or a plain model, holds its deployed weights."""
+    return model._deployed() if isinstance(model, SSDModel) else contextlib.nullcontext()
 
 
 def _name_of(model: keras.Model) -> str:

@@ -8,8 +8,8 @@ from typing import Any
 import keras
 from keras import tree
 
-from keras_ssd.compiled import compile_arguments
 from keras_ssd.graph import Graph, is_functional, output_structure
+from keras_ssd.keras_names import compile_arguments
 from keras_ssd.outputs import Output
 
 _REGRESSION_LOSSES = frozenset(

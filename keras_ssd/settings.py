@@ -20,7 +20,7 @@ _PAPER: dict[str, Any] = dict(
 )
 _PAPER["kd_fraction"] = 1.0
 # Teachers that move with the student must have little influence: on outputs, with a small weight and soft guidance they
-# do no harm; representations with dot products make the norms of both run away.
+# do no harm; representations with dot products make the norms of both diverge.
 _MOVING: dict[str, Any] = dict(
     num_teachers=8, distill="outputs", kd_weight=0.1, similarity="kl", percentile=0.0, ema_momentum=0.99
 )
@@ -34,63 +34,40 @@ SEMI_SUPERVISED: dict[str, Any] = dict(_FROZEN, teacher="snapshot", kd_sample_we
 GUIDANCE_TEMPERATURES = {"dot": 5.0, "euclidean": 5.0, "cosine": 0.1, "kl": 1.0, "uniform": 1.0}
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Settings:
-    """The checked options of a distillation; `None` becomes the default of the kind of teacher.
-
-    `keras_ssd.wrap` documents them. Every field but the first two is an option of `wrap`.
+    """The checked options of a distillation. `resolve` makes them; `keras_ssd.wrap` documents them.
 
     Attributes:
-        kind: `"self"`, `"snapshot"`, `"ema"` or `"model"`.
-        defaults: the kind whose defaults apply; `kind` if `None`.
+        kind: `"self"`, `"snapshot"`, `"ema"` or `"model"`. Every other field is an option of `wrap`.
     """
 
     kind: str
-    defaults: str | None = None
-    # A field that is `None` here gets the default of the kind of teacher, so that it has the declared type afterwards.
     # teacher
-    num_teachers: int = None  # type: ignore[assignment]
-    teacher_chunk: int | None = None
-    seed: int | None = None
+    num_teachers: int
+    teacher_chunk: int | None
+    seed: int | None
     # term
-    distill: str = None  # type: ignore[assignment]
-    kd_weight: float = None  # type: ignore[assignment]
-    kd_sample_weight: bool = True
-    kd_fraction: float = None  # type: ignore[assignment]
-    temperature: float = 3.0
-    representation: str | None = None
+    distill: str
+    kd_weight: float
+    kd_sample_weight: bool
+    kd_fraction: Any  # a float; `None` until the cost of the teachers is known
+    temperature: float
+    representation: str | None
     # guidance
-    similarity: str | Callable = None  # type: ignore[assignment]
-    guidance_temperature: float = None  # type: ignore[assignment]
-    percentile: float = None  # type: ignore[assignment]
+    similarity: str | Callable
+    guidance_temperature: float
+    percentile: float
     # noise
-    stochastic_layers: str | Sequence[str] | Callable | None = None
-    dropout_rate: float | None = None
-    augmented_teachers: bool = True
+    stochastic_layers: str | Sequence[str] | Callable | None
+    dropout_rate: float | None
+    augmented_teachers: bool
     # average
-    ema_momentum: float = None  # type: ignore[assignment]
+    ema_momentum: float
 
     def __post_init__(self) -> None:
-        given: dict[str, Any] = vars(self)
-        if self.kd_weight == 0 and given["ema_momentum"] is None and self.kind != "ema":
-            # Without teachers everything is as in plain Keras, unless the user asked for averaging.
-            self.ema_momentum = 0.0
-        for name, default in DEFAULTS[self.defaults or self.kind].items():
-            if given[name] is None:
-                setattr(self, name, default)
         self._check_names()
-        if given["guidance_temperature"] is None:
-            named = self.similarity if isinstance(self.similarity, str) else ""
-            self.guidance_temperature = GUIDANCE_TEMPERATURES.get(named, 1.0)
         self._check_numbers()
-        self.augmented_teachers = bool(self.augmented_teachers)
-        self.kd_sample_weight = bool(self.kd_sample_weight)
-        if self.kind == "self" and self.similarity == "dot" and self.distill != "outputs":
-            warnings.warn(
-                f'teacher="self" with similarity="dot" and distill={self.distill!r} makes the norm of the '
-                'representation run away and accuracy fall. Use distill="outputs", or teacher="snapshot".',
-                stacklevel=_level_of_user(),
-            )
 
     def _check_names(self) -> None:
         if self.distill not in DISTILL:
@@ -124,18 +101,12 @@ class Settings:
             raise ValueError(
                 f"`percentile` should lie between 0 (keeps all) and 100. Received: percentile={self.percentile}"
             )
-        if 0 < self.percentile < 1:
-            warnings.warn(
-                f"`percentile` lies between 0 and 100, and {self.percentile} is below 1: pass "
-                f"{100 * self.percentile:g} for a share of {self.percentile:g}.",
-                stacklevel=_level_of_user(),
-            )
         if self.dropout_rate is not None and (not is_number(self.dropout_rate) or not 0 < self.dropout_rate < 1):
             raise ValueError(
                 "`dropout_rate` should lie between 0 and 1, both excluded, or be None to keep the model's own rates. "
                 f"Received: dropout_rate={self.dropout_rate}"
             )
-        if vars(self)["kd_fraction"] is not None and (not is_number(self.kd_fraction) or not 0 < self.kd_fraction <= 1):
+        if self.kd_fraction is not None and (not is_number(self.kd_fraction) or not 0 < self.kd_fraction <= 1):
             raise ValueError(
                 "`kd_fraction` should lie in (0, 1], or be None for the largest part of a batch that keeps teachers "
                 f"cheap. Received: kd_fraction={self.kd_fraction}"
@@ -177,7 +148,51 @@ class Settings:
 
 
 # The names of all options of `wrap` after `teacher`.
-OPTIONS = tuple(field.name for field in dataclasses.fields(Settings) if field.name not in ("kind", "defaults"))
+OPTIONS = tuple(field.name for field in dataclasses.fields(Settings) if field.name != "kind")
+# Options with the same default for every kind of teacher.
+_COMMON: dict[str, Any] = dict(temperature=3.0, kd_sample_weight=True, augmented_teachers=True)
+
+
+def resolve(kind: str, defaults: str | None = None, **given: Any) -> Settings:
+    """Return the settings for options as given by the user, in which `None` means the default of the kind of teacher.
+
+    Args:
+        kind: `"self"`, `"snapshot"`, `"ema"` or `"model"`.
+        defaults: the kind whose defaults apply. Defaults to `None`: `kind`.
+        **given: options of `wrap`.
+
+    Raises:
+        ValueError: if an option is out of range. The message names it, the received value and the remedy.
+        TypeError: if an option is unknown.
+    """
+    unknown = sorted(set(given) - set(OPTIONS))
+    if unknown:
+        raise TypeError(f"Unknown options: {unknown}. The options are {list(OPTIONS)}.")
+    options = {**_COMMON, **DEFAULTS[defaults or kind]}
+    if given.get("kd_weight") == 0 and kind != "ema":
+        # Without teachers everything is as in plain Keras, unless the user asked for averaging.
+        options["ema_momentum"] = 0.0
+    options.update({name: value for name, value in given.items() if value is not None or name in _COMMON})
+    similarity = options["similarity"]
+    named = similarity if isinstance(similarity, str) else ""
+    options.setdefault("guidance_temperature", GUIDANCE_TEMPERATURES.get(named, 1.0))
+    for name in ("augmented_teachers", "kd_sample_weight"):
+        options[name] = bool(options[name])
+    checked: dict[str, Any] = {name: options.get(name) for name in OPTIONS}
+    settings = Settings(kind, **checked)
+    if kind == "self" and similarity == "dot" and settings.distill != "outputs":
+        warnings.warn(
+            f'teacher="self" with similarity="dot" and distill={settings.distill!r} makes the norm of the '
+            'representation diverge and accuracy fall. Use distill="outputs", or teacher="snapshot".',
+            stacklevel=_level_of_user(),
+        )
+    if 0 < settings.percentile < 1:
+        warnings.warn(
+            f"`percentile` lies between 0 and 100, and {settings.percentile} is below 1: pass "
+            f"{100 * settings.percentile:g} for a share of {settings.percentile:g}.",
+            stacklevel=_level_of_user(),
+        )
+    return settings
 
 
 def check_weight(name: str, value: Any) -> None:

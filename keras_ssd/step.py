@@ -1,60 +1,64 @@
-"""State of a running training step, evaluation or `fit`, which Keras should not save."""
+"""State of a running training step and of a running `fit`, which Keras should not save."""
 
-import contextlib
 import functools
-import threading
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from keras import tree
 
 from keras_ssd import _backend
 
 
-class TrainingStep(threading.local):
-    """The values that `call` passes to `compute_loss`, because Keras passes only the outputs.
-
-    Each thread has its own: `tf.distribute` runs the replicas of one step in several threads.
+class StudentPass(NamedTuple):
+    """What the student's forward pass leaves for the distillation term of the same step.
 
     Attributes:
-        model: the model whose training step this thread runs.
-        student_pass: the representation, and the values from which the teachers branch off.
+        outputs: the student's outputs, structured as the model's.
+        representation: `(batch, features)`, or `None`.
+        cut_values: the values from which the teachers branch off.
     """
 
-    model: Any = None
-    student_pass: Any = None
+    outputs: Any
+    representation: Any
+    cut_values: Any
 
-    def take_student_pass(self) -> tuple[Any, Any]:
-        """Return `student_pass` and delete it.
+
+class StepState:
+    """The state of the training step that runs in this thread.
+
+    `tf.distribute` runs the replicas of a step in several threads, so TensorFlow has a state for each thread. Elsewhere
+    the state is a plain object, which `torch.compile` can follow.
+
+    Attributes:
+        is_running: whether a training step runs.
+        is_custom: whether it is one of a user's own loop.
+        student_pass: the `StudentPass` of the last call, until `take` returns it.
+    """
+
+    def __init__(self) -> None:
+        self.is_running = False
+        self.is_custom = False
+        self.student_pass: StudentPass | None = None
+
+    def take(self, y_pred: Any) -> StudentPass:
+        """Return the pass that made `y_pred`, and forget it.
 
         Raises:
-            RuntimeError: if there is none, in a custom `train_step`.
+            RuntimeError: if the last call of the model in this step made other outputs, or there was none.
         """
         taken, self.student_pass = self.student_pass, None
         if taken is None:
             raise RuntimeError(
-                "compute_loss() distils the outputs of the model call just before it: call the model once, with "
-                "training=True, before each compute_loss() of a training step."
+                "compute_loss() found no forward pass to distil: call the model exactly once, with training=True, "
+                "before each compute_loss() of a training step."
+            )
+        if tree.flatten(taken.outputs)[0] is not tree.flatten(y_pred)[0]:
+            raise RuntimeError(
+                "compute_loss() received outputs of another call than the last: the model was called more than once "
+                "with training=True in this training step, or its outputs were changed. Call the wrapped model once "
+                "before each compute_loss(), and `self.student(x, training=True)` for further passes."
             )
         return taken
-
-
-class Evaluation(threading.local):
-    """The state of an evaluation in this thread, in which the logs hold no values of teachers."""
-
-    is_running = False
-
-
-@contextlib.contextmanager
-def values_set(scope: Any, **values: Any) -> Iterator[None]:
-    """Set attributes of a `TrainingStep` or `Evaluation` within the context."""
-    before = {name: getattr(scope, name) for name in values}
-    vars(scope).update(values)
-    try:
-        yield
-    finally:
-        vars(scope).update(before)
-
-
-current_step, current_evaluation = TrainingStep(), Evaluation()
 
 
 def as_training_step(train_step: Callable[..., Any]) -> Callable[..., Any]:
@@ -62,35 +66,35 @@ def as_training_step(train_step: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(train_step)
     def distilled(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if current_step.model is self:
+        state = self._step
+        if state.is_running:
             return train_step(self, *args, **kwargs)
-        with values_set(current_step, model=self, student_pass=None):
+        state.is_running = True
+        try:
             result = train_step(self, *args, **kwargs)
-        if self._averaging is not None:
-            return _backend.after_train_step(self, result, self._averaging.update)
+        finally:
+            state.is_running, state.student_pass = False, None
+        if self.average is not None:
+            return _backend.after_train_step(self, result, self.average.update)
         return result
 
     return distilled
 
 
 class FitState:
-    """State of a running `fit`.
+    """State of a running `fit` or evaluation.
 
     Attributes:
         is_running: whether `fit` runs.
+        is_evaluating: whether an evaluation runs: its logs hold no values of teachers.
         teaches: whether training steps run the teachers.
         statistics: a metric that gets the teachers of every training step, or `None`.
         joined_dataset: the training data of `fit`, if `join_unlabelled` made it.
     """
 
-    is_running = False
-    teaches = True
-    statistics: Any = None
-    joined_dataset: Any = None
-
-
-class Untracked:
-    """Holds an object that Keras should not track as part of a model."""
-
-    def __init__(self, content: Any) -> None:
-        self.content = content
+    def __init__(self) -> None:
+        self.is_running = False
+        self.is_evaluating = False
+        self.teaches = True
+        self.statistics: Any = None
+        self.joined_dataset: Any = None

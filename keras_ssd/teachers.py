@@ -77,7 +77,6 @@ class StudentTeacherGraph:
         passes: `StochasticPasses` of the teacher.
         noise: the `Noise` of the teachers.
         teacher_network: the model that the teachers run.
-        teacher_variables: its variables that held weights replace, in the same order; set by the owner of the copies.
         cost: the `TeacherCost`, with the fraction of each batch on which the term is computed.
     """
 
@@ -85,7 +84,6 @@ class StudentTeacherGraph:
         is_shared = teacher is None
         teacher = student if teacher is None else teacher
         self.teacher_network = teacher.model
-        self.teacher_variables: list[Any] = []
         self.noise = choose_noise(teacher, settings.stochastic_layers, settings.dropout_rate)
         if not is_shared:
             _check_inputs(student, teacher)

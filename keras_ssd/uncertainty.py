@@ -1,5 +1,6 @@
 """`predict_stochastic`: the uncertainty of a model, from the spread of its own stochastic passes."""
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -8,9 +9,9 @@ from keras import ops, tree
 
 from keras_ssd import _backend
 from keras_ssd._typing import Tensor
-from keras_ssd.averaging import HeldWeights, averaged_variables
-from keras_ssd.compiled import compile_arguments
+from keras_ssd.copies import WeightCopies, copied_variables
 from keras_ssd.graph import Graph, output_structure
+from keras_ssd.keras_names import compile_arguments
 from keras_ssd.masks import merge_axes
 from keras_ssd.noise import choose_noise
 from keras_ssd.output_records import describe_outputs, output_form
@@ -91,25 +92,20 @@ def predict_stochastic(
         >>> prediction = keras_ssd.predict_stochastic(student, x, num_passes=30, seed=0)
         >>> prediction.mean.argmax(axis=-1)[prediction.predictive_entropy < 0.5]  # the others are left to a human
     """
-    network, weights, compiled_loss = _deployed(model)
+    if not isinstance(model, keras.Model):
+        raise ValueError(f"`model` should be a keras.Model. Received: {model!r} of type {type(model).__name__}")
+    network = getattr(model, "student", model) if hasattr(model, "_deployed") else model
+    compiled_loss = compile_arguments(network).get("loss") if network.compiled else None
     _check(network, num_passes, seed, pass_chunk)
     passes = UncertaintyPasses(
         network, num_passes, stochastic_layers, dropout_rate, compiled_loss if loss is None else loss, pass_chunk
     )
     seed = _backend.derived_seed("predict_stochastic") if seed is None else int(seed)
     with _backend.variable_scope(network), _backend.teacher_scope(seed):
-        predictor = Predictor(network, weights, passes, seed)
+        with model._deployed() if network is not model else contextlib.nullcontext():
+            predictor = Predictor(network, passes, seed)
         summaries = predictor.predict(x, batch_size=batch_size, steps=steps, verbose=verbose)
     return tree.pack_sequence_as(passes.structure, [StochasticPrediction(**fields) for fields in summaries])
-
-
-def _deployed(model: Any) -> tuple[keras.Model, Sequence[Any], Any]:
-    """Return the network that a model is or wraps, the variables that hold its weights, and the compiled loss."""
-    if not isinstance(model, keras.Model):
-        raise ValueError(f"`model` should be a keras.Model. Received: {model!r} of type {type(model).__name__}")
-    if hasattr(model, "_deployed"):
-        return model._deployed()  # an SSDModel
-    return model, averaged_variables(model), compile_arguments(model).get("loss") if model.compiled else None
 
 
 def _check(model: keras.Model, num_passes: Any, seed: Any, pass_chunk: Any) -> None:
@@ -189,15 +185,14 @@ class Predictor(keras.Model):
     leave the user's model without values.
     """
 
-    def __init__(self, model: keras.Model, weights: Sequence[Any], passes: UncertaintyPasses, seed: int) -> None:
+    def __init__(self, model: keras.Model, passes: UncertaintyPasses, seed: int) -> None:
         super().__init__(name=f"stochastic_{model.name}", dtype=model.dtype_policy, autocast=False)
-        variables = averaged_variables(model)
-        self.held_weights = HeldWeights(variables, name="held_weights")
-        self.held_weights.copy(weights)
+        variables = copied_variables(model)
+        self.weight_copies = WeightCopies(variables, name="weight_copies")
         self.seed_generator = keras.random.SeedGenerator(seed)
         self.jit_compile = model.jit_compile
         self.run_eagerly = model.run_eagerly
-        self._run = lambda x: passes.run(x, self.seed_generator, self.held_weights.values(variables))
+        self._run = lambda x: passes.run(x, self.seed_generator, self.weight_copies.values(variables))
         self.built = True
 
     def call(self, inputs: Any) -> Any:

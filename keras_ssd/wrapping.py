@@ -1,10 +1,12 @@
 """`wrap`: the short way from a Keras model to an `SSDModel`, and the documentation of all options."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 
+from keras_ssd import keras_names
 from keras_ssd.model import SSDModel
 
 
@@ -32,8 +34,9 @@ def wrap(
     """Wrap a Keras model so that `fit` trains it by stochastic self-distillation.
 
     The model itself is trained in place: `ssd.student` is the same object that was passed, ready to be saved, exported
-    and deployed, with the same architecture, size and latency. If it was compiled, its optimizer's settings (with fresh
-    state), loss and metrics are used; otherwise call `ssd.compile(...)` as usual.
+    and deployed, with the same architecture, size and latency. If it was compiled, its own optimizer (with its state),
+    loss and metrics are used, as in a further `model.fit`; otherwise call `ssd.compile(...)` as usual. Two wrappers of
+    one model share its optimizer. For a fresh optimizer compile the model again.
 
     Args:
         model: a built `keras.Model` for any task, trained or not. Functional or Sequential; a subclassed model has no
@@ -89,9 +92,9 @@ def wrap(
             Defaults to `True`.
 
         ema_momentum: (average) momentum in [0, 1) of an exponential moving average of the student's weights, which
-            validation uses and which the student carries after `fit`. 0 switches it off. It does
-            not change the raw weights, except with `"ema"`, where it teaches. Defaults to `None`: 0.99 with `"ema"`,
-            and with `"self"` unless `kd_weight` is 0; else 0.
+            validation uses and which the student holds after `fit`. 0 switches it off. It does not change the raw
+            weights, except with `"ema"`, where it teaches. Defaults to `None`: 0.99 with `"ema"`, and with `"self"`
+            unless `kd_weight` is 0; else 0.
 
     | | `"self"`, `"ema"` | a model | `"snapshot"` (the paper) |
     |---|---|---|---|
@@ -124,5 +127,24 @@ def wrap(
     options: dict[str, Any] = {name: value for name, value in locals().items() if name not in ("model", "teacher")}
     ssd = SSDModel(model, teacher, **options)
     if model.compiled:
-        ssd._compile_as(model)
+        _warn_of_an_ended_schedule(model.optimizer)
     return ssd
+
+
+def _warn_of_an_ended_schedule(optimizer: Any) -> None:
+    """Warn if a learning-rate schedule has come to (nearly) 0, so that training would change nothing."""
+    schedule = None if optimizer is None else keras_names.learning_rate_schedule(optimizer)
+    steps = 0 if schedule is None else int(keras.ops.convert_to_numpy(optimizer.iterations))
+    if steps and float(optimizer.learning_rate) <= 1e-3 * _rate_at(schedule, 0):
+        warnings.warn(
+            f"`model` has an optimizer whose learning-rate schedule has ended: after {steps} steps the rate is "
+            f"{float(optimizer.learning_rate):.3g}. The wrapped model goes on with this optimizer and its state. For a "
+            "fresh start compile the model again before wrapping: model.compile(...).",
+            stacklevel=3,
+        )
+
+
+def _rate_at(schedule: Any, step: int) -> float:
+    """Return the rate of a schedule at a step; the rate of a callable without arguments is not known: 0."""
+    is_schedule = isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule)
+    return float(schedule(step)) if is_schedule else 0.0

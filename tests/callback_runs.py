@@ -54,7 +54,7 @@ class Record(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         self.student.append(arrays(self.model.student.weights))
-        self.teacher.append(arrays(self.model._held_weights.held))
+        self.teacher.append(arrays(self.model.distillation.teacher_weights.copies))
         self.optimizer.append(arrays(self.model.optimizer.variables))
         self.rate.append(float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)))
 

@@ -182,8 +182,8 @@ def statistics(strategy):
     moving = [i for i, v in enumerate(ssd.student.weights) if "moving" in v.path]
     return {
         "moving": moving,
-        "held": on_each(strategy, ssd._held_weights.held),
-        "held of a run that wrote files": on_each(strategy, saved._held_weights.held),
+        "held": on_each(strategy, ssd.distillation.teacher_weights.copies),
+        "held of a run that wrote files": on_each(strategy, saved.distillation.teacher_weights.copies),
         "steps": on_each(strategy, [ssd._held_weights.steps]),
     }
 
@@ -413,7 +413,7 @@ def in_process(name, n_processes, process):
         loss.backward()
         gradients.append([v.value.grad.tolist() for v in ssd.trainable_variables])
         optimizer.step()
-        if ssd._averages:
+        if ssd.average is not None:
             ssd.update_average()
         losses.append(loss.item())
     seen = []

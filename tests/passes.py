@@ -27,14 +27,17 @@ class StepPasses(typing.NamedTuple):
 
 def run_passes(ssd, x):
     """The passes of a step on `x`, which move generators and statistics as a step does."""
-    outputs, representation, cut_values = ssd._wiring.student_pass(keras.tree.map_structure(ops.convert_to_tensor, x))
-    step = ssd._run_teachers(outputs, representation, cut_values)
+    average = ssd.average.values(is_training=False) if ssd.settings.kind == "ema" else ()
+    student_pass = ssd.distillation.student_pass(keras.tree.map_structure(ops.convert_to_tensor, x))
+    step = ssd.distillation.run_teachers(student_pass, average)
     teacher_outputs, teacher_representation = step.teacher_outputs, step.teacher_representations
 
     def array(tensor):
         return None if tensor is None else ops.convert_to_numpy(tensor)
 
-    return StepPasses(arrays(outputs), array(representation), arrays(teacher_outputs), array(teacher_representation))
+    return StepPasses(
+        arrays(step.outputs), array(student_pass.representation), arrays(teacher_outputs), array(teacher_representation)
+    )
 
 
 def passes(ssd, x):

@@ -273,8 +273,8 @@ def test_training_saving_and_training_on(teacher, tmp_path):
     ssd = wrapped(model, teacher=teacher, augmented_teachers=False)
     assert np.isfinite(ssd.fit(X, Y, verbose=0).history["kd_loss"]).all()
     ssd.save(tmp_path / "ssd.keras")
-    loaded = keras.models.load_model(tmp_path / "ssd.keras")
-    assert loaded.get_config()["augmented_teachers"] is False
+    loaded = keras_ssd.load_model(tmp_path / "ssd.keras")
+    assert loaded.settings.augmented_teachers is False
     np.testing.assert_allclose(loaded.predict(X, verbose=0), ssd.predict(X, verbose=0), atol=1e-6)
     assert np.isfinite(loaded.fit(X, Y, verbose=0).history["kd_loss"]).all()
 

@@ -6,10 +6,11 @@ import pytest
 from keras import ops
 
 import keras_ssd
+from keras_ssd.average import WeightAverage
 from models import CLASSES as Y
 from models import WINDOWS as X
 from models import compiled, network
-from same_weights import assert_close, assert_same
+from same_weights import arrays, assert_close, assert_same
 
 # The average is deployed with "ema", and with any other teachers if that is asked for.
 averaging = pytest.mark.parametrize(
@@ -36,13 +37,13 @@ def test_moving_average_of_the_weights(options):
         m = min(0.15, t / (t + 9))
         expected = [m * e + (1 - m) * w for e, w in zip(expected or now, now, strict=True)]
         seen.append(now)
-    assert_close(ssd._averaged_weights.held, expected, tolerance=1e-6)
+    assert_close(ssd.average.other, expected, tolerance=1e-6)
     assert not np.allclose(seen[0][0], seen[-1][0])
 
 
 def test_the_average_that_teaches_is_the_one_that_is_deployed():
     ssd = keras_ssd.wrap(network(), teacher="ema")
-    assert ssd._averaged_weights is ssd._held_weights
+    assert ssd.distillation.teacher_weights is None and ssd.average is not None
 
 
 @pytest.mark.parametrize("kd_weight", [0, 0.1])
@@ -92,7 +93,7 @@ def test_average_is_evaluated_and_deployed(options):
     averaged = ssd.predict(X, verbose=0)
     assert np.abs(raw - averaged).max() > 1e-3
     copy = network()
-    copy.set_weights([ops.convert_to_numpy(v) for v in ssd._averaged_weights.held])
+    copy.set_weights([ops.convert_to_numpy(v) for v in ssd.average.other])
     np.testing.assert_allclose(averaged, copy.predict(X, verbose=0), atol=1e-6)
     ssd.write_average()
     np.testing.assert_array_equal(model.predict(X, verbose=0), averaged)
@@ -107,9 +108,6 @@ def test_after_fit_the_student_is_what_was_validated(teacher, ema_momentum):
     plain.set_weights(model.get_weights())
     assert history["val_accuracy"][-1] == pytest.approx(plain.evaluate(X, Y, verbose=0, return_dict=True)["accuracy"])
     np.testing.assert_allclose(ssd.predict(X, verbose=0), plain.predict(X, verbose=0), atol=1e-6)
-    if ssd._averaged_weights is not None:
-        held = map(ops.convert_to_numpy, ssd._averaged_weights.held)
-        assert all(np.array_equal(a, b) for a, b in zip(model.get_weights(), held, strict=True))
 
 
 # What is done to the student between two trainings, and trainings that are cut short.
@@ -158,7 +156,7 @@ def test_after_a_fit_that_is_cut_short_the_student_is_what_the_wrapper_says(erro
     callbacks = [keras.callbacks.LambdaCallback(on_epoch_end=stop)]
     with pytest.raises(error):
         ssd.fit(X, Y, epochs=9, batch_size=8, verbose=0, callbacks=callbacks)
-    assert_same(model.get_weights(), ssd._averaged_weights.held)
+    assert int(ops.convert_to_numpy(ssd.average.is_deployed)) == 1
     np.testing.assert_array_equal(ssd.predict(X, verbose=0), model.predict(X, verbose=0))
     ssd.fit(X, Y, verbose=0)
 
@@ -184,3 +182,140 @@ def test_a_stateful_layer_keeps_its_state_between_the_batches_of_predict():
     if keras.backend.backend() != "jax":  # there `predict` does not carry states on
         recurrent.reset_state()
         assert np.abs(averaged[4:] - model.predict(windows[4:], batch_size=4, verbose=0)).max() > 1e-4
+
+
+# The layer by itself.
+
+
+def narrow(policy):
+    """A Dense layer whose kernel is 0.5, and its average, which is 0.45 after many steps."""
+    dense = keras.layers.Dense(1, dtype=policy)
+    model = keras.Sequential([keras.Input((2,)), dense])
+    dense.kernel.assign(np.full((2, 1), 0.5))
+    average = WeightAverage(model, 0.99)
+    average.steps.assign(10_000)
+    average.other[0].assign(np.full((2, 1), 0.45))
+    return model, average
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16", "bfloat16", "float16"])
+def test_the_average_moves_in_low_precision(policy):
+    """In 16 bits a step of 1 % of 0.05 would be rounded to none."""
+    model, average = narrow(policy)
+    for _ in range(300):
+        average.update()
+    np.testing.assert_allclose(arrays(average.other)[0], 0.5 - 0.05 * 0.99**300, atol=1e-5)
+    average.deploy()
+    deployed = ops.convert_to_numpy(ops.cast(model.weights[0].value, "float32"))
+    np.testing.assert_allclose(deployed, 0.5 - 0.05 * 0.99**300, atol=2e-3)
+
+
+def test_weights_are_exchanged_and_exchanged_back():
+    model, average = narrow("float32")
+    average.deploy()
+    assert (arrays(model.weights)[0] == np.float32(0.45)).all() and (arrays(average.other)[0] == 0.5).all()
+    average.resume()
+    assert (arrays(model.weights)[0] == 0.5).all() and (arrays(average.other)[0] == np.float32(0.45)).all()
+
+
+def test_the_average_restarts_from_weights_that_were_changed_from_outside():
+    model, average = narrow("float32")
+    average.deploy()
+    model.weights[0].assign(np.full((2, 1), 7.0))
+    average.resume()
+    assert (arrays(model.weights)[0] == 7).all() and (arrays(average.other)[0] == 7).all()
+    assert int(ops.convert_to_numpy(average.steps)) == 0
+
+
+def test_an_update_after_deployment_restarts_the_average():
+    """In a custom loop that goes on after `write_average`."""
+    model, average = narrow("float32")
+    average.deploy()
+    average.update()
+    assert (arrays(average.other)[0] == np.float32(0.45)).all()
+    assert average.holds_average
+
+
+def test_evaluation_during_training_leaves_the_average_as_it_is():
+    model, average = narrow("float32")
+    with average.deployed(), average.deployed():  # a callback of `evaluate` may save a file
+        assert (arrays(model.weights)[0] == np.float32(0.45)).all()
+        assert (average.state()["raw_0"] == 0.5).all()
+    assert (arrays(model.weights)[0] == 0.5).all() and average.holds_average
+
+
+def test_zeros_and_constraints_of_the_raw_weights_hold_in_the_deployed_weights():
+    dense = keras.layers.Dense(2, kernel_constraint=keras.constraints.UnitNorm(axis=0))
+    model = keras.Sequential([keras.Input((2,)), dense])
+    average = WeightAverage(model, 0.5)
+    average.steps.assign(10_000)
+    dense.kernel.assign([[0.0, 1.0], [1.0, 0.0]])
+    average.other[0].assign([[0.3, 0.3], [0.4, 0.4]])  # of norm 0.5; divided by it 0.6 and 0.8
+    average.deploy()
+    np.testing.assert_allclose(arrays(dense.kernel)[0], [[0.0, 0.6], [0.8, 0.0]], atol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{}, {"teacher": "ema"}], ids=["self", "ema"])
+def test_a_pruned_model_stays_pruned(options):
+    """A callback sets half of a kernel to 0 after every batch."""
+    model = compiled(network(), keras.optimizers.Adam(0.05))
+    kernel = model.layers[1].kernel
+    mask = np.abs(arrays(kernel)[0]) > np.median(np.abs(arrays(kernel)[0]))
+    kernel.assign(arrays(kernel)[0] * mask)
+    prune = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: sync_and_prune(ssd))
+
+    def sync_and_prune(ssd):
+        if keras.backend.backend() == "jax":
+            ssd.jax_state_sync()
+        kernel.assign(arrays(kernel)[0] * mask)
+
+    ssd = keras_ssd.wrap(model, **options)
+    ssd.fit(X, Y, epochs=3, batch_size=8, verbose=0, callbacks=[prune])
+    assert ((arrays(kernel)[0] == 0) == ~mask).all()
+
+
+class Counting(keras.layers.Layer):
+    """Counts its calls in a float, as a power iteration or a codebook keeps its state."""
+
+    def build(self, shape):
+        self.count = self.add_weight(shape=(), initializer="zeros", trainable=False, name="count")
+
+    def call(self, x, training=False):
+        if training:
+            self.count.assign(self.count + 1)
+        return x
+
+
+def test_counters_are_not_averaged():
+    inputs = keras.Input((6, 2))
+    x = Counting()(keras.layers.Flatten()(inputs))
+    x = keras.layers.BatchNormalization()(x)
+    model = compiled(keras.Model(inputs, keras.layers.Dense(3, activation="softmax")(keras.layers.Dropout(0.3)(x))))
+    ssd = keras_ssd.wrap(model)
+    assert len(ssd.average.other) == 6  # gamma, beta and both statistics of the normalization, kernel and bias
+    ssd.fit(X, Y, batch_size=8, epochs=2, verbose=0)
+    assert float(ops.convert_to_numpy(model.layers[2].count)) == 6
+
+
+def test_a_weight_that_is_not_a_number_does_not_lose_the_raw_weights():
+    """A row of an embedding that is never looked up."""
+    stack = [keras.layers.Embedding(4, 3), keras.layers.Flatten(), keras.layers.Dropout(0.5)]
+    stack.append(keras.layers.Dense(3, activation="softmax"))
+    ssd = keras_ssd.wrap(compiled(keras.Sequential([keras.Input((2,)), *stack])))
+    table = ssd.student.weights[0]
+    table.assign(np.where(np.arange(4)[:, None] == 3, np.nan, arrays(table)[0]))
+    for _ in range(3):
+        ssd.train_on_batch(np.arange(48).reshape(24, 2) % 3, Y)
+    raw = arrays(ssd.student.weights)
+    ssd.write_average()
+    assert not np.allclose(arrays(ssd.student.weights)[-1], raw[-1], atol=1e-6)
+    ssd._begin_training()
+    assert_same(arrays(ssd.student.weights), raw)
+
+
+def test_the_average_is_not_written_while_fit_runs():
+    ssd = keras_ssd.wrap(compiled(network()))
+    write = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: ssd.write_average())
+    with pytest.raises(ValueError, match=r"write_average\(\) cannot be called while `fit` runs.* use `save`"):
+        ssd.fit(X, Y, verbose=0, callbacks=[write])
+    ssd.write_average()

@@ -354,7 +354,7 @@ class Written(keras.callbacks.Callback):
 def train(teacher, folder, pipe):
     """One process of the run: goes on from what lies in the folder, which must be whole."""
     if (folder / "last.keras").exists():
-        left = keras.models.load_model(folder / "last.keras")
+        left = keras_ssd.load_model(folder / "last.keras")
         assert all(np.isfinite(value).all() for value in state(left))
     model = make_model("snapshot" if teacher == "pipeline" else teacher)
     first = [TeacherSnapshot(at_epoch=4, restore_best_weights=False)] if teacher == "pipeline" else []
@@ -439,7 +439,7 @@ def kill_and_compare(teacher, n_kills, folder):
     assert list(by_epoch) == list(range(EPOCHS)) and {epoch for epoch, _ in logs_killed} == set(by_epoch)
     # An epoch that was begun anew gives the same again.
     assert all(logs == by_epoch[epoch] for epoch, logs in logs_killed)
-    left = [keras.models.load_model(path / "last.keras") for path in (alone, killed)]
+    left = [keras_ssd.load_model(path / "last.keras") for path in (alone, killed)]
     assert are_equal(*map(state, left))
     print(f"{n_kills} kills, {n_writing} while files were written; epoch {epoch:.3f} s, writing {writing:.3f} s")
 

@@ -240,7 +240,7 @@ def test_a_run_goes_on_from_a_file(make):
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder, "ssd.keras")
         expected = ssd.fit(**options, callbacks=[SeedEachEpoch(1), SaveAfterFirstEpoch(path)]).history
-        loaded = keras.models.load_model(path)
+        loaded = keras_ssd.load_model(path)
     history = loaded.fit(**options, initial_epoch=1, callbacks=[SeedEachEpoch(1)]).history
     np.testing.assert_equal(history, {name: values[1:] for name, values in expected.items()})
     assert_same(arrays(ssd.weights), arrays(loaded.weights))

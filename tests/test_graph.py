@@ -84,7 +84,7 @@ def test_a_noise_layer_that_the_graph_fixes_to_inference_is_no_noise():
     inputs = keras.Input((4,))
     off, on = layers.Dropout(0.5, name="off"), layers.Dropout(0.5, name="on")
     model = keras.Model(inputs, on(off(inputs, training=False)))
-    names = keras_ssd.wrap(model)._wiring.noise.names
+    names = keras_ssd.wrap(model).distillation.wiring.noise.names
     assert names == (["on"] if graph_fixes_training() else ["off", "on"])
 
 

@@ -10,9 +10,9 @@ from keras import ops
 import keras_ssd
 import reference
 from gradients import assert_close, value_and_gradient
-from keras_ssd.distillation import representation_loss
 from keras_ssd.guidance import SIMILARITIES, guidance_weights, guided_target, similarity_scores
 from keras_ssd.outputs import finite_or
+from keras_ssd.term import representation_loss
 
 NAN, INF = math.nan, math.inf
 LN2, LN3 = math.log(2), math.log(3)

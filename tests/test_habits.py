@@ -97,7 +97,7 @@ def test_averaging_alone_needs_no_noise_and_no_head():
     model = compiled(keras.Sequential([keras.Input((8, 3)), layers.Conv1D(2, 8, activation="softmax")]), metrics=())
     ssd = keras_ssd.wrap(model, kd_weight=0, ema_momentum=0.9)
     assert "kd_loss" not in ssd.fit(SEQUENCES, np.zeros((6, 1)), verbose=0).history
-    assert ssd._averages
+    assert ssd.average is not None
 
 
 # The batch.

@@ -245,7 +245,7 @@ def test_layers_that_keep_rows_apart_are_run_side_by_side_without_a_warning(name
     model = INDEPENDENT[name]()
     state = [ops.convert_to_numpy(v.value).tolist() for v in model.variables]
     for teacher in ("self", "snapshot"):
-        wiring = keras_ssd.wrap(model, teacher, distill="outputs", similarity="kl", kd_fraction=0.5)._wiring
+        wiring = keras_ssd.wrap(model, teacher, distill="outputs", similarity="kl", kd_fraction=0.5).distillation.wiring
         assert wiring.passes.is_row_wise and wiring.passes.takes_rows
     assert [ops.convert_to_numpy(v.value).tolist() for v in model.variables] == state
 
@@ -253,10 +253,10 @@ def test_layers_that_keep_rows_apart_are_run_side_by_side_without_a_warning(name
 def test_before_the_noise_only_teachers_with_other_weights_need_whole_batches():
     """The student's own values are those of the whole batch, whatever rows are taken of them."""
     model = before_noise(Layer(lambda x: ops.softmax(x, axis=0), name="culprit"))
-    assert keras_ssd.wrap(model, kd_fraction=0.5)._wiring.passes.takes_rows
+    assert keras_ssd.wrap(model, kd_fraction=0.5).distillation.wiring.passes.takes_rows
     with pytest.warns(UserWarning, match=r"'culprit'.*before the first noise layer.*whole batches \(kd_fraction=1\)"):
         ssd = keras_ssd.wrap(model, "snapshot", **OUTPUTS)
-    assert ssd._wiring.passes.is_row_wise and ssd.teacher_cost.fraction == 1
+    assert ssd.distillation.wiring.passes.is_row_wise and ssd.teacher_cost.fraction == 1
     keras_ssd.predict_stochastic(model, X, 3, verbose=0)
 
 

@@ -157,7 +157,7 @@ def test_a_published_network_is_wrapped_trained_saved_and_loaded(tmp_path, title
     ssd.save(tmp_path / "ssd.keras")
     said = ssd.predict(x, verbose=0)
     np.testing.assert_allclose(
-        keras.models.load_model(tmp_path / "ssd.keras").predict(x, verbose=0), said, atol=1e-5, rtol=1e-5
+        keras_ssd.load_model(tmp_path / "ssd.keras").predict(x, verbose=0), said, atol=1e-5, rtol=1e-5
     )
     np.testing.assert_allclose(model.predict(x, verbose=0), said, atol=1e-6)
 

@@ -144,8 +144,8 @@ def test_names_and_predicates_choose_any_layer():
 def test_the_places_stand_in_the_file(tmp_path):
     ssd = taught(compiled(dense((5, 6))), stochastic_layers=lambda layer: layer.name == "hidden_5", seed=1)
     ssd.save(tmp_path / "ssd.keras")
-    loaded = keras.models.load_model(tmp_path / "ssd.keras")
-    assert loaded.get_config()["stochastic_layers"] == ["hidden_5"]
+    loaded = keras_ssd.load_model(tmp_path / "ssd.keras")
+    assert loaded.settings.stochastic_layers == ["hidden_5"]
     np.testing.assert_array_equal(loaded.teacher_representations(X)[1], ssd.teacher_representations(X)[1])
 
 
@@ -231,7 +231,7 @@ def test_dropout_computes_as_the_layer_does(policy):
     try:
         model = compiled(dense())
         ssd = taught(model)
-        ((tensor,), dtype) = ssd._wiring.noise.tensors, keras.config.dtype_policy().compute_dtype
+        ((tensor,), dtype) = ssd.distillation.wiring.noise.tensors, keras.config.dtype_policy().compute_dtype
         assert tensor.dtype == dtype
         features = arrays(keras.Model(model.inputs[0], model.layers[0].output)(X))[0].astype("float64")
         drawn = passes(ssd, X).teacher_representation.astype("float64")

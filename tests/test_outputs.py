@@ -9,10 +9,10 @@ import keras_ssd
 import reference
 from gradients import assert_close, value_and_gradient
 from keras_ssd.callbacks.statistics import TeacherStatistics
-from keras_ssd.distillation import mean_weight, representation_loss
 from keras_ssd.guidance import guidance_weights, similarity_scores
 from keras_ssd.output_records import describe_outputs
 from keras_ssd.outputs import Output
+from keras_ssd.term import mean_weight, representation_loss
 from keras_ssd.uncertainty import summary
 
 B, N = 2, 3

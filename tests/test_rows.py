@@ -9,8 +9,7 @@ import pytest
 from keras import layers, ops
 
 import keras_ssd
-from keras_ssd import _backend
-from keras_ssd import model as model_module
+from keras_ssd import _backend, distillation
 from keras_ssd.cost import multiplications, teacher_cost
 from keras_ssd.graph import Graph
 from keras_ssd.noise import choose_noise
@@ -168,7 +167,7 @@ def term(case, fraction, teacher, start=None, monkeypatch=None):
     # Eagerly: of each start a program would have to be compiled.
     ssd.compile(keras.optimizers.SGD(0.0), loss, run_eagerly=True)
     if start is not None:
-        monkeypatch.setattr(model_module, "draw_rows", lambda batch, *_: spaced_rows(start_at(start), batch, fraction))
+        monkeypatch.setattr(distillation, "draw_rows", lambda batch, *_: spaced_rows(start_at(start), batch, fraction))
     return float(ssd.train_on_batch(x, y, sample_weight=weight, return_dict=True)["kd_loss"])
 
 

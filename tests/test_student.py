@@ -7,7 +7,7 @@ from keras import layers
 
 import keras_ssd
 from models import compiled, sequential_network
-from same_weights import arrays, assert_same
+from same_weights import assert_same
 
 X = np.random.default_rng(0).normal(size=(16, 4)).astype("float32")
 Y = (X[:, 0] > 0).astype("int32")
@@ -114,6 +114,7 @@ def test_what_an_error_tells_to_do_works():
 # What is asked of a model.
 
 QUESTIONS = {
+    "layers": lambda m: m.layers,
     "get_layer": lambda m: m.get_layer("features"),
     "get_layer by index": lambda m: m.get_layer(index=1),
     "inputs": lambda m: m.inputs,
@@ -151,7 +152,36 @@ def test_summary_is_the_students():
     model, lines, own = sequential_network(), [], []
     keras_ssd.wrap(model).summary(print_fn=lambda line, **_: lines.append(line))
     model.summary(print_fn=lambda line, **_: own.append(line))
-    assert lines == own and "ssd_" not in lines[0]
+    assert lines[0] == "SSDModel(teacher='self', num_teachers=8, kd_weight=0.1, kd_fraction=1/8, ema_momentum=0.99)"
+    assert lines[1:] == own
+
+
+def test_repr_says_what_is_set():
+    assert repr(keras_ssd.wrap(sequential_network(), kd_weight=0)) == "SSDModel(kd_weight=0, ema_momentum=0.0)"
+    expected = "SSDModel(teacher='snapshot', num_teachers=30, kd_weight=1.0, kd_fraction=1, ema_momentum=0.0)"
+    assert repr(keras_ssd.wrap(sequential_network(), **keras_ssd.PAPER)) == expected
+
+
+def test_attributes_of_the_students_class_are_found():
+    """Callbacks read `self.model.counter`."""
+    model = built(Called())
+    model.counter = 3
+    ssd = keras_ssd.wrap(model)
+    assert ssd.counter == 3 and ssd.drop is model.drop
+
+
+@pytest.mark.parametrize("wrapped", [True, False], ids=["wrapped", "plain"])
+def test_layers_are_frozen_as_in_the_plain_model(wrapped):
+    """The recipe of transfer learning: all layers but the last are frozen."""
+    model = sequential_network()
+    trained = keras_ssd.wrap(model) if wrapped else model
+    for layer in trained.layers[:-1]:
+        layer.trainable = False
+    trained.compile(keras.optimizers.Adam(0.05), LOSS)
+    before = model.get_weights()
+    trained.fit(X, Y, epochs=2, verbose=0)
+    moved = [bool(np.abs(a - b).max() > 1e-4) for a, b in zip(model.get_weights(), before, strict=True)]
+    assert moved == [False, False, True, True]
 
 
 def test_weights_of_the_plain_model_can_be_set():
@@ -208,92 +238,7 @@ def test_grad_cam():
     np.testing.assert_array_equal(gradient, gradient_of_the_class(model, images))
 
 
-# Files.
-
-
-@pytest.mark.parametrize("options", [{}, {"ema_momentum": 0}, {"teacher": "snapshot"}, {"kd_weight": 0}], ids=str)
-def test_a_weights_file_of_the_wrapper_is_one_of_the_model(tmp_path, options):
-    """What the plain model loads is what `predict` said, in the midst of training, too."""
-    ssd = in_training(**options)
-    raw, said = ssd.student.get_weights(), ssd.predict(X, verbose=0)
-    ssd.save_weights(tmp_path / "a.weights.h5")
-    assert_same(ssd.student.get_weights(), raw)
-    plain = sequential_network()
-    plain.optimizer.build(plain.trainable_variables)
-    plain.load_weights(tmp_path / "a.weights.h5")
-    np.testing.assert_allclose(plain.predict(X, verbose=0), said, atol=1e-6)
-    loaded = keras_ssd.wrap(sequential_network(), **options)
-    loaded.optimizer.build(loaded.trainable_variables)
-    loaded.load_weights(tmp_path / "a.weights.h5")
-    np.testing.assert_array_equal(loaded.predict(X, verbose=0), said)
-    np.testing.assert_allclose(loaded.student.predict(X, verbose=0), said, atol=1e-6)
-    if ssd._averages:
-        ssd.write_average()  # as loading did, outside of training
-    assert_same(arrays(loaded.weights), arrays(ssd.weights))
-    assert_same(arrays(loaded.optimizer.variables), arrays(ssd.optimizer.variables))
-    loaded._begin_training()
-    assert_same(arrays(loaded.student.weights), raw)
-
-
-def test_the_best_weights_are_loaded_by_the_plain_model(tmp_path):
-    path = str(tmp_path / "best.weights.h5")
-    best = keras.callbacks.ModelCheckpoint(path, save_best_only=True, save_weights_only=True)
-    model = sequential_network()
-    ssd = keras_ssd.wrap(model)
-    history = ssd.fit(X, Y, batch_size=8, epochs=4, validation_data=(X, Y), verbose=0, callbacks=[best]).history
-    plain = sequential_network()
-    plain.optimizer.build(plain.trainable_variables)
-    for one in (plain, model, ssd):
-        one.load_weights(path)
-        assert one.evaluate(X, Y, verbose=0) == pytest.approx(min(history["val_loss"]), abs=1e-5)
-
-
-def test_the_average_begins_anew_with_weights_of_the_plain_model(tmp_path):
-    other = sequential_network()
-    other.fit(X, Y, verbose=0)
-    other.save_weights(tmp_path / "plain.weights.h5")
-    ssd = in_training()
-    ssd.student.optimizer.build(ssd.student.trainable_variables)
-    ssd.load_weights(tmp_path / "plain.weights.h5")
-    np.testing.assert_array_equal(ssd.predict(X, verbose=0), other.predict(X, verbose=0))
-    ssd.optimizer.learning_rate = 0.0
-    ssd.fit(X, Y, epochs=3, verbose=0)
-    np.testing.assert_allclose(ssd.predict(X, verbose=0), other.predict(X, verbose=0), atol=1e-6)
-
-
-@pytest.mark.parametrize("answer, is_kept", [("n", True), ("y", False)])
-def test_a_weights_file_is_replaced_when_the_user_agrees(tmp_path, monkeypatch, answer, is_kept):
-    ssd, path = in_training(), tmp_path / "a.weights.h5"
-    ssd.save_weights(path)
-    before = path.read_bytes()
-    ssd.train_on_batch(X, Y)
-    monkeypatch.setattr("builtins.input", lambda _="": answer)
-    ssd.save_weights(path, overwrite=False)
-    assert (path.read_bytes() == before) == is_kept
-    loaded = keras_ssd.wrap(sequential_network())
-    loaded.optimizer.build(loaded.trainable_variables)
-    loaded.load_weights(path)
-    assert (arrays(loaded.optimizer.iterations)[0] == 3) == is_kept
-
-
-@pytest.mark.skipif(keras.__version__ < "3.10", reason="sharded files came with Keras 3.10")
-def test_sharded_weights_are_keras_own(tmp_path):
-    ssd = in_training()
-    ssd.save_weights(tmp_path / "a.weights.json", max_shard_size=0.001)
-    loaded = keras_ssd.wrap(sequential_network())
-    loaded.optimizer.build(loaded.trainable_variables)
-    loaded.load_weights(tmp_path / "a.weights.json")
-    ssd.write_average()  # as loading did
-    assert_same(arrays(loaded.weights), arrays(ssd.weights))
-
-
-def test_a_missing_or_damaged_weights_file_is_an_error(tmp_path):
-    ssd = in_training()
-    with pytest.raises(OSError):
-        ssd.load_weights(tmp_path / "nowhere.weights.h5")
-    (tmp_path / "damaged.weights.h5").write_bytes(b"nothing")
-    with pytest.raises(OSError):
-        ssd.load_weights(tmp_path / "damaged.weights.h5")
+# Exports.
 
 
 FORMATS = {"tensorflow": "tf_saved_model", "jax": "tf_saved_model", "torch": "onnx"}

@@ -1,4 +1,4 @@
-"""Changes of the student between two calls: each is heard by the wrapper, or refused with the way out."""
+"""Changes of the student between two calls: the wrapper follows each, or refuses it with the remedy."""
 
 import keras
 import numpy as np
@@ -7,14 +7,14 @@ from keras import ops
 
 import keras_ssd
 from models import sequential_network
-from same_weights import arrays, assert_close, assert_same
+from same_weights import arrays, assert_same
 
 X = np.random.default_rng(0).normal(size=(16, 4)).astype("float32")
 Y = (X[:, 0] > 0).astype("int32")
 LOSS = "sparse_categorical_crossentropy"
 
 
-def test_a_compile_of_the_student_is_heard():
+def test_a_compile_of_the_student_counts_for_the_wrapper():
     """Freeze, fit, unfreeze, compile, fit: the recipe of transfer learning."""
     model = sequential_network()
     model.get_layer("features").trainable = False
@@ -46,20 +46,6 @@ def test_a_compile_of_the_wrapper_counts_more_than_an_older_one_of_the_student()
     assert float(ssd.optimizer.learning_rate) == 0.125
 
 
-@pytest.mark.parametrize("freezes", [True, False], ids=["frozen", "unfrozen"])
-def test_other_trainable_weights_without_a_compile_are_refused(freezes):
-    model = sequential_network()
-    model.get_layer("features").trainable = freezes
-    model.compile("adam", LOSS)
-    ssd = keras_ssd.wrap(model)
-    ssd.fit(X, Y, verbose=0)
-    model.get_layer("features").trainable = not freezes
-    with pytest.raises(ValueError, match=r"The trainable weights of .* have changed.*Call `ssd\.compile"):
-        ssd.fit(X, Y, verbose=0)
-    ssd.compile("adam", LOSS)
-    ssd.fit(X, Y, verbose=0)
-
-
 @pytest.mark.parametrize("options", [{"ema_momentum": 0}, {}, {"teacher": "ema"}], ids=["none", "self", "ema"])
 def test_a_layer_frozen_between_two_fits_keeps_its_weights(options):
     model = sequential_network()
@@ -70,28 +56,6 @@ def test_a_layer_frozen_between_two_fits_keeps_its_weights(options):
     before = model.get_layer("features").get_weights()
     ssd.fit(X, Y, epochs=5, verbose=0)
     np.testing.assert_array_equal(model.get_layer("features").get_weights()[0], before[0])
-
-
-def test_a_learning_rate_given_to_the_students_optimizer_is_taken_over():
-    model = sequential_network()
-    ssd = keras_ssd.wrap(model)
-    model.optimizer.learning_rate = 0.0
-    before = model.get_weights()
-    ssd.fit(X, Y, verbose=0)
-    np.testing.assert_allclose(model.get_weights()[0], before[0], atol=1e-7)
-    ssd.optimizer.learning_rate = 0.5  # what is given to the wrapper's own stays
-    ssd.fit(X, Y, verbose=0)
-    assert float(ssd.optimizer.learning_rate) == 0.5
-
-
-def test_a_learning_rate_given_behind_the_scaling_of_a_loss_is_taken_over():
-    model = sequential_network()
-    model.compile(keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.5)), LOSS)
-    ssd = keras_ssd.wrap(model)
-    model.optimizer.learning_rate = 0.0
-    before = arrays(model.weights)
-    ssd.fit(X, Y, verbose=0)
-    assert_close(arrays(model.weights), before, 1e-7)
 
 
 def test_a_learning_rate_that_a_closure_gives_the_model_counts_in_the_same_epoch():
@@ -108,15 +72,6 @@ def test_a_learning_rate_that_a_closure_gives_the_model_counts_in_the_same_epoch
         return arrays(model.weights)
 
     assert_same(trained(True), trained(False))
-
-
-def test_the_rate_of_a_schedule_is_the_wrappers_own():
-    model = sequential_network()
-    model.compile(keras.optimizers.SGD(keras.optimizers.schedules.ExponentialDecay(0.5, 1, 0.5)), LOSS)
-    ssd = keras_ssd.wrap(model)
-    model.fit(X, Y, verbose=0)
-    ssd.fit(X, Y, batch_size=16, epochs=2, verbose=0)
-    assert float(ssd.optimizer.learning_rate) == pytest.approx(0.125)
 
 
 @pytest.mark.parametrize("who", ["student", "wrapper"])
@@ -155,7 +110,7 @@ def test_lora_works_before_wrapping_and_asks_for_wrapping_anew_after(options):
     ssd.fit(X, Y, verbose=0)
     model.get_layer("features").enable_lora(2)
     ssd.compile("adam", LOSS)
-    if ssd._averages or options.get("teacher"):
+    if ssd.average is not None or options.get("teacher"):
         with pytest.raises(ValueError, match="LoRA, quantisation.*Wrap the model again"):
             ssd.fit(X, Y, verbose=0)
     ssd = keras_ssd.wrap(model, **options)

@@ -22,7 +22,7 @@ def test_the_plain_stage_is_plain_training_and_its_weights_become_the_teachers()
     history = fit(ssd, [snapshot], epochs=4)
     assert history["loss"][:2] == expected["loss"]
     assert history["accuracy"][:2] == expected["accuracy"]
-    assert_same(arrays(ssd._held_weights.held), arrays(plain.weights))
+    assert_same(arrays(ssd.distillation.teacher_weights.copies), arrays(plain.weights))
     assert history["kd_loss"][:2] == [0.0, 0.0]
     assert min(history["kd_loss"][2:]) > 0
     assert snapshot.generation == 1
@@ -119,11 +119,11 @@ def test_the_direction_is_told_by_the_name(monitor, values):
 def test_a_run_that_goes_on_keeps_its_stage():
     ssd = make_snapshot_model()
     fit(ssd, [TeacherSnapshot(at_epoch=1, restore_best_weights=False)], epochs=2)
-    teacher = arrays(ssd._held_weights.held)
+    teacher = arrays(ssd.distillation.teacher_weights.copies)
     snapshot = TeacherSnapshot(at_epoch=1, restore_best_weights=False)
     history = fit(ssd, [snapshot], epochs=3, initial_epoch=2)
     assert history["kd_loss"][0] > 0
-    assert_same(arrays(ssd._held_weights.held), teacher)
+    assert_same(arrays(ssd.distillation.teacher_weights.copies), teacher)
     # From the first epoch on it is a new run.
     with pytest.warns(UserWarning, match="nothing was distilled"):
         history = fit(ssd, [TeacherSnapshot("loss")], epochs=1)
@@ -221,15 +221,13 @@ def test_a_monitored_value_that_does_not_exist_is_named_with_those_that_do():
 def test_of_a_model_that_averages_its_weights_the_snapshot_is_an_average(restore_best_weights, epoch):
     """What was validated: the student goes on from there, and so does a new average."""
     ssd, averages, after = make_snapshot_model(ema_momentum=0.9), [], Record()
-    note = keras.callbacks.LambdaCallback(
-        on_epoch_end=lambda epoch, logs: averages.append(arrays(ssd._averaged_weights.held))
-    )
+    note = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: averages.append(arrays(ssd.average.other)))
     snapshot = TeacherSnapshot(patience=2, restore_best_weights=restore_best_weights)
     fit(ssd, [Script([3.0, 1.0, 2.0, 2.0, 2.0]), note, snapshot, after], epochs=5)
     assert snapshot.snapshot_epochs == [3]
     assert_same(after.teacher[3], averages[epoch])
     assert_same(after.student[3], averages[epoch])
-    assert int(keras.ops.convert_to_numpy(ssd._averaged_weights.steps)) == 2  # those of the last epoch
+    assert int(keras.ops.convert_to_numpy(ssd.average.steps)) == 2  # those of the last epoch
 
 
 @pytest.mark.skipif(not hasattr(keras.optimizers, "MultiOptimizer"), reason="of newer Keras")

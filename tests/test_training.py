@@ -241,7 +241,7 @@ def test_teachers_that_are_not_finite_leave_the_task_alone():
         ssd = keras_ssd.wrap(model, teacher="snapshot", kd_weight=1.0 if broken else 0.0, distill="both", percentile=0)
         ssd.compile("sgd", "sparse_categorical_crossentropy")
         if broken:
-            for held in ssd._held_weights.held:
+            for held in ssd.distillation.teacher_weights.copies:
                 held.assign(np.full(held.shape, np.nan))
         logs = ssd.train_on_batch(x, Y, return_dict=True)
         results.append((float(logs["loss"]), *model.get_weights()))
@@ -376,6 +376,21 @@ def test_a_train_step_of_a_subclass_distils_and_feeds_the_average():
     assert_close(models[0].weights, models[1].weights)
 
 
+def test_outputs_of_another_call_are_refused():
+    """A term of one call's outputs and another call's teachers would be wrong without a word."""
+
+    class TwoViews(keras_ssd.SSDModel):
+        def train_step(self, *args):
+            y_pred = self(X, training=True)
+            self(X[::-1], training=True)
+            return self.compute_loss(x=X, y=Y, y_pred=y_pred)
+
+    ssd = TwoViews(network())
+    ssd.compile("sgd", "sparse_categorical_crossentropy")
+    with pytest.raises(RuntimeError, match=r"called more than once.*self\.student\(x, training=True\)"):
+        ssd.train_on_batch(X, Y)
+
+
 def test_compute_loss_without_a_call_says_what_is_missing():
     class Forgetful(keras_ssd.SSDModel):
         def train_step(self, *args):
@@ -383,5 +398,5 @@ def test_compute_loss_without_a_call_says_what_is_missing():
 
     ssd = Forgetful(network())
     ssd.compile("sgd", "sparse_categorical_crossentropy")
-    with pytest.raises(RuntimeError, match="call the model once, with training=True"):
+    with pytest.raises(RuntimeError, match="call the model exactly once, with training=True"):
         ssd.train_on_batch(X, Y)

@@ -5,7 +5,7 @@ import pathlib
 import re
 
 import keras_ssd
-from keras_ssd.settings import OPTIONS, Settings
+from keras_ssd.settings import OPTIONS, resolve
 
 PAGE = pathlib.Path(__file__).parents[1] / "docs" / "options.md"
 BEGIN, END = "<!-- written by tools/options_table.py -->\n", "<!-- end -->\n"
@@ -26,7 +26,7 @@ def described():
 
 def default(kinds, name, text):
     """The default that all of these kinds of teacher have, as the settings hold it; of `None`, what it stands for."""
-    (value,) = {getattr(Settings(kind), name) for kind in kinds}
+    (value,) = {getattr(resolve(kind), name) for kind in kinds}
     if value is None:
         return "by cost" if name == "kd_fraction" else re.search(r"Defaults to `None`: (.+?)\.(?: |$)", text)[1]
     return f'`"{value}"`' if isinstance(value, str) else f"`{value:g}`" if isinstance(value, float) else f"`{value}`"

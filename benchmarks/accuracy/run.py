@@ -166,7 +166,7 @@ def read(path):
 
 def write(table, path):
     """A table is never half written."""
-    from keras_ssd.saving import written_beside
+    from keras_ssd.files import written_beside
 
     with written_beside(path) as written:
         table.to_csv(written, index=False)

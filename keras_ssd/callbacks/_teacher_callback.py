@@ -29,7 +29,7 @@ class TeacherCallback(keras.callbacks.Callback):
                 f"{name} needs a model from keras_ssd.wrap. Received: a model of type {type(model).__name__}. Call "
                 "`fit` of the wrapped model."
             )
-        if not model._distills:
+        if model.distillation is None:
             raise ValueError(
                 f"{name} needs a model that distils, but {model.name!r} was wrapped with kd_weight=0, which means no "
                 "teachers at all. Wrap it with a kd_weight above 0."

@@ -47,7 +47,7 @@ class TeacherMonitor(TeacherCallback):
         self._first_norm = None
         self._warned = set()
         with variable_scope(self.model):
-            self.model._observe(TeacherStatistics(has_votes=self.model._teachers_classify))
+            self.model._observe(TeacherStatistics(has_votes=self.model.distillation.classifies))
 
     def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
         """Measure this epoch, if it is due."""

@@ -10,8 +10,9 @@ import keras
 import numpy as np
 
 from keras_ssd._typing import Logs
+from keras_ssd.files import UNFINISHED, written_beside
 from keras_ssd.model import SSDModel
-from keras_ssd.saving import UNFINISHED, written_beside
+from keras_ssd.noise import seed_states
 from keras_ssd.settings import check_integer
 
 
@@ -68,7 +69,9 @@ class SeedEachEpoch(keras.callbacks.Callback):
         for state, value in zip(states, drawn[1:], strict=True):
             state.assign(np.array([value, 0], dtype=keras.backend.standardize_dtype(state.dtype)))
         if isinstance(self.model, SSDModel):
-            self.model._begin_epoch(epoch)
+            joined = self.model._fit_state.joined_dataset
+            if joined is not None:
+                joined.epoch = epoch
 
 
 class AtomicBackup(keras.callbacks.Callback):
@@ -196,9 +199,7 @@ def _damaged(path: pathlib.Path, what: str) -> ValueError:
 
 
 def _seed_states(model: keras.Model) -> list[Any]:
-    """Return the states of all `SeedGenerator`s in a model: `variables` holds them, `weights` does not."""
-    weights = {id(variable) for variable in model.weights}
+    """Return the states of all seed generators in a model."""
     # The student's states come first, so that they get the same numbers as in the plain model.
-    variables = (model.student.variables if isinstance(model, SSDModel) else []) + model.variables
-    states = {id(v): v for v in variables if id(v) not in weights and tuple(v.shape) == (2,)}
-    return list(states.values())
+    first = seed_states([model.student]) if isinstance(model, SSDModel) else []
+    return list({id(state): state for state in [*first, *seed_states([model])]}.values())

@@ -11,9 +11,9 @@ from keras import ops
 
 from keras_ssd._backend import variable_scope
 from keras_ssd._typing import Logs
-from keras_ssd.averaging import arrays, averaged_variables
 from keras_ssd.callbacks._teacher_callback import TeacherCallback
-from keras_ssd.compiled import constant_learning_rate, copied
+from keras_ssd.copies import arrays, assign, copied_variables
+from keras_ssd.keras_names import constant_learning_rate
 from keras_ssd.settings import check_integer, is_number
 
 # Parts of the names of metrics that fall or rise: "loss", "val_auc", "val_mean_absolute_error", ...
@@ -141,6 +141,7 @@ class TeacherSnapshot(TeacherCallback):
                 'TeacherSnapshot needs a model wrapped with teacher="snapshot". Received: '
                 f'teacher={model.settings.kind!r}. Use keras_ssd.wrap(model, teacher="snapshot").'
             )
+        fresh_optimizer(model.optimizer)  # fails here rather than after the plain stage
         self._start_rate = constant_learning_rate(model.optimizer)
         if self.learning_rate is not None and self._start_rate is None:
             raise ValueError(
@@ -159,7 +160,7 @@ class TeacherSnapshot(TeacherCallback):
             return
         # Only now have BackupAndRestore, wherever it is in the list, and `initial_epoch` taken effect.
         self._stage_is_known = True
-        steps = self.model._held_weights.steps
+        steps = self.model.distillation.num_snapshots
         if epoch == 0:
             steps.assign(np.zeros((), "int32"))
         self.generation = min(int(ops.convert_to_numpy(steps.value)), self.generations)
@@ -210,7 +211,7 @@ class TeacherSnapshot(TeacherCallback):
         if math.isfinite(value) and self._improves(value):
             self.best, self.best_epoch, self.wait = value, epoch, 0
             if self.restore_best_weights:
-                self._best_weights = arrays(self.model._deployed()[1])
+                self._best_weights = self._deployed_weights()
         else:
             self.wait += 1
 
@@ -220,12 +221,10 @@ class TeacherSnapshot(TeacherCallback):
         return (value - self.best if self._rises else self.best - value) > self.min_delta
 
     def _take(self, epoch: int) -> None:
-        student, deployed, _ = self.model._deployed()
-        weights = arrays(deployed) if self._best_weights is None else self._best_weights
-        for variable, value in zip(averaged_variables(student), weights, strict=True):
-            variable.assign(value)
-        if self.model._averages:
-            self.model._averaging.restart()
+        weights = self._deployed_weights() if self._best_weights is None else self._best_weights
+        assign(copied_variables(self.model.student), weights)
+        if self.model.average is not None:
+            self.model.average.restart()
         self.model.take_snapshot()
         rate = self._start_rate if self.learning_rate is None else self.learning_rate
         with variable_scope(self.model):
@@ -240,6 +239,26 @@ class TeacherSnapshot(TeacherCallback):
         for callback in self.restart:
             callback.on_train_begin()
 
+    def _deployed_weights(self) -> list[np.ndarray]:
+        with self.model._deployed():
+            return arrays(copied_variables(self.model.student))
+
+
+def fresh_optimizer(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+    """Return a new optimizer with the same settings.
+
+    Raises:
+        ValueError: if the settings cannot be read.
+    """
+    try:
+        return type(optimizer).from_config(optimizer.get_config())
+    except (AttributeError, NotImplementedError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"TeacherSnapshot resets the optimizer, but the settings of {optimizer!r} cannot be read from its "
+            f"`get_config` ({error}). Define `get_config` (it returns every argument of `__init__`), and use a "
+            "keras.optimizers.schedules.LearningRateSchedule instead of a function."
+        ) from error
+
 
 def restart_optimizer(
     optimizer: keras.optimizers.Optimizer, variables: Sequence[Any], learning_rate: float | None = None
@@ -253,7 +272,7 @@ def restart_optimizer(
         variables: the variables that it trains.
         learning_rate: float. Defaults to `None`, which keeps a schedule; the schedule starts again.
     """
-    fresh = copied(optimizer)
+    fresh = fresh_optimizer(optimizer)
     if optimizer.built:
         fresh.build(variables)
     for variable, initial in zip(optimizer.variables, fresh.variables, strict=True):

@@ -13,10 +13,10 @@ import keras
 import keras_tuner
 import numpy as np
 
-from keras_ssd.compiled import compile_arguments
+from keras_ssd.files import written_beside
 from keras_ssd.graph import is_functional
+from keras_ssd.keras_names import compile_arguments
 from keras_ssd.model import SSDModel
-from keras_ssd.saving import written_beside
 from keras_ssd.teachers import resolve_kind
 from keras_ssd.tuner.space import PARAMETERS, checked_space, sample
 from keras_ssd.wrapping import wrap

@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import keras_tuner
 
-from keras_ssd.saving import written_beside
+from keras_ssd.files import written_beside
 from keras_ssd.tuner.hypermodel import SSDHyperModel
 
 

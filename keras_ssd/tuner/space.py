@@ -6,7 +6,7 @@ from typing import Any
 import keras_tuner
 
 from keras_ssd.guidance import SIMILARITIES
-from keras_ssd.settings import DEFAULTS, GUIDANCE_TEMPERATURES, Settings
+from keras_ssd.settings import DEFAULTS, GUIDANCE_TEMPERATURES, resolve
 
 _LOGARITHMIC = ("num_teachers", "kd_weight", "temperature", "guidance_temperature")
 _GUIDANCE = ("guidance_temperature", "percentile")
@@ -88,7 +88,7 @@ def checked_space(kind: str, space: dict[str, Any] | None) -> dict[str, Any]:
             _register(keras_tuner.HyperParameters(), name, domain, (values or [None])[0])  # Keras Tuner checks ranges
             for value in values:
                 # With the defaults of a frozen network, which suit every value; "ema" needs an average.
-                Settings(kind, None if kind == "ema" else "model", **{"similarity": similarity, name: value})
+                resolve(kind, None if kind == "ema" else "model", **{"similarity": similarity, name: value})
     return space
 
 
