@@ -205,7 +205,7 @@ def test_a_backup_needs_a_local_folder(backup_dir):
         AtomicBackup(backup_dir)
 
 
-def test_a_backup_of_a_finished_run_is_kept_if_asked_for(tmp_path):
+def test_delete_checkpoint_false_keeps_the_backup_of_a_finished_run(tmp_path):
     """And a plain model can have one, too."""
 
     def plain():
@@ -272,7 +272,7 @@ def test_a_backup_of_another_model_is_refused(backup_of_an_epoch):
 
 
 @pytest.mark.parametrize("teacher", ["self", "ema", "snapshot"])
-def test_a_finished_run_comes_back_with_its_weights(tmp_path, teacher):
+def test_resuming_a_finished_run_returns_its_weights(tmp_path, teacher):
     ended = []
     for _ in range(2):
         model = make_model(teacher)
@@ -284,7 +284,7 @@ def test_a_finished_run_comes_back_with_its_weights(tmp_path, teacher):
     assert are_equal(ended[0][1], ended[1][1])
 
 
-def test_a_file_is_left_as_it_was_when_saving_fails(tmp_path):
+def test_failed_save_leaves_the_old_file(tmp_path):
     def fail():
         raise InterruptedError
 
@@ -457,7 +457,7 @@ N_KILLS = 20 if BACKEND == "torch" else 3
         pytest.param("pipeline", 3, id="pipeline", marks=pytest.mark.once),
     ],
 )
-def test_a_run_that_is_killed_again_and_again_ends_as_the_uninterrupted_one(teacher, n_kills, tmp_path):
+def test_repeatedly_killed_run_ends_as_the_uninterrupted_run(teacher, n_kills, tmp_path):
     command = [sys.executable, __file__, teacher, str(n_kills), str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr

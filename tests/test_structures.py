@@ -60,7 +60,7 @@ def test_frozen_teachers_have_noise_on_and_normalize_as_in_inference(name):
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3], ids=lambda chunk: f"chunk={chunk}")
-def test_teachers_that_are_run_in_chunks_stay_with_their_sample(chunk):
+def test_chunks_of_teachers_stay_with_their_sample(chunk):
     model = EXCHANGEABLE["sequential"](Doubling)
     x = batch(model)
     expected = arrays(frozen_copy(model)(x, training=True))[0]

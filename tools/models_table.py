@@ -33,29 +33,25 @@ HABITS = {
         "test_habits.py::test_teachers_keep_the_rows_of_a_sample_together"
     ),
     "scores of each sample against each (in-batch negatives)": (
-        "test_habits.py::test_scores_of_each_sample_against_each_are_taught_by_whole_batches"
+        "test_habits.py::test_in_batch_negatives_are_distilled_on_whole_batches"
     ),
-    "a model of one fixed batch size": "test_habits.py::test_a_model_for_one_batch_size_is_taught_by_batches_of_it",
-    "a `call` without `training`": "test_habits.py::test_a_call_without_the_argument_training_is_trained_as_in_keras",
+    "a model of one fixed batch size": "test_habits.py::test_teacher_passes_keep_a_fixed_batch_size",
+    "a `call` without `training`": "test_habits.py::test_call_without_training_argument_trains_as_in_keras",
     "optional inputs left out": "test_habits.py::test_optional_inputs_may_be_left_out",
     "outputs in a nested dictionary": "test_habits.py::test_outputs_in_a_nested_dictionary",
-    "sample weights of some outputs": "test_wrap.py::test_sample_weights_of_some_outputs_weigh_these",
+    "sample weights of some outputs": "test_wrap.py::test_sample_weights_may_be_given_for_some_outputs",
     "loss weights that are variables": "test_habits.py::test_loss_weights_may_be_variables",
-    "sparse targets, where Keras takes them": ("test_habits.py::test_sparse_targets_are_taken_where_keras_takes_them"),
-    "a cross-entropy of the user's own": (
-        "test_habits.py::test_a_cross_entropy_of_the_users_own_is_of_what_the_model_puts_out"
-    ),
-    "a teacher that puts out logits": "test_teacher_network.py::test_the_outputs_of_the_teacher_are_read_as_its_own",
-    "a teacher of other inputs: refused": (
-        "test_teacher_network.py::test_a_teacher_of_other_inputs_is_refused_when_wrapping"
-    ),
+    "sparse targets, where Keras takes them": ("test_habits.py::test_sparse_targets_work_where_keras_accepts_them"),
+    "a cross-entropy of the user's own": ("test_habits.py::test_custom_cross_entropy_gives_the_term_of_keras_own"),
+    "a teacher that puts out logits": "test_teacher_network.py::test_teacher_may_return_logits",
+    "a teacher of other inputs: refused": ("test_teacher_network.py::test_teacher_with_other_inputs_is_rejected"),
     "a model that is not built: refused": "test_habits.py::test_an_unbuilt_model_is_refused_with_the_remedy",
     "a siamese model": "test_habits.py::test_a_siamese_model_learns_as_the_plain_one",
     "a class with a `train_step` of its own: refused": (
         "test_student.py::test_overridden_methods_are_named_and_refused"
     ),
-    "`get_layer`, `inputs`, `output_shape`, `count_params`": "test_student.py::test_the_wrapper_answers_as_the_model",
-    "features of a layer, `keras.Model(ssd.input, ...)`": "test_student.py::test_features_of_a_layer_are_looked_at",
+    "`get_layer`, `inputs`, `output_shape`, `count_params`": "test_student.py::test_wrapper_shares_the_students_attributes",
+    "features of a layer, `keras.Model(ssd.input, ...)`": "test_student.py::test_features_of_a_layer_can_be_extracted",
     "Grad-CAM": "test_student.py::test_grad_cam",
     "`ModelCheckpoint` of weights, loaded by the plain model": (
         "test_student.py::test_the_best_weights_are_loaded_by_the_plain_model"
@@ -63,7 +59,7 @@ HABITS = {
     "... loaded by the wrapper: the student predicts what was validated": (
         "test_saving.py::test_weights_of_a_run_that_is_going_on_leave_the_average_in_the_student"
     ),
-    "`export`": "test_student.py::test_export_is_what_predict_says",
+    "`export`": "test_student.py::test_exported_model_returns_what_predict_returns",
     "TensorFlow's converter to LiteRT": "test_student.py::test_lite_rt_converts_the_wrapper",
     "freeze, fit, unfreeze, `model.compile`, fit": "test_student_changes.py::test_a_compile_of_the_student_is_heard",
     "a layer frozen between two fits": (
@@ -76,20 +72,20 @@ HABITS = {
         "test_student_changes.py::test_a_learning_rate_given_behind_the_scaling_of_a_loss_is_taken_over"
     ),
     "... by a closure during `fit`": (
-        "test_student_changes.py::test_a_learning_rate_that_a_closure_gives_the_model_counts_in_the_same_epoch"
+        "test_student_changes.py::test_learning_rate_set_by_a_closure_applies_in_the_same_epoch"
     ),
     "weights excluded from decay; schedules, callables, optimizers without a configuration": (
         "test_compiled.py::test_an_optimizer_trains_as_the_users_own"
     ),
     "metrics without a configuration, of lambdas": "test_compiled.py::test_a_metric_measures_as_the_users_own",
-    "`model.stop_training` in a closure": "test_student_changes.py::test_a_closure_ends_the_training",
+    "`model.stop_training` in a closure": "test_student_changes.py::test_closure_can_stop_the_training",
     "`quantize`": "test_student_changes.py::test_a_quantised_student_predicts_and_has_to_be_wrapped_again",
     "LoRA before wrapping; after it, wrap again": (
-        "test_student_changes.py::test_lora_works_before_wrapping_and_asks_for_wrapping_anew_after"
+        "test_student_changes.py::test_lora_works_before_wrapping_and_raises_after"
     ),
-    "SciKeras": "test_student_changes.py::test_a_wrapped_model_is_a_classifier_of_scikit_learn",
-    "new weights between two fits (folds)": "test_averaging.py::test_an_average_of_other_weights_is_not_used",
-    "Ctrl-C": "test_averaging.py::test_after_a_fit_that_is_cut_short_the_student_is_what_the_wrapper_says",
+    "SciKeras": "test_student_changes.py::test_scikeras_trains_a_wrapped_model",
+    "new weights between two fits (folds)": "test_averaging.py::test_average_restarts_from_weights_set_between_fits",
+    "Ctrl-C": "test_averaging.py::test_student_predicts_as_the_wrapper_after_an_interrupted_fit",
     "stateful layers": ("test_averaging.py::test_a_stateful_layer_keeps_its_state_between_the_batches_of_predict"),
 }
 

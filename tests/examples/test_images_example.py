@@ -15,7 +15,7 @@ def digits():
     return images.load("digits")
 
 
-def test_scikit_learn_carries_digits(digits):
+def test_scikit_learn_includes_digits(digits):
     assert digits.x_train.shape == (1257, 8, 8, 1) and digits.x_test.shape == (540, 8, 8, 1)
     assert digits.x_train.dtype == "float32"
     assert (digits.x_train.min(), digits.x_train.max(), digits.brightest) == (0, 16, 16)

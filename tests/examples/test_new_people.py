@@ -356,7 +356,7 @@ def test_scores_by_hand():
     assert new_people.scores(np.array([1]), np.array([[np.nan, np.nan]]), 2)["status"] == "diverged"
 
 
-def test_time_only_knows_nothing_but_the_minute():
+def test_time_only_uses_only_the_minute():
     data = made_up()
     assert new_people.time_only(data).tolist() == [1.0] * 5, "classes take turns by the minute"
     shuffled = data._replace(minutes=np.zeros(60))

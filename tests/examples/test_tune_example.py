@@ -58,7 +58,7 @@ def test_the_whole_script(archive, tmp_path, capsys):
 
 @pytest.mark.slow
 @pytest.mark.once
-def test_a_search_goes_on_when_one_of_two_workers_is_killed(archive, tmp_path):
+def test_search_continues_after_a_worker_is_killed(archive, tmp_path):
     out = tmp_path / "out"
     argv = ["--dataset", "Tiny", "--data-dir", str(archive), "--trials", "6", "--epochs", "5", "--workers", "2"]
     environment = {**os.environ, "PYTHONPATH": str(pathlib.Path(tune.__file__).parents[1])}
