@@ -181,7 +181,7 @@ class Distillation(keras.layers.Layer):
         self.teacher_weights.copy(self._teacher_variables.content)
         self.num_snapshots.assign(np.array(ops.convert_to_numpy(self.num_snapshots.value) + 1, "int32"))
 
-    # What a file holds beside the student.
+    # The state in a file.
 
     def state(self) -> dict[str, np.ndarray]:
         """Return the state as arrays by name, for a file."""

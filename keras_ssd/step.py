@@ -10,7 +10,7 @@ from keras_ssd import _backend
 
 
 class StudentPass(NamedTuple):
-    """What the student's forward pass leaves for the distillation term of the same step.
+    """Results of the student's forward pass for the distillation term of the same step.
 
     Attributes:
         outputs: the student's outputs, structured as the model's.
@@ -31,7 +31,7 @@ class StepState:
 
     Attributes:
         is_running: whether a training step runs.
-        is_custom: whether it is one of a user's own loop.
+        is_custom: whether it belongs to a custom loop.
         student_pass: the `StudentPass` of the last call, until `take` returns it.
     """
 

@@ -58,7 +58,7 @@ def _load(path: str) -> keras.Model:
                 "safe_mode=False if you trust it to run code), and pass the model."
             )
         else:
-            remedy = "It is not a .keras archive, or only a part of one: save it again with `model.save(path)`."
+            remedy = "It is not a complete .keras archive: save it again with `model.save(path)`."
         raise ValueError(
             f"`teacher` names a file that cannot be loaded: {path!r}. {remedy} Keras says: "
             f"{type(error).__name__}: {error}"

@@ -209,7 +209,7 @@ def summary(values: Tensor, kind: str, from_logits: bool = False) -> dict[str, T
     """
     values = _backend.wide(values)
     if from_logits:
-        # TensorFlow's kernel of softmax takes no more than five axes.
+        # TensorFlow's softmax takes at most five axes.
         flat = merge_axes(values, 0, len(values.shape) - 1)
         values = ops.sigmoid(values) if kind == "binary" else ops.reshape(ops.softmax(flat, axis=-1), ops.shape(values))
     mean = ops.mean(values, axis=1)

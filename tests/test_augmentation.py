@@ -111,7 +111,7 @@ def test_the_longest_mask_can_cover_the_window():
 
 
 def test_rotation_by_hand():
-    """A quarter turn about z carries x to y and y to -x, a third of a turn about (1, 1, 1) x to y, y to z, z to x."""
+    """A quarter turn about z moves x to y and y to -x, a third of a turn about (1, 1, 1) x to y, y to z, z to x."""
     axes, angles = np.float32([[0, 0, 2], [1, 1, 1], [1, 0, 0]]), np.float32([math.pi / 2, 2 * math.pi / 3, 0])
     matrices = rotation_matrices(ops.convert_to_tensor(axes), ops.convert_to_tensor(angles))
     expected = [[[0, -1, 0], [1, 0, 0], [0, 0, 1]], [[0, 0, 1], [1, 0, 0], [0, 1, 0]], np.eye(3)]
@@ -128,7 +128,7 @@ def test_rotation_turns_all_triples_of_a_window_alike():
     np.testing.assert_allclose(after @ after.transpose(0, 2, 1), before @ before.transpose(0, 2, 1), atol=1e-4)
     cosines = (before * after).sum(axis=2) / (before**2).sum(axis=2)
     assert cosines.min() > math.cos(math.radians(40)) - 1e-4
-    # The turn of a window is one: from three of its steps its matrix follows, and it carries the fourth.
+    # The turn of a window is one: from three of its steps its matrix follows, and it moves the fourth.
     for i in range(5):
         matrix = np.linalg.solve(before[i, :3], after[i, :3])
         np.testing.assert_allclose(before[i, 3] @ matrix, after[i, 3], atol=1e-3)

@@ -27,7 +27,7 @@ averaging = pytest.mark.parametrize(
 @pytest.mark.compiled
 @averaging
 def test_moving_average_of_the_weights(options):
-    """Of the weights behind each step: first a copy, then m = min(momentum, t / (t + 9))."""
+    """Of the weights after each step: first a copy, then m = min(momentum, t / (t + 9))."""
     model = compiled(network())
     ssd = keras_ssd.wrap(model, ema_momentum=0.15, **options)
     expected, seen = None, []
@@ -60,7 +60,7 @@ def test_averaging_does_not_change_training_with_other_teachers(kd_weight):
 
 @averaging
 def test_next_fit_continues_from_the_raw_weights(options):
-    """Between them the student carries the average; the raw weights are what is trained."""
+    """Between them the student holds the average; training continues from the raw weights."""
     results = []
     for epochs in ([3], [2, 1]):  # after two steps the average differs from the weights
         keras.utils.set_random_seed(5)
@@ -179,7 +179,7 @@ def test_a_stateful_layer_keeps_its_state_between_the_batches_of_predict():
     assert not np.array_equal(raw[-1], model.get_weights()[-1])
     recurrent.reset_state()
     np.testing.assert_allclose(averaged, model.predict(windows, batch_size=4, verbose=0), atol=1e-6)
-    if keras.backend.backend() != "jax":  # there `predict` does not carry states on
+    if keras.backend.backend() != "jax":  # there `predict` does not pass states on
         recurrent.reset_state()
         assert np.abs(averaged[4:] - model.predict(windows[4:], batch_size=4, verbose=0)).max() > 1e-4
 

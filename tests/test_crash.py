@@ -173,7 +173,7 @@ def test_at_every_moment_there_is_a_whole_backup_and_a_whole_checkpoint(tmp_path
 
     def epoch_of(model):
         resumed = States(stop=True)
-        with pytest.raises(InterruptedError):  # outside of training the student carries the average
+        with pytest.raises(InterruptedError):  # outside of training the student holds the average
             model.fit(Shuffled(), verbose=0, callbacks=[resumed])
         return [epoch for epoch, one in noted.states.items() if are_equal(resumed.states[0], one)]
 
@@ -341,7 +341,7 @@ class Report(keras.callbacks.Callback):
 
 
 class Written(keras.callbacks.Callback):
-    """Stands behind those that write files."""
+    """Comes after the callbacks that write files."""
 
     def __init__(self, report):
         super().__init__()
@@ -437,7 +437,7 @@ def kill_and_compare(teacher, n_kills, folder):
     logs_alone, logs_killed = ([*map(json.loads, (path / "log.jsonl").open())] for path in (alone, killed))
     by_epoch = dict(logs_alone)
     assert list(by_epoch) == list(range(EPOCHS)) and {epoch for epoch, _ in logs_killed} == set(by_epoch)
-    # An epoch that was begun anew gives the same again.
+    # A repeated epoch gives the same result.
     assert all(logs == by_epoch[epoch] for epoch, logs in logs_killed)
     left = [keras_ssd.load_model(path / "last.keras") for path in (alone, killed)]
     assert are_equal(*map(state, left))

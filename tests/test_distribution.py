@@ -131,7 +131,7 @@ def test_mirrored_replicas_hold_one_average(mirrored):
 @only_tensorflow
 @pytest.mark.slow
 def test_files_that_mirrored_replicas_write_change_nothing(mirrored):
-    """While a file is written the student carries the average; then each replica has its own statistics again."""
+    """While a file is written the student holds the average; then each replica has its own statistics again."""
     results = mirrored["statistics"]
     assert results["held of a run that wrote files"] == results["held"]
 

@@ -346,7 +346,7 @@ def test_the_file_of_a_plain_model_is_refused_with_the_remedy(tmp_path):
 def test_saving_raises_after_the_student_got_other_variables(tmp_path):
     ssd = trained()
     ssd.student.layers[1].enable_lora(2)
-    with pytest.raises(ValueError, match="no longer those that were wrapped.* or save the model itself"):
+    with pytest.raises(ValueError, match="have changed since it was wrapped.* or save the model itself"):
         ssd.save(tmp_path / "file.keras")
     ssd.student.save(tmp_path / "student.keras")
     # Its optimizer is that of before LoRA.
@@ -478,10 +478,10 @@ def flipped(content):
 @pytest.mark.parametrize(
     "damage, message",
     [
-        (lambda content: content[: len(content) // 2], "only a part of one: save it again"),
-        (lambda content: content[:-10], "only a part of one: save it again"),
-        (lambda content: b"", "only a part of one: save it again"),
-        (lambda content: b"no archive", "only a part of one: save it again"),
+        (lambda content: content[: len(content) // 2], "not a complete .keras archive: save it again"),
+        (lambda content: content[:-10], "not a complete .keras archive: save it again"),
+        (lambda content: b"", "not a complete .keras archive: save it again"),
+        (lambda content: b"no archive", "not a complete .keras archive: save it again"),
         (flipped, "CRC"),
     ],
     ids=["half", "without its end", "empty", "text", "flipped bits"],

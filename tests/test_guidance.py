@@ -16,7 +16,7 @@ from keras_ssd.term import representation_loss
 
 NAN, INF = math.nan, math.inf
 LN2, LN3 = math.log(2), math.log(3)
-# Few, as JAX compiles each operation anew for each shape.
+# Few, because JAX compiles each operation for each shape.
 SHAPES = [(1, 1, 1), (2, 8, 1), (2, 30, 4)]
 # JAX has no float64 unless it is configured so, and Keras' matrix product makes it float32 on PyTorch.
 DTYPES = ["float16", "float32"] + ["float64"] * (keras.backend.backend() == "tensorflow")

@@ -57,7 +57,7 @@ HEADS = {
     ),
     "EinsumDense": (image_model, lambda x: layers.EinsumDense("bc,cd->bd", 2, activation="softmax")(pooled(x))),
     "a layer of the user's": (image_model, lambda x: Head()(pooled(x))),
-    "weights behind the Dense": (
+    "weights after the Dense": (
         image_model,
         lambda x: layers.Softmax()(layers.BatchNormalization()(layers.Dense(2)(pooled(x)))),
     ),
@@ -141,16 +141,16 @@ WINDOWS = 3 * np.random.default_rng(3).normal(size=(5, 4, 6)).astype("float32")
 )
 @pytest.mark.parametrize("chunk", [None, 1])
 def test_teachers_keep_the_rows_of_a_sample_together(make, is_folded, chunk):
-    """Without noise they say what `predict` says; where the batch cannot be tiled, one is run at a time."""
+    """Without noise they return what `predict` returns; where the batch cannot be tiled, one is run at a time."""
     model = make()
-    said = model.predict(WINDOWS, verbose=0)
+    predicted = model.predict(WINDOWS, verbose=0)
     if is_folded:
         with pytest.warns(UserWarning, match="moves samples along the first axis.*one at a time"):
             ssd = keras_ssd.wrap(model, dropout_rate=1e-7, num_teachers=3, teacher_chunk=chunk)
     else:
         ssd = keras_ssd.wrap(model, dropout_rate=1e-7, num_teachers=3, teacher_chunk=chunk)
     (teachers,) = passes(ssd, WINDOWS).teacher_outputs
-    np.testing.assert_allclose(teachers, np.repeat(said[:, None], 3, axis=1), atol=1e-5)
+    np.testing.assert_allclose(teachers, np.repeat(predicted[:, None], 3, axis=1), atol=1e-5)
 
 
 def test_in_batch_negatives_are_distilled_on_whole_batches():

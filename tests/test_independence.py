@@ -126,9 +126,9 @@ def test_passes_run_one_at_a_time_if_layers_combine_samples(name):
         model.drop.rate = NONE
     with pytest.warns(
         UserWarning, match=rf"(?s)The layer .*{named}.*combines the samples of a batch.*one at a"
-    ) as said:
+    ) as warned:
         ssd = keras_ssd.wrap(model, **options)
-    assert len([w for w in said if issubclass(w.category, UserWarning)]) == 1
+    assert len([w for w in warned if issubclass(w.category, UserWarning)]) == 1
     assert ssd.teacher_cost.fraction == 1
     np.testing.assert_allclose(passes(ssd, x).teacher_outputs[0], expected, atol=1e-5)
     with pytest.raises(ValueError, match="`kd_fraction` should be 1"), warnings.catch_warnings():

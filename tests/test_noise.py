@@ -135,7 +135,7 @@ def test_names_and_predicates_choose_any_layer():
                 seen.append(bool((drawn.teacher_representation == 0).mean() > 0.3))
         return seen
 
-    assert moved("hidden_5") == [True, True]  # what lies behind it is moved, too
+    assert moved("hidden_5") == [True, True]  # layers after it change, too
     assert moved(["hidden_6"]) == [False, True]
     assert moved(lambda layer: layer.name == "hidden_6") == [False, True]
     assert moved(None) == [False, True]
@@ -296,7 +296,7 @@ def test_negligible_weight_does_not_change_training(teacher):
         return ssd[0]
 
     other_weights, other_state = trained(wrap)
-    if teacher != "ema":  # that one carries the average
+    if teacher != "ema":  # its teacher is the average
         assert_close(weights, other_weights, tolerance=1e-6)
     assert state == other_state
 

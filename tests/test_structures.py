@@ -82,7 +82,7 @@ def test_student_pass_is_the_plain_training_call(name):
 
 @pytest.mark.parametrize("name", ["sequential", "branches", "several_inputs_and_outputs", "dictionaries", "masked"])
 def test_own_weights_teacher_branches_off_the_students_own_pass(name):
-    """Batch statistics before the cut are shared; with no BatchNormalization behind it the passes are the student's."""
+    """Batch statistics before the cut are shared; with no BatchNormalization after it the passes are the student's."""
     model = EXCHANGEABLE[name](Doubling)
     x = batch(model)
     students, _, teachers, _ = passes(wrapped(model, x), x)

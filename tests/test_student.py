@@ -15,7 +15,7 @@ LOSS = "sparse_categorical_crossentropy"
 
 
 def in_training(**options):
-    """Wrapped and in the midst of training, where the student carries raw weights and `predict` uses the average."""
+    """Wrapped and in the middle of training: the student holds raw weights, and `predict` uses the average."""
     ssd = keras_ssd.wrap(sequential_network(), **options)
     for _ in range(3):
         ssd.train_on_batch(X, Y)
@@ -248,12 +248,12 @@ FORMATS = {"tensorflow": "tf_saved_model", "jax": "tf_saved_model", "torch": "on
 @pytest.mark.filterwarnings("ignore")  # of the exporters
 @pytest.mark.parametrize("kind", ["functional", "subclassed"])
 def test_exported_model_returns_what_predict_returns(tmp_path, kind):
-    """In the midst of training, where the student carries other weights."""
+    """In the middle of training, when the student holds raw weights."""
     model = sequential_network() if kind == "functional" else compiled(built(Called()), metrics=())
     ssd = keras_ssd.wrap(model)
     for _ in range(5):
         ssd.train_on_batch(X, Y)
-    raw, said = model.get_weights(), ssd.predict(X, verbose=0)
+    raw, predicted = model.get_weights(), ssd.predict(X, verbose=0)
     form = FORMATS[keras.backend.backend()]
     path = str(tmp_path / ("exported.onnx" if form == "onnx" else "exported"))
     if form == "onnx":
@@ -269,7 +269,7 @@ def test_exported_model_returns_what_predict_returns(tmp_path, kind):
     else:
         loaded = tf.saved_model.load(path)
         served = np.array(loaded.serve(X))
-    np.testing.assert_allclose(served, said, atol=1e-5)
+    np.testing.assert_allclose(served, predicted, atol=1e-5)
 
 
 @pytest.mark.compiled

@@ -138,8 +138,8 @@ def test_early_stopping_and_reduce_lr_on_plateau_restart_with_the_snapshot():
     snapshot = TeacherSnapshot(patience=2, restart=[stopping, plateau])
     rates = Record()
     history = fit(ssd, [Script(values), stopping, plateau, snapshot, rates], epochs=10)
-    # Two epochs without improvement end the plain stage; then stopping counts anew: four epochs without, after a best
-    # one in Keras versions that forget the old best. Without `restart` it would have been five epochs altogether.
+    # Two epochs without improvement end the plain stage; then stopping counts from 0: four epochs without improvement,
+    # after a best one in Keras versions that forget the old best. Without `restart` it would be five epochs in all.
     assert snapshot.snapshot_epochs == [2]
     assert len(history["loss"]) in (3 + 4, 3 + 1 + 4)
     np.testing.assert_allclose(rates.rate[:5], [0.05, 0.005, 0.05, 0.05, 0.005], rtol=1e-6)

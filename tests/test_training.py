@@ -108,7 +108,7 @@ def test_no_gradient_reaches_the_teachers():
 def test_no_gradient_flows_back_through_the_values_that_teachers_share():
     """Own weights branch off the student's pass: one step is that of a plain model with constant targets.
 
-    Normalization behind the noise makes teachers that differ from the student: it normalizes by the batch, they do not.
+    Normalization after the noise makes teachers that differ from the student: it normalizes by the batch, they do not.
     """
 
     def build():

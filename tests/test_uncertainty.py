@@ -135,7 +135,7 @@ def test_classification_is_that_of_the_drawn_passes(batch_size):
 
 
 def test_chunks_of_passes():
-    """2 + 2 + 1 passes: the layer counts anew in every chunk, and the last has one row for each sample."""
+    """2 + 2 + 1 passes: the layer counts from 0 in every chunk, and the last has one row for each sample."""
     model = dense_network(Counting(n=2))
     last = np.arange(7)[:, None] % 2 + 1
     p = softmax(counted_logits(model, factors=[1, 2, 1, 2, last]))

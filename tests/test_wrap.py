@@ -93,7 +93,7 @@ REFUSALS = [
         lambda: model(layers.Dropout(0.5, noise_shape=(1, 6), name="drop")),
         r"'drop'.*noise_shape=\(1, 6\)",
     ),
-    refusal("stateful behind the cut", stateful, "'r' is stateful"),
+    refusal("stateful after the cut", stateful, "'r' is stateful"),
     refusal(
         "unknown stochastic layer",
         noisy,
