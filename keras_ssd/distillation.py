@@ -156,7 +156,7 @@ class Distillation(keras.layers.Layer):
         return StepOutputs(tree.flatten(student_pass.outputs), student_pass.representation, *passes)
 
     def compare(self, x: Any, average: Any = (), percentile: float | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the teachers' weights, and the compared features of student and teachers, for one batch.
+        """Return the guidance weights, and the compared features of student and teachers, for one batch.
 
         It changes nothing, and returns the same values for the same weights and seed.
 

@@ -121,7 +121,7 @@ class SSDModel(keras.Model):
             setattr(cls, "train_step", as_training_step(cls.train_step))  # noqa: B010
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
-        """Run the student. In a training step the pass also computes where the teachers branch off."""
+        """Run the student. In a training step the pass also returns the values at the cut."""
         if training and self._is_taught():
             self._step.student_pass = self.distillation.student_pass(inputs)
             return self._step.student_pass.outputs
@@ -554,13 +554,13 @@ class SSDModel(keras.Model):
         return predict_stochastic(self, x, **options)
 
     def guidance_weights(self, x: Any, percentile: float | None = None) -> np.ndarray:
-        """Return the weights of the teachers for one batch.
+        """Return the guidance weights of the teachers for one batch.
 
         It changes nothing, and returns the same values for the same weights and seed.
 
         Args:
             x: one batch of inputs, as for `model(x)`.
-            percentile: overrides the percentile, 0-100; 0 shows the weights before the filter. Defaults to `None`.
+            percentile: overrides the percentile, 0-100; 0 returns the weights before the filter. Defaults to `None`.
 
         Returns:
             NumPy array `(batch, teachers)`, every row sums to 1.

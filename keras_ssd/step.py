@@ -15,7 +15,7 @@ class StudentPass(NamedTuple):
     Attributes:
         outputs: the student's outputs, structured as the model's.
         representation: `(batch, features)`, or `None`.
-        cut_values: the values from which the teachers branch off.
+        cut_values: the values at the cut, from which the teachers start.
     """
 
     outputs: Any
