@@ -59,8 +59,8 @@ def sample(
                 value = _register(hp, name, ranges[name], defaults[name])
             if value is not None:
                 # A percentile below 1 is most likely a share, of which `wrap` warns.
-            is_percentile = name == "percentile" and isinstance(ranges[name], tuple)
-            options[name] = round(value) if is_percentile else value
+                is_percentile = name == "percentile" and isinstance(ranges[name], tuple)
+                options[name] = round(value) if is_percentile else value
     return options
 
 
