@@ -82,7 +82,7 @@ class SSDModel(keras.Model):
             self.student = model
             self._teacher_network = Untracked(network)
             self._fit_state, self._step = FitState(), _backend.for_each_thread(StepState)
-            self._compile_record = Untracked(None)
+            self._compile_record, self._holds_old_metrics = Untracked(None), False
             # A weight of 0 from the start means no teachers at all: then nothing may differ from a plain model.
             self.distillation: Any = None
             if settings.distills:
@@ -191,7 +191,7 @@ class SSDModel(keras.Model):
             weigh_metrics(arguments)
         with _backend.variable_scope(self):
             super().compile(**arguments, auto_scale_loss=False)
-        self._compile_record = Untracked(record)
+        self._compile_record, self._holds_old_metrics = Untracked(record), True
         if self.distillation is not None:
             self.distillation.output_records.note_compile(arguments.get("loss"), arguments.get("loss_weights"))
 
@@ -254,8 +254,15 @@ class SSDModel(keras.Model):
         with self._evaluation():
             return super().predict_on_batch(*args, **kwargs)
 
-    def _begin_training(self) -> None:
+    def _follow_student(self) -> None:
+        """Share a `compile` of the student, whose metrics may hold values of an earlier training."""
         self._share_compile()
+        if self._holds_old_metrics:
+            self.student.reset_metrics()
+            self._holds_old_metrics = False
+
+    def _begin_training(self) -> None:
+        self._follow_student()
         self._check_copies()
         # Creating variables while TensorFlow traces a step makes it trace the step twice and keep both traces.
         _backend.build_optimizer(self)
@@ -275,7 +282,7 @@ class SSDModel(keras.Model):
     @contextlib.contextmanager
     def _evaluation(self) -> Any:
         if not self._fit_state.is_running:
-            self._share_compile()
+            self._follow_student()
             variables = [id(v) for v in self.student.weights]
             if variables != self._evaluated:  # quantised, for example: traced functions use the former variables
                 self._evaluated, self.test_function, self.predict_function = variables, None, None

@@ -126,9 +126,8 @@ class SSDHyperModel(keras_tuner.HyperModel):
                 f"{error} (The trial has {options}; use `space` to fix or drop options that do not fit, for example "
                 'space={"similarity": "kl"}.)'
             ) from error
-        for network in (ssd, ssd.student):  # a trial's file holds the optimizer's variables
-            if not network.optimizer.built:
-                network.optimizer.build(network.trainable_variables)
+        if not ssd.optimizer.built:  # a trial's file holds the optimizer's variables
+            ssd.optimizer.build(ssd.trainable_variables)
         return ssd
 
     def fit(self, hp: keras_tuner.HyperParameters, model: SSDModel, *args: Any, **kwargs: Any) -> Any:
