@@ -43,7 +43,7 @@ class Distillation(keras.layers.Layer):
         num_snapshots: variable, the number of snapshots taken since the model was wrapped.
 
     Example:
-        >>> distillation = Distillation(model, resolve("self"))
+        >>> distillation = Distillation(model, keras_ssd.settings.resolve("self"))
         >>> student_pass = distillation.student_pass(x)
         >>> distillation.term(student_pass, student_pass.outputs)  # scalar tensor
     """

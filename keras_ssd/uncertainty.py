@@ -90,7 +90,7 @@ def predict_stochastic(
     Example:
         >>> student = keras.models.load_model("student.keras")
         >>> prediction = keras_ssd.predict_stochastic(student, x, num_passes=30, seed=0)
-        >>> prediction.mean.argmax(axis=-1)[prediction.predictive_entropy < 0.5]  # the others are left to a human
+        >>> prediction.mean.argmax(axis=-1)[prediction.predictive_entropy < 0.5]  # a person decides about the others
     """
     if not isinstance(model, keras.Model):
         raise ValueError(f"`model` should be a keras.Model. Received: {model!r} of type {type(model).__name__}")
