@@ -110,7 +110,7 @@ class Forgetful(keras.metrics.Metric):
         self.count.assign(self.count + 1)
 
     def result(self):
-        return self.count
+        return self.count.value
 
 
 def test_classes_of_the_user_need_no_get_config():
