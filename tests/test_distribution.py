@@ -217,7 +217,7 @@ def test_data_parallel_exchanges_no_activations(four_devices, name):
 
 @only_jax
 @pytest.mark.slow
-def test_a_batch_that_the_devices_cannot_share_is_refused_by_keras(four_devices):
+def test_keras_rejects_batches_that_cannot_be_split_over_devices(four_devices):
     errors = four_devices["short batch"]
     assert "evenly divide" in errors["plain"]
     assert errors["wrapped"] == errors["plain"]

@@ -81,7 +81,7 @@ def test_model_checkpoint_of_weights_only(tmp_path):
     np.testing.assert_allclose(other.predict(X, verbose=0), model.predict(X, verbose=0), rtol=1e-5, atol=1e-6)
 
 
-def test_backup_and_restore_begins_where_the_run_broke_off(tmp_path):
+def test_backup_and_restore_resumes_at_the_interrupted_epoch(tmp_path):
     class Break(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch, logs=None):
             if epoch == 2:
