@@ -123,7 +123,7 @@ def test_mirrored_replicas_hold_one_average(mirrored):
     """What is trained is equal anyway; of BatchNormalization's statistics the average is the replicas' mean."""
     results = mirrored["statistics"]
     assert len(results["moving"]) == 2
-    for first, second in results["held"]:
+    for first, second in results["average"] + results["raw"]:
         np.testing.assert_array_equal(first, second)
     assert results["steps"] == [[8, 8]]
 
@@ -133,7 +133,8 @@ def test_mirrored_replicas_hold_one_average(mirrored):
 def test_files_that_mirrored_replicas_write_change_nothing(mirrored):
     """While a file is written the student holds the average; then each replica has its own statistics again."""
     results = mirrored["statistics"]
-    assert results["held of a run that wrote files"] == results["held"]
+    assert results["raw of a run that wrote files"] == results["raw"]
+    assert results["average of a run that wrote files"] == results["average"]
 
 
 @only_tensorflow
