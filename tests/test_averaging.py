@@ -211,11 +211,23 @@ def test_the_average_moves_in_low_precision(policy):
 
 
 def test_weights_are_exchanged_and_exchanged_back():
+    """A second call changes nothing."""
     model, average = narrow("float32")
-    average.deploy()
-    assert (arrays(model.weights)[0] == np.float32(0.45)).all() and (arrays(average.other)[0] == 0.5).all()
-    average.resume()
-    assert (arrays(model.weights)[0] == 0.5).all() and (arrays(average.other)[0] == np.float32(0.45)).all()
+    for _ in range(2):
+        average.deploy()
+        assert (arrays(model.weights)[0] == np.float32(0.45)).all() and (arrays(average.other)[0] == 0.5).all()
+    for _ in range(2):
+        average.resume()
+        assert (arrays(model.weights)[0] == 0.5).all() and (arrays(average.other)[0] == np.float32(0.45)).all()
+
+
+@pytest.mark.parametrize("is_deployed", [False, True])
+def test_the_average_teaches_in_a_custom_loop_wherever_it_is_held(is_deployed):
+    _, average = narrow("float32")
+    if is_deployed:
+        average.deploy()
+    (_, kernel), _ = average.values(is_training=False)
+    assert (ops.convert_to_numpy(kernel) == np.float32(0.45)).all()
 
 
 def test_the_average_restarts_from_weights_that_were_changed_from_outside():

@@ -556,7 +556,7 @@ def calls_nothing(*arguments, **options):
 
 
 @pytest.mark.parametrize(
-    "module, name", [("test_saving", "calls_nothing"), ("os", "system"), ("builtins", "eval"), ("numpy", "sum")]
+    "module, name", [(__name__, "calls_nothing"), ("os", "system"), ("builtins", "eval"), ("numpy", "sum")]
 )
 def test_a_file_that_names_a_function_is_refused(tmp_path, module, name):
     keras_ssd.wrap(network()).save(tmp_path / "ssd.keras")
