@@ -404,10 +404,12 @@ def test_outputs_of_another_call_are_refused():
         ssd.train_on_batch(X, Y)
 
 
-def test_compute_loss_without_a_call_says_what_is_missing():
+@pytest.mark.parametrize("calls", [0, 1])
+def test_compute_loss_without_a_call_of_its_own_says_what_is_missing(calls):
     class Forgetful(keras_ssd.SSDModel):
         def train_step(self, *args):
-            return self.compute_loss(y=Y[:2], y_pred=ops.ones((2, 3)) / 3)
+            y_pred = self(X, training=True) if calls else ops.ones((24, 3)) / 3
+            return [self.compute_loss(x=X, y=Y, y_pred=y_pred) for _ in range(calls + 1)]
 
     ssd = Forgetful(network())
     ssd.compile("sgd", "sparse_categorical_crossentropy")
