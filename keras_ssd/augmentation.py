@@ -16,7 +16,7 @@ import keras
 from keras import ops
 
 from keras_ssd._typing import Shape, Tensor
-from keras_ssd.settings import is_number
+from keras_ssd.settings import check_number
 
 
 class Augmentation(keras.layers.Layer):
@@ -71,7 +71,8 @@ class Jitter(Augmentation):
 
     def __init__(self, stddev: float = 0.05, seed: int | None = None, **kwargs: Any) -> None:
         super().__init__(seed, **kwargs)
-        self.stddev = _positive("stddev", stddev)
+        check_number("stddev", stddev, "(0, inf)")
+        self.stddev = float(stddev)
 
     def augment(self, x: Tensor) -> Tensor:
         """Return `x + noise`."""
@@ -93,7 +94,8 @@ class Scaling(Augmentation):
 
     def __init__(self, stddev: float = 0.1, seed: int | None = None, **kwargs: Any) -> None:
         super().__init__(seed, **kwargs)
-        self.stddev = _positive("stddev", stddev)
+        check_number("stddev", stddev, "(0, inf)")
+        self.stddev = float(stddev)
 
     def augment(self, x: Tensor) -> Tensor:
         """Return `factor * x`, with a factor of shape `(batch, 1, channels)`."""
@@ -117,7 +119,8 @@ class TimeMask(Augmentation):
 
     def __init__(self, max_fraction: float = 0.25, seed: int | None = None, **kwargs: Any) -> None:
         super().__init__(seed, **kwargs)
-        self.max_fraction = _positive("max_fraction", max_fraction, most=1)
+        check_number("max_fraction", max_fraction, "(0, 1]")
+        self.max_fraction = float(max_fraction)
 
     def augment(self, x: Tensor) -> Tensor:
         """Return `x` with a span set to 0."""
@@ -150,7 +153,8 @@ class Rotation(Augmentation):
 
     def __init__(self, max_angle: float = 30.0, seed: int | None = None, **kwargs: Any) -> None:
         super().__init__(seed, **kwargs)
-        self.max_angle = _positive("max_angle", max_angle, most=180)
+        check_number("max_angle", max_angle, "(0, 180]")
+        self.max_angle = float(max_angle)
 
     def augment(self, x: Tensor) -> Tensor:
         """Multiply every triple of channels of a window by the window's rotation matrix."""
@@ -186,10 +190,3 @@ def rotation_matrices(axis: Tensor, angle: Tensor) -> Tensor:
     cross = ops.reshape(ops.stack([zero, -z, y, z, zero, -x, -y, x, zero], axis=1), (-1, 3, 3))
     sine, cosine = ops.reshape(ops.sin(angle), (-1, 1, 1)), ops.reshape(ops.cos(angle), (-1, 1, 1))
     return ops.eye(3) + sine * cross + (1 - cosine) * ops.matmul(cross, cross)
-
-
-def _positive(name: str, value: Any, most: float = math.inf) -> float:
-    if not is_number(value) or not 0 < value <= most:
-        limit = "" if most == math.inf else f" of at most {most}"
-        raise ValueError(f"`{name}` should be a float above 0{limit}. Received: {name}={value!r}")
-    return float(value)

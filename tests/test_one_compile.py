@@ -62,8 +62,10 @@ def test_wrapped_training_goes_on_as_a_second_fit(make):
 def test_compile_of_either_is_that_of_both():
     model = compiled(network())
     ssd = keras_ssd.wrap(model)
-    ssd.compile(keras.optimizers.SGD(0.125), LOSS)
+    loss = keras.losses.SparseCategoricalCrossentropy()
+    ssd.compile(keras.optimizers.SGD(0.125), loss)
     assert model.optimizer is ssd.optimizer and float(model.optimizer.learning_rate) == 0.125
+    assert model.loss is ssd.loss is loss
     model.compile(keras.optimizers.SGD(0.25), LOSS, metrics=["accuracy"])
     assert ssd.optimizer is model.optimizer
     assert set(fit(ssd).history) == {"loss", "kd_loss", "accuracy"}

@@ -180,7 +180,9 @@ def test_the_logged_term_is_the_mean_over_samples():
     ssd = keras_ssd.wrap(model, teacher="snapshot", distill="outputs", similarity="uniform")
     model.set_weights([w + 0.3 for w in model.get_weights()])
     parts = (slice(16), slice(16, 19), slice(19))
-    logged = [ssd.fit(X[rows], Y[rows], batch_size=16, shuffle=False, verbose=0).history["kd_loss"][0] for rows in parts]
+    logged = [
+        ssd.fit(X[rows], Y[rows], batch_size=16, shuffle=False, verbose=0).history["kd_loss"][0] for rows in parts
+    ]
     assert logged[0] != pytest.approx(logged[1], rel=0.1)
     assert logged[2] == pytest.approx((16 * logged[0] + 3 * logged[1]) / 19, rel=1e-5)
 

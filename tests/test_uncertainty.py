@@ -449,7 +449,11 @@ BAD = {
     "float_passes": (dense_network, {"num_passes": 3.0}, "num_passes=3.0"),
     "true_passes": (dense_network, {"num_passes": True}, "num_passes=True"),
     "seed": (dense_network, {"seed": "7"}, "`seed` should be an integer or None. Received: seed='7'"),
-    "chunk": (dense_network, {"pass_chunk": 0}, "`pass_chunk` should be a positive integer.*pass_chunk=0"),
+    "chunk": (
+        dense_network,
+        {"pass_chunk": 0},
+        "`pass_chunk` should be an integer of at least 1, or None.*pass_chunk=0",
+    ),
     "unknown_layer": (dense_network, {"stochastic_layers": "drop"}, "Unknown: \\['drop'\\]"),
     "deterministic": (dense_network, {"stochastic_layers": ()}, r"depends on the noise \(none\)"),
 }
