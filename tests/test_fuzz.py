@@ -54,7 +54,7 @@ def representations(draw):
     representations(),
     st.sampled_from(SIMILARITIES),
     st.sampled_from([1e-6, 0.01, 1.0, 5.0, 1e6]),
-    st.sampled_from([0.0, 37.5, 50.0, 90.0, 100.0]),
+    st.sampled_from([0.0, 37.5, 50.0, 90.0, 99.99999999, 100.0]),
 )
 def test_weights_are_a_distribution_and_the_target_a_mean(drawn, similarity, temperature, percentile):
     student, teachers = drawn

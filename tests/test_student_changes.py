@@ -30,22 +30,6 @@ def test_a_compile_of_the_student_counts_for_the_wrapper():
     assert np.abs(model.get_layer("features").get_weights()[0] - before[0]).max() > 1e-3
 
 
-def test_the_first_compile_may_be_the_students():
-    model = keras.models.clone_model(sequential_network())
-    ssd = keras_ssd.wrap(model)
-    model.compile("sgd", LOSS)
-    assert ssd.fit(X, Y, verbose=0).history["kd_loss"][0] > 0
-
-
-def test_a_compile_of_the_wrapper_counts_more_than_an_older_one_of_the_student():
-    model = sequential_network()
-    ssd = keras_ssd.wrap(model)
-    model.compile(keras.optimizers.SGD(0.5), LOSS)
-    ssd.compile(keras.optimizers.SGD(0.125), LOSS)
-    ssd.fit(X, Y, verbose=0)
-    assert float(ssd.optimizer.learning_rate) == 0.125
-
-
 @pytest.mark.parametrize("options", [{"ema_momentum": 0}, {}, {"teacher": "ema"}], ids=["none", "self", "ema"])
 def test_a_layer_frozen_between_two_fits_keeps_its_weights(options):
     model = sequential_network()
@@ -56,22 +40,6 @@ def test_a_layer_frozen_between_two_fits_keeps_its_weights(options):
     before = model.get_layer("features").get_weights()
     ssd.fit(X, Y, epochs=5, verbose=0)
     np.testing.assert_array_equal(model.get_layer("features").get_weights()[0], before[0])
-
-
-def test_a_learning_rate_that_a_closure_gives_the_model_counts_in_the_same_epoch():
-    def trained(wrapped):
-        keras.utils.set_random_seed(1)
-        model = sequential_network()
-
-        def fall(epoch, logs):
-            model.optimizer.learning_rate = [0.05, 0.5, 0.0][epoch]
-
-        callback = keras.callbacks.LambdaCallback(on_epoch_begin=fall)
-        trained = keras_ssd.wrap(model, kd_weight=0) if wrapped else model
-        trained.fit(X, Y, epochs=3, shuffle=False, verbose=0, callbacks=callback)
-        return arrays(model.weights)
-
-    assert_same(trained(True), trained(False))
 
 
 @pytest.mark.parametrize("who", ["student", "wrapper"])
