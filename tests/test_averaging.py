@@ -7,6 +7,7 @@ from keras import ops
 
 import keras_ssd
 from keras_ssd.average import WeightAverage
+from keras_ssd.copies import WeightCopies
 from models import CLASSES as Y
 from models import WINDOWS as X
 from models import compiled, network
@@ -196,6 +197,14 @@ def test_the_average_moves_in_low_precision(policy):
     average.deploy()
     deployed = ops.convert_to_numpy(ops.cast(model.weights[0].value, "float32"))
     np.testing.assert_allclose(deployed, 0.5 - 0.05 * 0.99**300, atol=2e-3)
+
+
+def test_a_frozen_copy_has_the_types_of_the_weights():
+    """Unlike the average, it does not move."""
+    model, _ = narrow("bfloat16")
+    copies = WeightCopies(model.weights).copies
+    assert [copy.dtype for copy in copies] == ["bfloat16"] * 2
+    assert_same(arrays(copies), arrays(model.weights))
 
 
 @pytest.mark.parametrize("bias", [1.0, np.nan], ids=["numbers", "not a number"])

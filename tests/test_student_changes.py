@@ -60,10 +60,14 @@ def test_a_closure_ends_the_training(who):
 def test_a_quantised_student_predicts_and_has_to_be_wrapped_again(quantizer):
     model = sequential_network()
     ssd = keras_ssd.wrap(model)
-    ssd.train_on_batch(X, Y) if quantizer == "wrapper" else ssd.fit(X, Y, verbose=0)
+    if quantizer == "student":
+        ssd.fit(X, Y, verbose=0)
+    else:
+        ssd.train_on_batch(X, Y)
+        model.get_layer("head").bias.assign([3.0, -3.0])  # the raw weights differ from their average
     before = ssd.predict(X, verbose=0)
     (model if quantizer == "student" else ssd).quantize("int8")
-    np.testing.assert_allclose(ssd.predict(X, verbose=0), before, atol=0.1)
+    np.testing.assert_allclose(ssd.predict(X, verbose=0), before, atol=0.02)
     np.testing.assert_array_equal(ssd.predict(X, verbose=0), model.predict(X, verbose=0))
     with pytest.raises(ValueError, match="LoRA, quantisation.*Wrap the model again"):
         ssd.fit(X, Y, verbose=0)
