@@ -210,15 +210,7 @@ INDEPENDENT = {
     ),
     "masks": masked,
     "noise that is always on": always_random,
-    "indices": lambda: keras.Sequential(
-        [
-            keras.Input((5,), dtype="int32"),
-            layers.Embedding(2, 4),
-            layers.Dropout(0.5),
-            layers.Flatten(),
-            Layer(ops.tanh),
-        ]
-    ),
+    "indices": lambda: indices(),
     "subclassed": lambda: built(Subclassed(layers.Dense(2))),
     "subclassed, of indices": lambda: built_on_indices(),
 }
