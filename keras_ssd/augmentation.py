@@ -28,6 +28,8 @@ class Augmentation(keras.layers.Layer):
         seed: integer or `None`.
     """
 
+    _strength = ""  # the name of the argument of a layer of this module
+
     def __init__(self, seed: int | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.seed = seed
@@ -56,7 +58,8 @@ class Augmentation(keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments."""
-        return {**super().get_config(), "seed": self.seed}
+        strength = {self._strength: getattr(self, self._strength)} if self._strength else {}
+        return {**super().get_config(), "seed": self.seed, **strength}
 
 
 @keras.saving.register_keras_serializable(package="keras_ssd")
@@ -69,6 +72,8 @@ class Jitter(Augmentation):
         seed: integer or `None`.
     """
 
+    _strength = "stddev"
+
     def __init__(self, stddev: float = 0.05, seed: int | None = None, **kwargs: Any) -> None:
         super().__init__(seed, **kwargs)
         check_number("stddev", stddev, "(0, inf)")
@@ -77,10 +82,6 @@ class Jitter(Augmentation):
     def augment(self, x: Tensor) -> Tensor:
         """Return `x + noise`."""
         return x + keras.random.normal(ops.shape(x), 0.0, self.stddev, self.compute_dtype, self.seed_generator)
-
-    def get_config(self) -> dict[str, Any]:
-        """Return the arguments."""
-        return {**super().get_config(), "stddev": self.stddev}
 
 
 @keras.saving.register_keras_serializable(package="keras_ssd")
@@ -92,6 +93,8 @@ class Scaling(Augmentation):
         seed: integer or `None`.
     """
 
+    _strength = "stddev"
+
     def __init__(self, stddev: float = 0.1, seed: int | None = None, **kwargs: Any) -> None:
         super().__init__(seed, **kwargs)
         check_number("stddev", stddev, "(0, inf)")
@@ -101,10 +104,6 @@ class Scaling(Augmentation):
         """Return `factor * x`, with a factor of shape `(batch, 1, channels)`."""
         batch, _, channels = ops.shape(x)
         return x * keras.random.normal((batch, 1, channels), 1.0, self.stddev, self.compute_dtype, self.seed_generator)
-
-    def get_config(self) -> dict[str, Any]:
-        """Return the arguments."""
-        return {**super().get_config(), "stddev": self.stddev}
 
 
 @keras.saving.register_keras_serializable(package="keras_ssd")
@@ -116,6 +115,8 @@ class TimeMask(Augmentation):
             this maximum, the position uniform over all positions at which the span fits. Defaults to `0.25`.
         seed: integer or `None`.
     """
+
+    _strength = "max_fraction"
 
     def __init__(self, max_fraction: float = 0.25, seed: int | None = None, **kwargs: Any) -> None:
         super().__init__(seed, **kwargs)
@@ -133,10 +134,6 @@ class TimeMask(Augmentation):
         masked = ops.logical_and(step >= start, step < start + length)
         return ops.where(masked, ops.zeros_like(x), x)
 
-    def get_config(self) -> dict[str, Any]:
-        """Return the arguments."""
-        return {**super().get_config(), "max_fraction": self.max_fraction}
-
 
 @keras.saving.register_keras_serializable(package="keras_ssd")
 class Rotation(Augmentation):
@@ -150,6 +147,8 @@ class Rotation(Augmentation):
             uniform on the sphere. Defaults to `30.0`.
         seed: integer or `None`.
     """
+
+    _strength = "max_angle"
 
     def __init__(self, max_angle: float = 30.0, seed: int | None = None, **kwargs: Any) -> None:
         super().__init__(seed, **kwargs)
@@ -169,10 +168,6 @@ class Rotation(Augmentation):
         turned = ops.matmul(ops.reshape(x, (batch, -1, 3)), ops.swapaxes(rotation, 1, 2))
         # On PyTorch a product of float64 is float32.
         return ops.cast(ops.reshape(turned, (batch, steps, channels)), self.compute_dtype)
-
-    def get_config(self) -> dict[str, Any]:
-        """Return the arguments."""
-        return {**super().get_config(), "max_angle": self.max_angle}
 
 
 def rotation_matrices(axis: Tensor, angle: Tensor) -> Tensor:
