@@ -266,6 +266,25 @@ def test_zeros_and_constraints_of_the_raw_weights_hold_in_the_deployed_weights()
     np.testing.assert_allclose(arrays(dense.kernel)[0], [[0.0, 0.6], [0.8, 0.0]], atol=1e-6)
 
 
+@pytest.mark.parametrize("options", [{}, {"teacher": "ema"}], ids=["self", "ema"])
+def test_a_pruned_model_stays_pruned(options):
+    """A callback sets half of a kernel to 0 after every batch."""
+    model = compiled(network(), keras.optimizers.Adam(0.05))
+    kernel = model.layers[1].kernel
+    mask = np.abs(arrays(kernel)[0]) > np.median(np.abs(arrays(kernel)[0]))
+    kernel.assign(arrays(kernel)[0] * mask)
+    prune = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: sync_and_prune(ssd))
+
+    def sync_and_prune(ssd):
+        if keras.backend.backend() == "jax":
+            ssd.jax_state_sync()
+        kernel.assign(arrays(kernel)[0] * mask)
+
+    ssd = keras_ssd.wrap(model, **options)
+    ssd.fit(X, Y, epochs=3, batch_size=8, verbose=0, callbacks=[prune])
+    assert ((arrays(kernel)[0] == 0) == ~mask).all()
+
+
 class Counting(keras.layers.Layer):
     """Counts its calls in a float, as a power iteration or a codebook keeps its state."""
 

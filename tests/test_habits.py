@@ -349,6 +349,19 @@ def test_a_module_of_torch_is_refused_where_weights_are_held(options):
 # Models that are not built, and models that are called twice.
 
 
+@pytest.mark.parametrize(
+    "make",
+    [lambda: keras.Sequential([layers.Dropout(0.3), layers.Dense(2)]), WithoutTraining],
+    ids=["Sequential", "subclassed"],
+)
+def test_an_unbuilt_model_is_refused_with_the_remedy(make):
+    model = make()
+    with pytest.raises(ValueError, match=r"`model` is not built.*`model\(x\[:1\]\)`.*keras\.Input"):
+        keras_ssd.wrap(model)
+    model(X[:1])
+    keras_ssd.wrap(model)
+
+
 def siamese(make_encoder):
     a, b = keras.Input((4,)), keras.Input((4,))
     encoder = make_encoder()

@@ -60,6 +60,16 @@ def test_early_stopping_restores_the_best_weights(options):
         assert_same(model.get_weights(), script.weights[1])
 
 
+def test_model_checkpoint_of_weights_only(tmp_path):
+    path = str(tmp_path / "last.weights.h5")
+    model = make_model()
+    fit(model, keras.callbacks.ModelCheckpoint(path, save_weights_only=True))
+    other = make_model()
+    other.optimizer.build(other.trainable_variables)
+    other.load_weights(path)
+    np.testing.assert_allclose(other.predict(X, verbose=0), model.predict(X, verbose=0), rtol=1e-5, atol=1e-6)
+
+
 def test_csv_logger_keeps_its_columns(tmp_path):
     path = tmp_path / "log.csv"
     history = fit(make_model(), TeacherMonitor(every=2), keras.callbacks.CSVLogger(str(path)))

@@ -122,6 +122,15 @@ def test_classes_of_the_user_need_no_get_config():
     assert fit(ssd).history["forgetful"] == [3.0] == [float(ops.convert_to_numpy(metric.result()))]
 
 
+def test_a_learning_rate_that_is_a_function_is_followed():
+    rate = [0.5]
+    model = compiled(network(), keras.optimizers.SGD(lambda: rate[0]), run_eagerly=True)
+    ssd = keras_ssd.wrap(model)
+    assert float(ssd.optimizer.learning_rate) == 0.5
+    rate[0] = 0.25
+    assert float(ssd.optimizer.learning_rate) == 0.25
+
+
 def test_a_schedule_that_has_ended_warns():
     schedule = keras.optimizers.schedules.CosineDecay(0.1, 6)
     model = compiled(network(), keras.optimizers.SGD(schedule))

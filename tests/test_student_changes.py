@@ -42,6 +42,22 @@ def test_a_layer_frozen_between_two_fits_keeps_its_weights(options):
     np.testing.assert_array_equal(model.get_layer("features").get_weights()[0], before[0])
 
 
+def test_a_learning_rate_that_a_closure_gives_the_model_counts_in_the_same_epoch():
+    def trained(wrapped):
+        keras.utils.set_random_seed(1)
+        model = sequential_network()
+
+        def fall(epoch, logs):
+            model.optimizer.learning_rate = [0.05, 0.5, 0.0][epoch]
+
+        callback = keras.callbacks.LambdaCallback(on_epoch_begin=fall)
+        trained = keras_ssd.wrap(model, kd_weight=0) if wrapped else model
+        trained.fit(X, Y, epochs=3, shuffle=False, verbose=0, callbacks=callback)
+        return arrays(model.weights)
+
+    assert_same(trained(True), trained(False))
+
+
 @pytest.mark.parametrize("who", ["student", "wrapper"])
 def test_a_closure_ends_the_training(who):
     model = sequential_network()

@@ -128,12 +128,7 @@ REFUSALS = [
         teacher=lambda: of(layers.Dropout(0.5), layers.Dense(2)),
     ),
     # The model.
-    refusal(
-        "unbuilt",
-        lambda: keras.Sequential([layers.Dense(3)]),
-        r"`model` is not built.*`model\(x\[:1\]\)`.*keras\.Input",
-    ),
-    refusal("an unbuilt subclassed model", lambda: Subclassed("dropout"), "`model` is not built"),
+    refusal("unbuilt", lambda: keras.Sequential([layers.Dense(3)], name="net"), "`model` is not built.*keras.Input"),
     refusal("not a model", lambda: "resnet", "`model` should be a keras.Model.*'resnet'"),
     refusal("wrapped already", lambda: keras_ssd.wrap(noisy()), "wrapped already.*student"),
     # The representation.
