@@ -202,6 +202,11 @@ class TestSearch:
             assert isinstance(model, SSDModel)
             assert loss_of(model.student) == pytest.approx(trial.score, abs=1e-6)
 
+    def test_the_first_trial_is_plain_whatever_the_seed(self, tmp_path):
+        for seed in range(4):
+            search = random_search(tuner.SSDHyperModel(Untrained()), tmp_path / str(seed), seed=seed, max_trials=1)
+            assert [one["ssd_distill"] for one in values(tuner.search(search, **DATA))] == [False]
+
     @pytest.mark.slow
     @pytest.mark.once
     @pytest.mark.parametrize("teacher", ["ema", "snapshot"])
