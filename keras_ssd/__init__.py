@@ -1,8 +1,9 @@
 """keras-ssd: train any Keras model by stochastic self-distillation.
 
 `wrap(model)` returns a `keras.Model` whose `fit` distils the model's own stochastic passes (dropout on) into the model
-itself. `SSDModel` is the class of the result. `guidance` holds the equations (arXiv 2504.14307), `callbacks` the
-callbacks for `fit`, `augmentation` layers for sensor windows, and `plotting` the plots.
+itself. `SSDModel` is the class of the result, and `load_model` reads it from a file. `guidance` holds the equations
+(arXiv 2504.14307), `callbacks` the callbacks for `fit`, `augmentation` layers for sensor windows, and `plotting` the
+plots.
 """
 
 try:

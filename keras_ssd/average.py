@@ -128,14 +128,14 @@ class WeightAverage(keras.layers.Layer):
             number.assign(np.zeros((), "int32"))
 
     def _is_unchanged(self) -> bool:
-        """Return whether the average is deployed and the model's weights are those that were deployed."""
+        """Return whether the average is deployed and the model's weights were not changed since."""
         if not _number(self.steps) or not _number(self.is_deployed):
             return False
         return np.array_equal(ops.convert_to_numpy(self.digest.value), _digest(arrays(self._weights)))
 
     @contextlib.contextmanager
     def deployed(self) -> Iterator[None]:
-        """Let the model hold the average within the context, during training, too."""
+        """Let the model hold the average within the context, also during training."""
         if not self.holds_average or self._raw.content is not None:
             yield
             return
@@ -161,10 +161,10 @@ class WeightAverage(keras.layers.Layer):
             result.append(value)
         return result
 
-    # Files hold raw and averaged weights of a model in training, because the model in them holds what is deployed.
+    # The model in a file holds the deployed weights, so files also hold raw and averaged weights.
 
     def state(self) -> dict[str, Any]:
-        """Return raw weights, average and steps, by name, for a file whose model holds the deployed weights."""
+        """Return raw weights, average and steps as arrays by name, for a file whose model holds the deployed ones."""
         is_average = self.holds_average
         steps = _number(self.steps) if is_average or self._is_unchanged() else 0
         raw = self._raw.content or arrays(self.other if steps and not is_average else self._weights)

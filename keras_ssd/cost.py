@@ -65,7 +65,7 @@ def multiplications(step: Step) -> float:
     """Return roughly the multiplications of one layer call for one sample, and one for each value that it returns.
 
     A kernel is applied at every position (of the output, where a convolution has strides), and attention multiplies
-    each position with each other one.
+    each position with each other position.
 
     Args:
         step: the call.

@@ -43,7 +43,7 @@ class Distillation(keras.layers.Layer):
         num_snapshots: variable, the number of snapshots taken since the model was wrapped.
 
     Example:
-        >>> distillation = Distillation(model, resolve("self"))
+        >>> distillation = Distillation(model, keras_ssd.settings.resolve("self"))
         >>> student_pass = distillation.student_pass(x)
         >>> distillation.term(student_pass, student_pass.outputs)  # scalar tensor
     """
@@ -156,7 +156,7 @@ class Distillation(keras.layers.Layer):
         return StepOutputs(tree.flatten(student_pass.outputs), student_pass.representation, *passes)
 
     def compare(self, x: Any, average: Any = (), percentile: float | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the teachers' weights, and the compared features of student and teachers, for one batch.
+        """Return the guidance weights, and the compared features of student and teachers, for one batch.
 
         It changes nothing, and returns the same values for the same weights and seed.
 
@@ -181,7 +181,7 @@ class Distillation(keras.layers.Layer):
         self.teacher_weights.copy(self._teacher_variables.content)
         self.num_snapshots.assign(np.array(ops.convert_to_numpy(self.num_snapshots.value) + 1, "int32"))
 
-    # What a file holds beside the student.
+    # The state in a file.
 
     def state(self) -> dict[str, np.ndarray]:
         """Return the state as arrays by name, for a file."""

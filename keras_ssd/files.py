@@ -1,4 +1,4 @@
-"""Files of a wrapped model: files of the student that also hold what training needs to go on. Whole or absent."""
+"""Files of a wrapped model: files of the student that also hold the state of the training. Whole or absent."""
 
 import contextlib
 import inspect
@@ -22,7 +22,7 @@ from keras_ssd.settings import OPTIONS
 # Prefix of folders that hold files being written or removed; a killed process leaves them behind.
 UNFINISHED = ".unfinished-"
 
-# Members of an archive beside those of the plain model, and the group of a weights file beside its weights.
+# Further members of an archive of the plain model, and the further group of its weights file.
 _CONFIG, _STATE, _TEACHER = "keras_ssd.json", "keras_ssd.h5", "keras_ssd_teacher.keras"
 _GROUP = "keras_ssd"
 # Keras' older format.
@@ -93,7 +93,7 @@ def load_weights(ssd: Any, filepath: Any, skip_mismatch: bool, **kwargs: Any) ->
 def load_model(
     filepath: Any, custom_objects: dict[str, Any] | None = None, compile: bool = True, safe_mode: bool = True
 ) -> Any:
-    """Load a wrapped model from what its `save` wrote; training goes on where it was.
+    """Load a wrapped model from the file that its `save` wrote; training continues where it stopped.
 
     `keras.models.load_model` loads the plain model from the same file.
 
@@ -111,7 +111,7 @@ def load_model(
 
     Example:
         >>> ssd.save("model.keras")
-        >>> keras_ssd.load_model("model.keras").fit(x, y, epochs=1, verbose=0)  # training goes on
+        >>> keras_ssd.load_model("model.keras").fit(x, y, epochs=1, verbose=0)  # training continues
     """
     if not os.path.exists(filepath):
         raise ValueError(f"`filepath` names a file that does not exist: {os.fspath(filepath)!r}")
@@ -145,7 +145,7 @@ def load_model(
 
 
 def get_config(ssd: Any) -> dict[str, Any]:
-    """Return the configuration of a wrapped model, with those of the student and of another network as the teacher."""
+    """Return the configuration of a wrapped model, including the student's and that of another teacher network."""
     student = keras.saving.serialize_keras_object(ssd.student)
     teacher = ssd.settings.kind
     if teacher == "model":
@@ -268,7 +268,7 @@ def _read(group: Any) -> dict[str, dict[str, np.ndarray]]:
 
 
 def _members(ssd: Any, state: dict[str, dict[str, np.ndarray]]) -> dict[str, bytes]:
-    """Return the members of an archive beside those of the plain model, by name."""
+    """Return by name the members that are added to an archive of the plain model."""
     config = ssd.get_config()
     for name in ("model", "student"):
         config.pop(name, None)

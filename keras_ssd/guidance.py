@@ -77,7 +77,7 @@ def similarity_scores(
 
 
 def guidance_weights(scores: Tensor, temperature: float = 5.0, percentile: float = 90.0) -> Tensor:
-    """Turn scores into the teachers' weights: softmax, percentile filter, renormalisation.
+    """Turn scores into guidance weights: softmax, percentile filter, renormalisation.
 
     `a[b, :] = softmax(phi[b, :] / h)`; every weight below the `percentile`-th percentile of its row (linear
     interpolation between order statistics, as `numpy.percentile`) is set to 0; the rest is divided by its sum. A

@@ -33,12 +33,12 @@ _MANY_ELEMENTS, _MANY_MULTIPLICATIONS = 2**18, 2**27
 
 
 class Independence(NamedTuple):
-    """What is known of the rows of a batch.
+    """Knowledge about the rows of a batch.
 
     Attributes:
         has_rows: for each tensor, by `id`, whether it has one row for each sample.
         suffix_culprit: the layer because of which the batch of the suffix cannot be tiled; `None` if it can.
-        prefix_culprit: the layer because of which the prefix of a part of the batch is no part of the prefix.
+        prefix_culprit: the layer that makes the prefix of a part of the batch differ from that part of the prefix.
         moves: whether the culprit moves samples to other rows; otherwise it combines the samples of a batch.
         has_fixed_size: whether the model takes batches of one size only, which each pass must have.
     """
@@ -67,7 +67,7 @@ def examine(
         outputs: symbolic tensors that the passes return.
 
     Returns:
-        An `Independence`. What cannot be found out counts as independent.
+        An `Independence`. Rows count as independent if the layers cannot be run.
     """
     batch = tree.flatten(graph.inputs)[0].shape[0]
     by_shape = {id(x): len(x.shape) > 0 and x.shape[0] == batch for step in needed for x in step.inputs}
@@ -158,7 +158,7 @@ def _compare(
         culprit = _first_mover(runs, prefix)
         return Independence({**by_shape, **dict.fromkeys(states, True)}, culprit, culprit, moves=True)
     if "mixed" not in states.values() and not prefix_culprit.counts:
-        prefix_culprit = _NONE  # what was moved or combined in between is as it was again
+        prefix_culprit = _NONE  # later layers undid the move or the combination
     has_rows = {id(x): _first_size(runs.all[id(x)]) in (runs.rows, None) for x in suffix_inputs}
     for x in suffix_inputs:  # each pass takes rows of these values, whatever the prefix makes of a part of the batch
         if states[id(x)] == "mixed" and not runs.is_symbolic:
@@ -211,7 +211,7 @@ def _first_size(value: Any) -> int | None:
 
 
 def _is_random(runs: _Runs, step: Step) -> bool:
-    """Return whether a layer draws random numbers in inference mode, too, so that two calls differ."""
+    """Return whether a layer draws random numbers also in inference mode, so that two calls differ."""
     if runs.is_symbolic:
         return False
     again = dict(runs.all)
@@ -221,7 +221,7 @@ def _is_random(runs: _Runs, step: Step) -> bool:
 
 
 def _counts_rows(runs: _Runs, step: Step, states: Sequence[str]) -> bool:
-    """Return whether a layer computes a row in another way if there are many rows, as a layer with a capacity does."""
+    """Return whether a layer computes a row differently if there are many rows, as a layer with a capacity does."""
     inputs = [x for x in step.inputs if runs.all[id(x)] is not None]
     kept = [runs.state(x) for x in inputs]
     if runs.is_symbolic or _keeps_rows(step) or set(states) != {"rows"} or set(kept) - {"rows", "none"}:
@@ -278,7 +278,7 @@ def _random_inputs(graph: Graph, rows: int, seed: int) -> dict[int, Any]:
             return ops.convert_to_tensor(generator.normal(size=shape), x.dtype)
         if not keras.backend.is_int_dtype(x.dtype) and x.dtype != "bool":
             raise ValueError(f"Inputs of {x.dtype} are not made.")
-        # 1 comes first, as a sequence begins with what is not masked.
+        # 1 comes first, because a sequence begins with unmasked steps.
         return ops.convert_to_tensor(-np.sort(-generator.integers(0, 2, shape), axis=-1), x.dtype)
 
     return {id(x): random(x) for x in tree.flatten(graph.inputs)}
@@ -289,7 +289,7 @@ def _symbolic_inputs(graph: Graph, rows: int) -> dict[int, Any]:
 
 
 def _lengths(shape: Any) -> list[int]:
-    """Return a shape without the batch, with numbers for what is unknown."""
+    """Return a shape without the batch, with numbers in place of unknown sizes."""
     unknown = 64 if len(shape) < 4 else 32
     return [unknown if size is None else size for size in shape[1:]]
 

@@ -29,7 +29,7 @@ class LayerCopies:
         Args:
             layer: a `keras.Layer`.
             changes: by `id` of each layer to copy the values of its attributes that change, by name. Layers that are
-                not in it, and what they hold, are shared.
+                not in it, and the layers in them, are shared.
 
         Returns:
             The copy; the layer itself if it is not to be copied.

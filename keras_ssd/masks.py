@@ -1,4 +1,4 @@
-"""Keras masks of outputs and representations: how they are read, and what is averaged under them."""
+"""Keras masks of outputs and representations: how they are read, and means of unmasked elements."""
 
 import math
 from typing import Any

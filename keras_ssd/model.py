@@ -26,7 +26,7 @@ from keras_ssd.uncertainty import predict_stochastic
 from keras_ssd.unlabelled import as_joined_dataset, weigh_metrics
 from keras_ssd.untracked import Untracked
 
-# Keras' own: tools that log trainings put functions of their own in the place of its methods.
+# Keras' own signatures: tools that log trainings replace its methods.
 _COMPILE, _FIT = inspect.signature(keras.Model.compile), inspect.signature(keras.Model.fit)
 
 
@@ -72,7 +72,7 @@ class SSDModel(keras.Model):
         check_overrides(model)
         keras_names.check_mode()
         keras_options = {name: options.pop(name) for name in ("name", "trainable") if name in options}
-        # Without a graph there is no representation: outputs are distilled, as for any other frozen teacher.
+        # Without a graph there is no representation, so outputs are distilled, as for other frozen teachers.
         is_open = options.get("distill") is None and options.get("similarity") is None
         as_model = kind == "snapshot" and is_open and not is_functional(model)
         settings = resolve(kind, "model" if as_model else None, **options)
@@ -82,7 +82,7 @@ class SSDModel(keras.Model):
             self.student = model
             self._teacher_network = Untracked(network)
             self._fit_state, self._step = FitState(), _backend.for_each_thread(StepState)
-            self._compile_record = Untracked(None)
+            self._compile_record, self._holds_old_metrics = Untracked(None), False
             # A weight of 0 from the start means no teachers at all: then nothing may differ from a plain model.
             self.distillation: Any = None
             if settings.distills:
@@ -121,7 +121,7 @@ class SSDModel(keras.Model):
             setattr(cls, "train_step", as_training_step(cls.train_step))  # noqa: B010
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
-        """Run the student. In a training step the pass also computes where the teachers branch off."""
+        """Run the student. In a training step the pass also returns the values at the cut."""
         if training and self._is_taught():
             self._step.student_pass = self.distillation.student_pass(inputs)
             return self._step.student_pass.outputs
@@ -191,12 +191,12 @@ class SSDModel(keras.Model):
             weigh_metrics(arguments)
         with _backend.variable_scope(self):
             super().compile(**arguments, auto_scale_loss=False)
-        self._compile_record = Untracked(record)
+        self._compile_record, self._holds_old_metrics = Untracked(record), True
         if self.distillation is not None:
             self.distillation.output_records.note_compile(arguments.get("loss"), arguments.get("loss_weights"))
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
-        """Compile as stored. Keras skips models that override `compile`, unless they override this method, too."""
+        """Compile as stored. Keras skips models that override `compile` unless they also override this method."""
         self.compile(**keras.saving.deserialize_keras_object(config))
         _backend.build_optimizer(self)
 
@@ -254,8 +254,15 @@ class SSDModel(keras.Model):
         with self._evaluation():
             return super().predict_on_batch(*args, **kwargs)
 
-    def _begin_training(self) -> None:
+    def _follow_student(self) -> None:
+        """Share a `compile` of the student, whose metrics may hold values of an earlier training."""
         self._share_compile()
+        if self._holds_old_metrics:
+            self.student.reset_metrics()
+            self._holds_old_metrics = False
+
+    def _begin_training(self) -> None:
+        self._follow_student()
         self._check_copies()
         # Creating variables while TensorFlow traces a step makes it trace the step twice and keep both traces.
         _backend.build_optimizer(self)
@@ -275,7 +282,7 @@ class SSDModel(keras.Model):
     @contextlib.contextmanager
     def _evaluation(self) -> Any:
         if not self._fit_state.is_running:
-            self._share_compile()
+            self._follow_student()
             variables = [id(v) for v in self.student.weights]
             if variables != self._evaluated:  # quantised, for example: traced functions use the former variables
                 self._evaluated, self.test_function, self.predict_function = variables, None, None
@@ -295,8 +302,8 @@ class SSDModel(keras.Model):
         holds_copies = self.average is not None or (self.distillation is not None and self.settings.kind == "snapshot")
         if holds_copies and [id(v) for v in self.student.weights] != self._variables_of_student:
             raise ValueError(
-                f"The weights of {self.student.name!r} are no longer those that were wrapped (LoRA, quantisation, a "
-                "new layer), so the moving average or snapshot belongs to other weights. Wrap the model again, "
+                f"The weights of {self.student.name!r} have changed since it was wrapped (LoRA, quantisation, a new "
+                "layer), so the moving average or snapshot belongs to other weights. Wrap the model again, "
                 "keras_ssd.wrap(ssd.student, ...), or save the model itself, ssd.student.save(...)."
             )
 
@@ -359,7 +366,7 @@ class SSDModel(keras.Model):
     # Files. `files.py` writes and reads them.
 
     def save(self, filepath: Any, overwrite: bool = True, zipped: bool | None = None, **kwargs: Any) -> None:
-        """Save the student, with the state of the optimizer, and beside it what training needs to go on.
+        """Save the student with the state of the optimizer, and the state that is needed to continue the training.
 
         `keras.models.load_model` reads the plain, compiled model from the file, also where keras_ssd is not installed;
         `keras_ssd.load_model` reads the wrapped model. The student in the file holds the deployed weights.
@@ -374,7 +381,7 @@ class SSDModel(keras.Model):
         files.save(self, filepath, overwrite, zipped, **kwargs)
 
     def save_weights(self, filepath: Any, overwrite: bool = True, **kwargs: Any) -> None:
-        """Save the student's weights, and in the same file what training needs to go on.
+        """Save the student's weights, and in the same file the state that is needed to continue the training.
 
         The plain model loads the deployed weights from the file, `load_weights` of the wrapped model loads all. A file
         in several parts (`max_shard_size`), or at a URL, holds the student only.
@@ -554,13 +561,13 @@ class SSDModel(keras.Model):
         return predict_stochastic(self, x, **options)
 
     def guidance_weights(self, x: Any, percentile: float | None = None) -> np.ndarray:
-        """Return the weights of the teachers for one batch.
+        """Return the guidance weights of the teachers for one batch.
 
         It changes nothing, and returns the same values for the same weights and seed.
 
         Args:
             x: one batch of inputs, as for `model(x)`.
-            percentile: overrides the percentile, 0-100; 0 shows the weights before the filter. Defaults to `None`.
+            percentile: overrides the percentile, 0-100; 0 returns the weights before the filter. Defaults to `None`.
 
         Returns:
             NumPy array `(batch, teachers)`, every row sums to 1.

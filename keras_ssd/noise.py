@@ -115,7 +115,7 @@ def choose_noise(
             tuple (no noise: a deterministic teacher). A noise layer makes its own noise; the output of any other layer
             goes through dropout, in these passes only.
         dropout_rate: rate of this dropout.
-        passes: what the passes are called in errors: teachers, or passes.
+        passes: name of the passes in errors: teachers, or passes.
 
     Returns:
         A `Noise`.

@@ -124,7 +124,7 @@ def describe_outputs(
         names: names of the outputs of a functional model, by which losses may be given, or `None`.
         temperature: T.
         loss: as given to `compile`: a single loss, a structure of losses, or a dict by output name.
-        loss_weights: likewise; they weigh the terms of several outputs like the losses of the task. May hold variables.
+        loss_weights: likewise; they weigh the terms of several outputs as the task losses. May hold variables.
         teacher_from_logits: for the outputs of another network, the result of `teacher_logits`. Defaults to `None`: as
             for the student.
 
@@ -141,7 +141,7 @@ def describe_outputs(
         kind, from_logits = _kind(output_loss, form)
         weight = 1.0 if weight is None else weight
         if output_loss is None and loss is not None:
-            # An output that the user does not train is not distilled, either.
+            # Outputs without a loss are not distilled.
             weight = 0.0
         of_teacher = None if teacher_from_logits is None else teacher_from_logits[place]
         if teacher_from_logits is not None and of_teacher is None and kind != "regression" and weight != 0.0:

@@ -50,7 +50,7 @@ class Output:
 
     @property
     def is_distilled(self) -> bool:
-        """Return whether the output has a weight; a variable counts as a weight, whatever its value."""
+        """Return whether the output is distilled: its weight is not zero, or is a variable."""
         return not isinstance(self.weight, (int, float)) or self.weight > 0
 
     def scores(self, student: Tensor, teachers: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -155,7 +155,7 @@ class Output:
     def _features(self, x: Tensor, from_logits: bool, start: int) -> Tensor:
         """Return tempered logits, over two classes for a binary output; the values themselves for regression.
 
-        All positions are on one axis, because TensorFlow's kernel of softmax takes no more than five axes.
+        All positions are on one axis, because TensorFlow's softmax takes at most five axes.
 
         Args:
             x: the output of the student, `(batch, ...)`, or of the teachers, `(batch, teachers, ...)`.

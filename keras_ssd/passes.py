@@ -46,7 +46,7 @@ class StochasticPasses:
         augmented: whether the passes branch off after augmentation (of a sample that was augmented elsewhere), not
             before it. Augmentation itself is off in the passes.
         dropout_rate: rate of the dropout that `noise` adds; it also overrides the rates of the noise layers.
-        passes: what the passes are called in errors and warnings: teachers, or passes.
+        passes: name of the passes in errors and warnings: teachers, or passes.
 
     Attributes:
         cut: the symbolic tensors whose values `run` takes.
@@ -74,7 +74,7 @@ class StochasticPasses:
         graph = graph.with_layers_after(added)
         noise_layers = [*noise.layers, *(layer for _, layer in added)]
         self.outputs = [graph.moved.get(id(x), x) for x in outputs]
-        # What the graph fixes to training mode is random in every pass, also if it was not chosen.
+        # Noise layers that the graph fixes to training mode are random in every pass, also if they were not chosen.
         noise_layers += [s.layer for s in graph.steps if s.fixed_training and is_noise(s.layer)]
         noise_ids = {id(layer) for layer in noise_layers}
         random_tensors: set[int] = set()
@@ -92,8 +92,8 @@ class StochasticPasses:
         augmentations = [x for step in graph.steps if is_augmentation(step.layer) for x in step.outputs]
         shared = [x for x in augmentations if id(x) not in random_tensors]
         self.prefix: list[Step] = []
-        # Otherwise a teacher without noise would be the student's own training pass, and a teacher of clean samples
-        # would see the augmented ones.
+        # Teachers without noise or of clean samples run the prefix again: the student's own pass has its noise on and
+        # sees augmented samples.
         if shares_prefix and noise_layers and (augmented or not shared):
             self.cut = self._suffix_inputs
         else:
@@ -147,7 +147,7 @@ class StochasticPasses:
             )
 
     def _describe_culprit(self, layer: Any) -> tuple[str, str]:
-        """Return what a layer does with the rows of a batch, and the remedy."""
+        """Describe how a layer makes rows depend on each other, and return the remedy."""
         if self._rows.moves:
             does, remedy = "moves samples along the first axis", "fold and unfold the batch within one layer"
         else:
@@ -214,7 +214,7 @@ class StochasticPasses:
     def _chunk_in_cache(self, cut_values: Sequence[Tensor], num_teachers: int) -> int:
         """Return the largest divisor of `num_teachers` for which every layer's output stays in a processor's cache.
 
-        If it does not, a single batch takes up to half as long again as one pass after the other.
+        Otherwise one large batch takes up to 1.5 times as long as sequential passes.
         """
         if not _backend.gains_from_small_batches():
             return num_teachers

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def plot_teacher_weights(ssd: SSDModel, x: Any, ax: "Axes | None" = None) -> "Axes":
-    """Draw the weights of the teachers of one batch, samples x teachers, before and after the percentile filter.
+    """Draw the guidance weights of one batch, samples x teachers, before and after the percentile filter.
 
     Args:
         ssd: a model from `keras_ssd.wrap`.

@@ -9,8 +9,8 @@ from keras_ssd._typing import Tensor
 class RepeatForTeachers(keras.layers.Layer):
     """`(batch, ...)` to `(batch * teachers, ...)`, batch-major, with the mask and without a gradient.
 
-    It is batch-major, because under data parallelism the rows of a sample then stay on the device that holds the
-    sample, and a layer, because Keras carries masks only through layers.
+    It is batch-major so that, under data parallelism, the rows of a sample stay on the device of the sample. It is a
+    layer because Keras passes masks on through layers only.
     """
 
     def __init__(self, num_teachers: int) -> None:

@@ -10,12 +10,12 @@ from keras_ssd import _backend
 
 
 class StudentPass(NamedTuple):
-    """What the student's forward pass leaves for the distillation term of the same step.
+    """Results of the student's forward pass for the distillation term of the same step.
 
     Attributes:
         outputs: the student's outputs, structured as the model's.
         representation: `(batch, features)`, or `None`.
-        cut_values: the values from which the teachers branch off.
+        cut_values: the values at the cut, from which the teachers start.
     """
 
     outputs: Any
@@ -31,7 +31,7 @@ class StepState:
 
     Attributes:
         is_running: whether a training step runs.
-        is_custom: whether it is one of a user's own loop.
+        is_custom: whether it belongs to a custom loop.
         student_pass: the `StudentPass` of the last call, until `take` returns it.
     """
 

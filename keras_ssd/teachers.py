@@ -1,4 +1,4 @@
-"""The argument `teacher`, and the combined passes of student and teacher: their results, and where they branch."""
+"""The argument `teacher`, and the combined passes of student and teacher: their results, and the cut."""
 
 import os
 import zipfile
@@ -58,7 +58,7 @@ def _load(path: str) -> keras.Model:
                 "safe_mode=False if you trust it to run code), and pass the model."
             )
         else:
-            remedy = "It is not a .keras archive, or only a part of one: save it again with `model.save(path)`."
+            remedy = "It is not a complete .keras archive: save it again with `model.save(path)`."
         raise ValueError(
             f"`teacher` names a file that cannot be loaded: {path!r}. {remedy} Keras says: "
             f"{type(error).__name__}: {error}"
@@ -66,7 +66,7 @@ def _load(path: str) -> keras.Model:
 
 
 class StudentTeacherGraph:
-    """The combined passes of student and teacher: their results, and where the teachers branch off.
+    """The combined passes of student and teacher: their results, and the cut.
 
     Args:
         student: the `Graph` of the student.
@@ -124,7 +124,7 @@ class StudentTeacherGraph:
 
         Returns:
             `(outputs, representation, cut_values)`: outputs structured as the model's, the representation
-            `(batch, features)` or `None`, and the values from which the teachers branch off.
+            `(batch, features)` or `None`, and the values at the cut.
         """
         results = self._read_student(x, training=True)
         student_results, cut_values = results[: self._num_student_reads], results[self._num_student_reads :]
@@ -138,7 +138,7 @@ class StudentTeacherGraph:
         return outputs, representation, cut_values
 
     def take_rows(self, cut_values: Sequence[Tensor], rows: Tensor) -> list[Tensor]:
-        """Return the drawn rows of the values from which the teachers branch off; values without a batch stay whole."""
+        """Return the drawn rows of the values at the cut; values without a batch stay whole."""
         pairs = zip(cut_values, self.passes.cut_has_batch, strict=True)
         return [take(x, rows) if has_batch else x for x, has_batch in pairs]
 

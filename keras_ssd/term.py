@@ -1,4 +1,4 @@
-"""The distillation term of one training step: the weights of the teachers, and the loss of the student."""
+"""The distillation term of one training step: guidance weights, and the loss of the student."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -91,7 +91,7 @@ def distillation_loss(
 
     Args:
         step: a `StepOutputs`.
-        guidance: the weights of the teachers, `(batch, teachers)`.
+        guidance: the guidance weights, `(batch, teachers)`.
         outputs: the `Output` of each output.
         settings: a `Settings`.
         sample_weights: for each output the sample weights, or `None`.

@@ -90,7 +90,7 @@ def predict_stochastic(
     Example:
         >>> student = keras.models.load_model("student.keras")
         >>> prediction = keras_ssd.predict_stochastic(student, x, num_passes=30, seed=0)
-        >>> prediction.mean.argmax(axis=-1)[prediction.predictive_entropy < 0.5]  # the others are left to a human
+        >>> prediction.mean.argmax(axis=-1)[prediction.predictive_entropy < 0.5]  # a person decides about the others
     """
     if not isinstance(model, keras.Model):
         raise ValueError(f"`model` should be a keras.Model. Received: {model!r} of type {type(model).__name__}")
@@ -202,7 +202,7 @@ def summary(values: Tensor, kind: str, from_logits: bool = False) -> dict[str, T
     """
     values = _backend.wide(values)
     if from_logits:
-        # TensorFlow's kernel of softmax takes no more than five axes.
+        # TensorFlow's softmax takes at most five axes.
         flat = merge_axes(values, 0, len(values.shape) - 1)
         values = ops.sigmoid(values) if kind == "binary" else ops.reshape(ops.softmax(flat, axis=-1), ops.shape(values))
     mean = ops.mean(values, axis=1)

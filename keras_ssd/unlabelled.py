@@ -89,7 +89,7 @@ class JoinedDataset(keras.utils.PyDataset):
         super().__init__()
         self.labelled, self.unlabelled, self.num_batches = labelled, unlabelled, num_batches
         self.epoch: int = 0
-        self.loss: Any = None  # that labels are checked for; `fit` sets it
+        self.loss: Any = None  # labels are checked for this loss; `fit` sets it
 
     def on_epoch_end(self) -> None:
         """Switch to the order of the next epoch."""
@@ -197,7 +197,7 @@ class _GivenBatches:
         )
 
     def end_epoch(self) -> None:
-        """End the pass if all batches were taken. If their number is unknown, the next epoch goes on behind them."""
+        """End the pass if all batches were taken. If their number is unknown, the next epoch continues after them."""
         if self._is_open and self.num_batches in (None, self._taken):
             self._end_pass(goes_on=self.num_batches is None)
 
@@ -232,7 +232,7 @@ def check_labels(y: Any, loss: Any) -> None:
     for part, chosen in zip(labels, losses, strict=True) if are_paired else itertools.product(labels, losses):
         is_known = isinstance(chosen, str) or getattr(chosen, "__module__", "").startswith("keras.")
         if part is None or not is_known or getattr(chosen, "ignore_class", None) is not None:
-            continue  # a loss of the user's own may know what is missing
+            continue  # a custom loss may handle missing labels
         name = chosen if isinstance(chosen, str) else getattr(chosen, "__name__", type(chosen).__name__)
         is_nan = np.issubdtype(part.dtype, np.floating) and np.isnan(part).any()
         if is_nan or ("crossentropy" in name.replace("_", "").lower() and (part == -1).any()):

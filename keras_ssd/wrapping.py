@@ -60,11 +60,11 @@ def wrap(
             weigh only the task, and every sample counts fully in the term, so that a sample of weight 0 takes part
             without a label (`keras_ssd.join_unlabelled`); `metrics` given to `compile` are then weighted. Defaults to
             `True`.
-        kd_fraction: the part of each batch, in (0, 1], on which the term is computed: evenly spaced rows, at least one,
-            drawn anew in every step, so that the term is an unbiased estimate of that of the whole batch. The
-            student's own pass is not affected. Defaults to `None`: with `"snapshot"` 1, as in the paper; else the
-            largest of 1, 1/2, 1/4, ... for which the multiplications of the passes stay below a quarter of a plain
-            training step. The attribute `teacher_cost` of the result reports both.
+        kd_fraction: fraction of each batch used for the term, in (0, 1]: evenly spaced rows, at least one, which are
+            redrawn in every step, so the estimate is unbiased. The student's own pass is not affected. Defaults to
+            `None`: with `"snapshot"` 1, as in the paper; else the largest of 1, 1/2, 1/4, ... for which the
+            multiplications of the passes stay below a quarter of a plain training step. The attribute `teacher_cost` of
+            the result reports both.
         temperature: T > 0 of the softmax when outputs are distilled or compared. Defaults to `3.0`.
         representation: name of the layer whose output, flattened, is the representation. Defaults to `None`: the input
             of the last Dense layer. It is looked up only if representations are distilled or compared.

@@ -11,7 +11,7 @@ def dropout(rate):
 
 
 def network(noise=None, seeds=(1, 2)):
-    """Normalization before and behind the first noise layer, an activity and a weight regulariser.
+    """Normalization before and after the first noise layer, an activity and a weight regulariser.
 
     Takes windows `(batch, 6, 2)`, of three classes; `noise` is a function of a seed that makes a layer.
     """

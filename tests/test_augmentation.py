@@ -39,7 +39,7 @@ def test_active_in_training_only(make):
 
 
 @every_layer
-def test_each_window_and_call_draws_anew_and_the_seed_fixes_it(make):
+def test_every_window_and_call_draws_new_numbers_fixed_by_the_seed(make):
     same = np.ones((64, 10, 3), "float32")
     layer, again, other = make(seed=1), make(seed=1), make(seed=2)
     first, second = applied(layer, same), applied(layer, same)
@@ -50,7 +50,7 @@ def test_each_window_and_call_draws_anew_and_the_seed_fixes_it(make):
 
 
 @every_layer
-def test_it_is_augmentation_and_no_noise(make):
+def test_layers_count_as_augmentation_not_as_noise(make):
     assert is_augmentation(make()) and not is_noise(make())
     assert is_augmentation(keras.Sequential([keras.Input((10, 3)), make()]))
 
@@ -111,7 +111,7 @@ def test_the_longest_mask_can_cover_the_window():
 
 
 def test_rotation_by_hand():
-    """A quarter turn about z carries x to y and y to -x, a third of a turn about (1, 1, 1) x to y, y to z, z to x."""
+    """A quarter turn about z moves x to y and y to -x, a third of a turn about (1, 1, 1) x to y, y to z, z to x."""
     axes, angles = np.float32([[0, 0, 2], [1, 1, 1], [1, 0, 0]]), np.float32([math.pi / 2, 2 * math.pi / 3, 0])
     matrices = rotation_matrices(ops.convert_to_tensor(axes), ops.convert_to_tensor(angles))
     expected = [[[0, -1, 0], [1, 0, 0], [0, 0, 1]], [[0, 0, 1], [1, 0, 0], [0, 1, 0]], np.eye(3)]
@@ -128,7 +128,7 @@ def test_rotation_turns_all_triples_of_a_window_alike():
     np.testing.assert_allclose(after @ after.transpose(0, 2, 1), before @ before.transpose(0, 2, 1), atol=1e-4)
     cosines = (before * after).sum(axis=2) / (before**2).sum(axis=2)
     assert cosines.min() > math.cos(math.radians(40)) - 1e-4
-    # The turn of a window is one: from three of its steps its matrix follows, and it carries the fourth.
+    # The turn of a window is one: from three of its steps its matrix follows, and it moves the fourth.
     for i in range(5):
         matrix = np.linalg.solve(before[i, :3], after[i, :3])
         np.testing.assert_allclose(before[i, 3] @ matrix, after[i, 3], atol=1e-3)
@@ -147,13 +147,13 @@ def test_rotation_needs_triples():
     ids=["jitter", "scaling", "time mask", "rotation"],
 )
 @pytest.mark.parametrize("value", [0, -1, math.nan, math.inf, "1", None, True])
-def test_a_strength_that_is_no_positive_number_is_refused(make, name, value):
+def test_strength_must_be_a_positive_number(make, name, value):
     with pytest.raises(ValueError, match=f"`{name}` should be a finite float above 0"):
         make(value)
 
 
 @pytest.mark.parametrize("make, most", [(TimeMask, 1), (Rotation, 180)], ids=["time mask", "rotation"])
-def test_a_strength_above_its_limit_is_refused(make, most):
+def test_strength_above_its_limit_raises(make, most):
     make(most)
     with pytest.raises(ValueError, match=f"at most {most}"):
         make(most * 1.01)
@@ -166,7 +166,7 @@ class Halving(Augmentation):
         return x / 2
 
 
-def test_a_base_class_for_other_augmentation():
+def test_subclass_of_augmentation_is_active_in_training_only():
     assert is_augmentation(Halving())
     np.testing.assert_array_equal(applied(Halving(), WINDOWS), WINDOWS / 2)
     np.testing.assert_array_equal(applied(Halving(), WINDOWS, training=False), WINDOWS)
@@ -221,7 +221,7 @@ def test_by_default_teachers_see_the_augmented_sample(teacher):
     assert np.abs(shared[:, 0] - frozen_with_noise(model, X)).max() > 1e-3
 
 
-def test_augmentation_behind_the_noise_is_off_in_the_teachers():
+def test_augmentation_after_the_noise_is_off_in_the_teachers():
     inputs = keras.Input((6, 3))
     model = keras.Model(inputs, layers.Dense(3, activation="softmax")(layers.Flatten()(Halving()(Doubling()(inputs)))))
     for augmented in (True, False):
@@ -267,7 +267,7 @@ def test_weight_0_is_the_plain_model():
 
 
 @pytest.mark.parametrize("teacher", ["self", "ema"])
-def test_training_saving_and_training_on(teacher, tmp_path):
+def test_training_with_augmentation_continues_from_a_file(teacher, tmp_path):
     chain = [lambda: Rotation(20), lambda: Scaling(0.1), lambda: Jitter(0.1), lambda: TimeMask(0.5)]
     model = network(lambda: keras.Sequential([make() for make in chain]), lambda: layers.Dropout(0.5))
     ssd = wrapped(model, teacher=teacher, augmented_teachers=False)
@@ -308,7 +308,7 @@ def test_a_subclassed_model_cannot_separate_noise_from_augmentation():
         keras_ssd.wrap(model, augmented_teachers=False)
 
 
-def test_augmentation_that_the_user_takes_for_noise_cannot_be_off():
+def test_augmentation_chosen_as_noise_cannot_be_switched_off():
     model = network(lambda: Jitter(name="jitter"))
     with pytest.raises(ValueError, match="`augmented_teachers` is False, but 'jitter' is or holds"):
         wrapped(model, stochastic_layers="jitter", augmented_teachers=False)

@@ -28,7 +28,7 @@ averaging = pytest.mark.parametrize(
 @pytest.mark.compiled
 @averaging
 def test_moving_average_of_the_weights(options):
-    """Of the weights behind each step: first a copy, then m = min(momentum, t / (t + 9))."""
+    """Of the weights after each step: first a copy, then m = min(momentum, t / (t + 9))."""
     model = compiled(network())
     ssd = keras_ssd.wrap(model, ema_momentum=0.15, **options)
     expected, seen = None, []
@@ -42,13 +42,13 @@ def test_moving_average_of_the_weights(options):
     assert not np.allclose(seen[0][0], seen[-1][0])
 
 
-def test_the_average_that_teaches_is_the_one_that_is_deployed():
+def test_ema_teacher_uses_the_average_that_is_deployed():
     ssd = keras_ssd.wrap(network(), teacher="ema")
     assert ssd.distillation.teacher_weights is None and ssd.average is not None
 
 
 @pytest.mark.parametrize("kd_weight", [0, 0.1])
-def test_averaging_beside_other_teachers_does_not_touch_the_training(kd_weight):
+def test_averaging_does_not_change_training_with_other_teachers(kd_weight):
     weights = []
     for ema_momentum in (0.99, 0):
         keras.utils.set_random_seed(5)
@@ -60,8 +60,8 @@ def test_averaging_beside_other_teachers_does_not_touch_the_training(kd_weight):
 
 
 @averaging
-def test_fits_with_an_average_go_on_where_the_last_one_ended(options):
-    """Between them the student carries the average; the raw weights are what is trained."""
+def test_next_fit_continues_from_the_raw_weights(options):
+    """Between them the student holds the average; training continues from the raw weights."""
     results = []
     for epochs in ([3], [2, 1]):  # after two steps the average differs from the weights
         keras.utils.set_random_seed(5)
@@ -89,7 +89,7 @@ def test_average_is_evaluated_and_deployed(options):
 
 
 @pytest.mark.parametrize("teacher, ema_momentum", [("self", 0.9), ("self", 0), ("ema", 0.9)])
-def test_after_fit_the_student_is_what_was_validated(teacher, ema_momentum):
+def test_student_holds_the_validated_weights_after_fit(teacher, ema_momentum):
     model = compiled(network(), optimizer=keras.optimizers.SGD(0.5))
     ssd = keras_ssd.wrap(model, teacher=teacher, ema_momentum=ema_momentum)
     history = ssd.fit(X, Y, epochs=2, batch_size=12, verbose=0, validation_data=(X, Y)).history
@@ -106,7 +106,7 @@ def test_after_fit_the_student_is_what_was_validated(teacher, ema_momentum):
 @pytest.mark.parametrize(
     "change", ["fit", *(pytest.param(name, marks=pytest.mark.slow) for name in ("set_weights", "load_weights"))]
 )
-def test_an_average_of_other_weights_is_not_used(tmp_path, options, change):
+def test_average_restarts_from_weights_set_between_fits(tmp_path, options, change):
     """As in the usual loop over folds: nothing of what one fold learnt is left in the next."""
     model = compiled(network(), optimizer=keras.optimizers.SGD(0.5))
     start = model.get_weights()
@@ -135,7 +135,7 @@ def test_an_average_of_other_weights_is_not_used(tmp_path, options, change):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError], ids=["Ctrl-C", "an error"])
-def test_after_a_fit_that_is_cut_short_the_student_is_what_the_wrapper_says(error):
+def test_student_predicts_as_the_wrapper_after_an_interrupted_fit(error):
     def stop(epoch, logs):
         if epoch == 2:
             raise error
@@ -168,7 +168,7 @@ def test_a_stateful_layer_keeps_its_state_between_the_batches_of_predict():
     assert not np.array_equal(raw[-1], model.get_weights()[-1])
     recurrent.reset_state()
     np.testing.assert_allclose(averaged, model.predict(windows, batch_size=4, verbose=0), atol=1e-6)
-    if keras.backend.backend() != "jax":  # there `predict` does not carry states on
+    if keras.backend.backend() != "jax":  # there `predict` does not pass states on
         recurrent.reset_state()
         assert np.abs(averaged[4:] - model.predict(windows[4:], batch_size=4, verbose=0)).max() > 1e-4
 
@@ -308,7 +308,7 @@ def test_counters_are_not_averaged():
     assert float(ops.convert_to_numpy(model.layers[2].count)) == 6
 
 
-def test_the_average_is_not_written_while_fit_runs():
+def test_write_average_raises_while_fit_runs():
     ssd = keras_ssd.wrap(compiled(network()))
     write = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: ssd.write_average())
     with pytest.raises(ValueError, match=r"write_average\(\) cannot be called while `fit` runs.* use `save`"):

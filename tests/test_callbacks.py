@@ -36,7 +36,7 @@ def test_a_weight_of_0_from_a_schedule_trains_as_the_plain_model():
 
 
 @pytest.mark.parametrize("weight", [-0.5, math.nan, math.inf, None], ids=str)
-def test_a_schedule_that_returns_no_weight(weight):
+def test_schedule_that_returns_an_invalid_weight_raises(weight):
     ssd = keras_ssd.wrap(make_model(), num_teachers=2)
     callback = KDWeightSchedule(lambda epoch: weight if epoch else 1.0)
     callback.set_model(ssd)
@@ -46,7 +46,7 @@ def test_a_schedule_that_returns_no_weight(weight):
     assert ssd.kd_weight == 1.0
 
 
-def test_bad_use_of_the_schedule():
+def test_schedule_rejects_bad_arguments():
     with pytest.raises(ValueError, match="`schedule` should be a callable"):
         KDWeightSchedule(0.5)
     with pytest.raises(ValueError, match="was wrapped with kd_weight=0"):
@@ -93,7 +93,7 @@ def test_the_monitor_sees_the_teachers_of_the_training_step():
     assert history["teacher_spread"][0] == pytest.approx((0.01 * math.sqrt(6 * 0.9) / norms).mean(), rel=0.15)
 
 
-def test_the_monitor_beside_the_snapshot_is_silent_in_the_plain_stage():
+def test_monitor_reports_nothing_in_the_plain_stage_of_a_snapshot():
     ssd = make_snapshot_model()
     history = fit(ssd, [TeacherSnapshot(at_epoch=1, restore_best_weights=False), TeacherMonitor()], epochs=2)
     for name in TeacherStatistics.names[:-1]:
@@ -141,7 +141,7 @@ def test_one_deterministic_teacher_has_no_spread_and_no_warning():
     assert history["teacher_spread"] == [0.0]
 
 
-def test_bad_options_of_the_monitor():
+def test_monitor_rejects_bad_arguments():
     with pytest.raises(ValueError, match="`every` should be an integer of at least 1. Received: every=0"):
         TeacherMonitor(every=0)
     with pytest.raises(ValueError, match="`norm_factor` should be a finite float above 1. Received: norm_factor=1"):
@@ -208,7 +208,7 @@ def test_seeds_depend_on_seed_and_epoch_and_the_student_draws_as_the_plain_model
     assert set(states(model, 1, 0)) < set(wrapped)
 
 
-def test_a_bad_seed_is_refused():
+def test_seed_each_epoch_rejects_bad_seeds():
     with pytest.raises(ValueError, match="`seed` should be an integer of at least 0. Received: seed='a'"):
         SeedEachEpoch("a")
 
@@ -225,7 +225,7 @@ class UsersMonitor(TeacherMonitor):
     [(TeacherSnapshot, True), (KDWeightSchedule, True), (TeacherMonitor, True), (UsersMonitor, True)]
     + [(SeedEachEpoch, False), (AtomicBackup, False)],
 )
-def test_a_callback_says_whether_it_needs_teachers(callback, expected):
+def test_needs_teachers_is_set_on_callbacks_that_need_them(callback, expected):
     assert getattr(callback, "needs_teachers", False) is expected
 
 
@@ -240,7 +240,7 @@ def all_callbacks(folder):
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["deepcopy", "pickle"])
-def test_copies_of_callbacks_do_the_same(copied, tmp_path):
+def test_copied_callbacks_behave_alike(copied, tmp_path):
     callbacks = copied(all_callbacks(tmp_path / "copies"))
     every = {getattr(keras_ssd.callbacks, name) for name in keras_ssd.callbacks.__all__}
     assert every < {type(callback) for callback in callbacks}
@@ -257,7 +257,7 @@ def test_copies_of_callbacks_do_the_same(copied, tmp_path):
     assert_same(arrays(again[0].model.student.weights), arrays(ssd.student.weights))
 
 
-def test_everything_is_as_before_after_an_exception():
+def test_fit_restores_its_state_after_an_exception():
     ssd = make_snapshot_model()
     metrics = [metric.name for metric in ssd.metrics]
     with pytest.raises(RuntimeError, match="stop here"):

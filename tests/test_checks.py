@@ -41,7 +41,7 @@ def hub_task(**methods):
     return type("Task", (pipeline,), {"__module__": "keras_hub.src.models.task", **methods})
 
 
-def test_an_attribute_called_preprocessor_refuses_no_model():
+def test_attribute_named_preprocessor_is_allowed():
     model = compiled(classifier(), metrics=())
     model.preprocessor = layers.Rescaling(2.0)
     assert keras_ssd.wrap(model).fit(X, Y, verbose=0).history["kd_loss"][0] > 0
@@ -49,7 +49,7 @@ def test_an_attribute_called_preprocessor_refuses_no_model():
 
 
 @pytest.mark.parametrize("value", [None, abs], ids=["None", "a function"])
-def test_an_attribute_called_preprocessor_hides_no_training_step(value):
+def test_attribute_named_preprocessor_does_not_hide_a_train_step(value):
     class Own(Subclass):
         preprocessor = value
 
@@ -71,21 +71,21 @@ def test_a_task_of_keras_hub_is_refused_while_it_has_a_preprocessor():
 
 @pytest.mark.parametrize("package", ["keras_hub.src.models.detector", "mine"])
 @pytest.mark.parametrize("name", ["compute_loss", "train_step"])
-def test_a_task_with_a_loss_or_a_step_of_its_own_is_refused(package, name):
+def test_task_with_a_custom_loss_or_step_is_rejected(package, name):
     task = hub_task()
     kind = type("Detector", (task,), {name: lambda self, *args, **kwargs: None, "__module__": package})
     with pytest.raises(ValueError, match=rf"overrides \['{name}'\]"):
         keras_ssd.wrap(built(kind))
 
 
-def test_a_fit_of_the_users_own_is_refused_in_a_task_too():
+def test_custom_fit_of_a_task_is_rejected():
     kind = type("Mine", (hub_task(),), {"fit": lambda self, *args, **kwargs: None, "__module__": "mine"})
     with pytest.raises(ValueError, match=r"overrides \['fit'\]"):
         keras_ssd.wrap(built(kind))
 
 
 @pytest.mark.skipif(not hasattr(keras, "distillation"), reason="This version of Keras has no Distiller.")
-def test_a_distiller_of_keras_is_refused_with_the_call_that_replaces_it():
+def test_keras_distiller_is_rejected_with_the_call_that_replaces_it():
     distiller = keras.distillation.Distiller(
         teacher=classifier(), student=classifier(), distillation_losses=keras.distillation.LogitsDistillation()
     )

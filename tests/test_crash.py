@@ -173,7 +173,7 @@ def test_at_every_moment_there_is_a_whole_backup_and_a_whole_checkpoint(tmp_path
 
     def epoch_of(model):
         resumed = States(stop=True)
-        with pytest.raises(InterruptedError):  # outside of training the student carries the average
+        with pytest.raises(InterruptedError):  # outside of training the student holds the average
             model.fit(Shuffled(), verbose=0, callbacks=[resumed])
         return [epoch for epoch, one in noted.states.items() if are_equal(resumed.states[0], one)]
 
@@ -205,7 +205,7 @@ def test_a_backup_needs_a_local_folder(backup_dir):
         AtomicBackup(backup_dir)
 
 
-def test_a_backup_of_a_finished_run_is_kept_if_asked_for(tmp_path):
+def test_delete_checkpoint_false_keeps_the_backup_of_a_finished_run(tmp_path):
     """And a plain model can have one, too."""
 
     def plain():
@@ -272,7 +272,7 @@ def test_a_backup_of_another_model_is_refused(backup_of_an_epoch):
 
 
 @pytest.mark.parametrize("teacher", ["self", "ema", "snapshot"])
-def test_a_finished_run_comes_back_with_its_weights(tmp_path, teacher):
+def test_resuming_a_finished_run_returns_its_weights(tmp_path, teacher):
     ended = []
     for _ in range(2):
         model = make_model(teacher)
@@ -284,7 +284,7 @@ def test_a_finished_run_comes_back_with_its_weights(tmp_path, teacher):
     assert are_equal(ended[0][1], ended[1][1])
 
 
-def test_a_file_is_left_as_it_was_when_saving_fails(tmp_path):
+def test_failed_save_leaves_the_old_file(tmp_path):
     def fail():
         raise InterruptedError
 
@@ -341,7 +341,7 @@ class Report(keras.callbacks.Callback):
 
 
 class Written(keras.callbacks.Callback):
-    """Stands behind those that write files."""
+    """Comes after the callbacks that write files."""
 
     def __init__(self, report):
         super().__init__()
@@ -437,7 +437,7 @@ def kill_and_compare(teacher, n_kills, folder):
     logs_alone, logs_killed = ([*map(json.loads, (path / "log.jsonl").open())] for path in (alone, killed))
     by_epoch = dict(logs_alone)
     assert list(by_epoch) == list(range(EPOCHS)) and {epoch for epoch, _ in logs_killed} == set(by_epoch)
-    # An epoch that was begun anew gives the same again.
+    # A repeated epoch gives the same result.
     assert all(logs == by_epoch[epoch] for epoch, logs in logs_killed)
     left = [keras_ssd.load_model(path / "last.keras") for path in (alone, killed)]
     assert are_equal(*map(state, left))
@@ -457,7 +457,7 @@ N_KILLS = 20 if BACKEND == "torch" else 3
         pytest.param("pipeline", 3, id="pipeline", marks=pytest.mark.once),
     ],
 )
-def test_a_run_that_is_killed_again_and_again_ends_as_the_uninterrupted_one(teacher, n_kills, tmp_path):
+def test_repeatedly_killed_run_ends_as_the_uninterrupted_run(teacher, n_kills, tmp_path):
     command = [sys.executable, __file__, teacher, str(n_kills), str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr

@@ -35,6 +35,6 @@ def test_the_seed_chooses_the_subjects():
     ],
     ids=["unknown", "partly unknown", "one", "none", "shape", "fraction 0", "fraction too large"],
 )
-def test_subjects_that_cannot_be_held_out(subjects, fraction, message):
+def test_hold_out_subjects_rejects_bad_arguments(subjects, fraction, message):
     with pytest.raises(ValueError, match=message):
         keras_ssd.datasets.hold_out_subjects(subjects, fraction=fraction)

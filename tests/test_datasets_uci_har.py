@@ -162,13 +162,13 @@ def test_a_zip_of_another_layout_is_read(tmp_path, change, name):
     assert_as_written(builder)
 
 
-def test_a_zip_that_holds_something_else_is_described(tmp_path):
+def test_error_of_a_zip_with_other_content_lists_it(tmp_path):
     (tmp_path / ZIP).write_bytes(zip_of({"photos/cat.png": b""}))
     with pytest.raises(ValueError, match=r"should hold train/y_train.txt. Received: \['photos/cat.png'\]"):
         prepare(make_builder(tmp_path), tmp_path)
 
 
-def test_a_folder_that_holds_something_else_is_described(tmp_path, monkeypatch):
+def test_error_of_a_folder_with_other_content_lists_it(tmp_path, monkeypatch):
     monkeypatch.setattr(uci_har_dataset_builder.Builder, "url_infos", None)
     for name in ("README.txt", "windows.csv"):
         (tmp_path / name).touch()
@@ -342,7 +342,7 @@ def test_offline_or_without_a_checksum_nothing_is_downloaded(tmp_path, monkeypat
     assert_download_fails(make_builder(tmp_path), "no checksum")
 
 
-def test_a_server_that_does_not_answer_is_given_up(tmp_path, monkeypatch):
+def test_download_from_a_silent_server_times_out(tmp_path, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/{ZIP}"
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")

@@ -116,7 +116,7 @@ def digits_of(number):
     ],
     ids="large dates long fractions one zero order small leading-zeros underscores letters words".split(),
 )
-def test_labels_are_one_class_only_if_they_are_the_same_number(tmp_path, kind, labels, names):
+def test_labels_are_equal_only_if_their_numbers_are_equal(tmp_path, kind, labels, names):
     rows = {split: [(label, [0.5, 1.0]) for label in labels] for split in ROWS}
     write(tmp_path / "Coffee", kind, rows)
     builder = make_builder(tmp_path)
@@ -124,7 +124,7 @@ def test_labels_are_one_class_only_if_they_are_the_same_number(tmp_path, kind, l
     assert builder.info.features["label"].names == names
 
 
-def test_a_tab_at_the_end_of_the_lines_is_no_value(tmp_path):
+def test_trailing_tab_is_not_a_value(tmp_path):
     write(tmp_path / "Coffee")
     for path in (tmp_path / "Coffee").iterdir():
         path.write_text(path.read_text().replace("\n", "\t\r\n"))
@@ -134,7 +134,7 @@ def test_a_tab_at_the_end_of_the_lines_is_no_value(tmp_path):
 
 
 @pytest.mark.parametrize("given", ["missing", "empty", "others", "test split missing"])
-def test_says_where_the_data_can_be_had(tmp_path, given):
+def test_missing_data_error_says_where_to_get_the_data(tmp_path, given):
     folder = tmp_path / "given"
     if given != "missing":
         folder.mkdir()
@@ -284,6 +284,6 @@ def test_prepare_leaves_its_argument_alone():
     ],
     ids=["all missing", "cropped to nothing", "one series", "two channels", "length 0"],
 )
-def test_series_that_cannot_be_prepared(series, length, message):
+def test_prepare_rejects_bad_series(series, length, message):
     with pytest.raises(ValueError, match=message):
         keras_ssd.datasets.prepare(series, length)

@@ -123,7 +123,7 @@ def test_mirrored_replicas_hold_one_average(mirrored):
     """What is trained is equal anyway; of BatchNormalization's statistics the average is the replicas' mean."""
     results = mirrored["statistics"]
     assert len(results["moving"]) == 2
-    for first, second in results["held"]:
+    for first, second in results["average"] + results["raw"]:
         np.testing.assert_array_equal(first, second)
     assert results["steps"] == [[8, 8]]
 
@@ -131,9 +131,10 @@ def test_mirrored_replicas_hold_one_average(mirrored):
 @only_tensorflow
 @pytest.mark.slow
 def test_files_that_mirrored_replicas_write_change_nothing(mirrored):
-    """While a file is written the student carries the average; then each replica has its own statistics again."""
+    """While a file is written the student holds the average; then each replica has its own statistics again."""
     results = mirrored["statistics"]
-    assert results["held of a run that wrote files"] == results["held"]
+    assert results["raw of a run that wrote files"] == results["raw"]
+    assert results["average of a run that wrote files"] == results["average"]
 
 
 @only_tensorflow
@@ -216,7 +217,7 @@ def test_data_parallel_exchanges_no_activations(four_devices, name):
 
 @only_jax
 @pytest.mark.slow
-def test_a_batch_that_the_devices_cannot_share_is_refused_by_keras(four_devices):
+def test_keras_rejects_batches_that_cannot_be_split_over_devices(four_devices):
     errors = four_devices["short batch"]
     assert "evenly divide" in errors["plain"]
     assert errors["wrapped"] == errors["plain"]

@@ -15,7 +15,7 @@ import keras_ssd
 
 # An example shows what to call, not how long it takes: more epochs, trials and rows would teach this test nothing.
 MOST_EPOCHS, MOST_TRIALS, ROWS = 2, 2, 40
-# A list at the end of a line, or a number behind an equals sign.
+# A list at the end of a line, or a number after an equals sign.
 STATED = re.compile(r"#.*?(?P<value>\[.*\]|(?<== )[-\d.]+)$")
 
 pytestmark = [

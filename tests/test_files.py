@@ -202,7 +202,7 @@ def test_a_file_holds_the_raw_weights(tmp_path, name, teacher, times):
 
 
 @forms_with_state
-def test_a_file_holds_weights_that_a_user_set(tmp_path, name):
+def test_file_holds_weights_set_by_the_user(tmp_path, name):
     ssd = trained()
     ssd.student.set_weights([w + 1 for w in ssd.student.get_weights()])
     given = arrays(ssd.student.weights)
@@ -254,7 +254,7 @@ def test_a_file_loaded_while_fit_runs_gives_raw_weights_and_average(tmp_path, na
 
 
 @pytest.mark.filterwarnings("ignore:.*could not be loaded", "ignore:Skipping", "ignore:Layer ")  # the head is another
-def test_the_average_restarts_from_what_is_loaded_for_some_of_the_layers(tmp_path):
+def test_average_restarts_after_a_partial_load(tmp_path):
     source = trained()
     source.save_weights(tmp_path / "file.weights.h5")
     ssd = keras_ssd.wrap(network(units=5), seed=1)
@@ -343,10 +343,10 @@ def test_the_file_of_a_plain_model_is_refused_with_the_remedy(tmp_path):
         keras_ssd.load_model(tmp_path / "nowhere.keras")
 
 
-def test_copies_of_other_weights_are_not_saved(tmp_path):
+def test_saving_raises_after_the_student_got_other_variables(tmp_path):
     ssd = trained()
     ssd.student.layers[1].enable_lora(2)
-    with pytest.raises(ValueError, match="no longer those that were wrapped.* or save the model itself"):
+    with pytest.raises(ValueError, match="have changed since it was wrapped.* or save the model itself"):
         ssd.save(tmp_path / "file.keras")
     ssd.student.save(tmp_path / "student.keras")
     # Its optimizer is that of before LoRA.
@@ -366,7 +366,7 @@ def test_a_teacher_compiled_with_an_unregistered_loss(tmp_path):
     assert_same(arrays(ssd.distillation.teacher_weights.copies), arrays(loaded.distillation.teacher_weights.copies))
 
 
-def test_a_wrapped_model_teaches_its_average(tmp_path):
+def test_wrapped_teacher_teaches_with_its_average(tmp_path):
     source = in_training(teacher="ema", ema_momentum=0.9)
     source.save(tmp_path / "ema.keras")
     with source.average.deployed():
@@ -376,7 +376,7 @@ def test_a_wrapped_model_teaches_its_average(tmp_path):
         assert_same(arrays(ssd.distillation.teacher_weights.copies), deployed)
 
 
-def test_options_survive(tmp_path):
+def test_options_survive_saving(tmp_path):
     options = dict(
         num_teachers=5,
         distill="both",
@@ -450,10 +450,10 @@ def flipped(content):
 @pytest.mark.parametrize(
     "damage, message",
     [
-        (lambda content: content[: len(content) // 2], "only a part of one: save it again"),
-        (lambda content: content[:-10], "only a part of one: save it again"),
-        (lambda content: b"", "only a part of one: save it again"),
-        (lambda content: b"no archive", "only a part of one: save it again"),
+        (lambda content: content[: len(content) // 2], "not a complete .keras archive: save it again"),
+        (lambda content: content[:-10], "not a complete .keras archive: save it again"),
+        (lambda content: b"", "not a complete .keras archive: save it again"),
+        (lambda content: b"no archive", "not a complete .keras archive: save it again"),
         (flipped, "CRC"),
     ],
     ids=["half", "without its end", "empty", "text", "flipped bits"],
@@ -470,14 +470,14 @@ def test_a_damaged_file(tmp_path, damage, message, is_wrapped):
         keras.models.load_model(path)
 
 
-def test_an_archive_of_something_else(tmp_path):
+def test_archive_of_another_object_raises(tmp_path):
     with zipfile.ZipFile(tmp_path / "pictures.keras", "w") as archive:
         archive.writestr("a.png", "")
     with pytest.raises(ValueError, match=r"`teacher` names a file .*pictures\.keras.*config\.json"):
         keras_ssd.wrap(network(), teacher=tmp_path / "pictures.keras")
 
 
-def test_a_teacher_of_a_class_that_is_not_there(tmp_path):
+def test_teacher_of_an_unregistered_class_raises(tmp_path):
     keras_ssd.wrap(network()).save(tmp_path / "ssd.keras")
 
     def change(config):
@@ -491,7 +491,7 @@ def test_a_teacher_of_a_class_that_is_not_there(tmp_path):
         keras_ssd.load_model(path)
 
 
-def test_options_of_a_newer_version(tmp_path):
+def test_unknown_options_in_a_file_raise(tmp_path):
     keras_ssd.wrap(network()).save(tmp_path / "ssd.keras")
     path = rewritten(tmp_path / "ssd.keras", lambda config: config["config"].update(sharpness=2))
     message = rf"options unknown to keras-ssd {keras_ssd.__version__}: \['sharpness'\].*pip install --upgrade keras-ssd"
@@ -509,13 +509,13 @@ class Sharper(keras_ssd.SSDModel):
         return {**super().get_config(), "sharpness": self.sharpness}
 
 
-def test_options_of_a_subclass(tmp_path):
+def test_options_of_a_subclass_survive_saving(tmp_path):
     Sharper(network(), num_teachers=3, sharpness=2).save(tmp_path / "ssd.keras")
     loaded = keras_ssd.load_model(tmp_path / "ssd.keras")
     assert loaded.sharpness == 2 and loaded.settings.num_teachers == 3
 
 
-def test_a_configuration_without_a_model():
+def test_configuration_without_a_model_raises():
     config = keras_ssd.wrap(network()).get_config()
     del config["model"]
     with pytest.raises(ValueError, match=r"lacks \['model'\]"):

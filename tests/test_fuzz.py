@@ -30,7 +30,7 @@ MODELS = settings(
 def representations(draw):
     """Student and teachers of any magnitude and precision, with ties, zeros, NaN and infinities here and there.
 
-    Few shapes, because JAX compiles each operation anew for each of them.
+    Few shapes, because JAX compiles each operation again for each of them.
     """
     batch, num_teachers, features = draw(st.sampled_from([(1, 1, 1), (2, 1, 3), (2, 8, 1), (2, 5, 3)]))
     generator = np.random.default_rng(draw(st.integers(0, 2**16)))

@@ -80,7 +80,7 @@ def test_a_call_of_a_layer_keeps_the_training_that_the_graph_fixes(monkeypatch, 
         assert_close(arrays(values[id(y)]), [np.full((2, 1), expected)])
 
 
-def test_a_noise_layer_that_the_graph_fixes_to_inference_is_no_noise():
+def test_noise_layer_fixed_to_inference_makes_no_noise():
     inputs = keras.Input((4,))
     off, on = layers.Dropout(0.5, name="off"), layers.Dropout(0.5, name="on")
     model = keras.Model(inputs, on(off(inputs, training=False)))
@@ -113,7 +113,7 @@ def test_dropout_that_is_fixed_to_training_is_on_in_every_pass():
     assert (0.65 < dropped).all() and (dropped < 0.85).all()
 
 
-def test_the_outputs_of_a_graph_with_a_layer_inserted_went_through_it():
+def test_outputs_pass_through_an_inserted_layer():
     inputs = keras.Input((4,))
     hidden = layers.Dense(3)(inputs)
     graph = Graph(keras.Model(inputs, [hidden, layers.ReLU()(hidden)]))

@@ -14,7 +14,7 @@ from keras_ssd.term import representation_loss
 
 NAN, INF = math.nan, math.inf
 LN2, LN3 = math.log(2), math.log(3)
-# Few, as JAX compiles each operation anew for each shape.
+# Few, because JAX compiles each operation for each shape.
 SHAPES = [(1, 1, 1), (2, 8, 1), (2, 30, 4)]
 # JAX has no float64 unless it is configured so, and Keras' matrix product makes it float32 on PyTorch.
 DTYPES = ["float16", "float32"] + ["float64"] * (keras.backend.backend() == "tensorflow")
@@ -220,7 +220,7 @@ def test_weights_by_hand(scores, temperature, percentile, expected):
     "num_teachers, percentile, kept",
     [(30, 90, 3), (8, 90, 1), (11, 90, 2), (30, 0, 30), (8, 50, 4), (30, 100 * 5 / 29, 25)],
 )
-def test_how_many_are_kept(num_teachers, percentile, kept):
+def test_percentile_keeps_the_expected_number(num_teachers, percentile, kept):
     weights = array(guidance_weights(normal(2, num_teachers), percentile=percentile))
     assert ((weights > 0).sum(axis=1) == kept).all()
 
@@ -256,7 +256,7 @@ def test_weights_and_gradient(num_teachers, percentile, temperature):
     [("temperature", 0), ("temperature", -1.0), ("temperature", NAN)]
     + [("percentile", -1), ("percentile", 100.5), ("percentile", NAN)],
 )
-def test_weights_refuse(argument, value):
+def test_guidance_weights_reject_bad_arguments(argument, value):
     with pytest.raises(ValueError, match=f"`{argument}` should .* Received: {argument}={value}"):
         guidance_weights([[1.0, 2.0]], **{argument: value})
 
@@ -340,7 +340,7 @@ def test_paper_loss_by_hand():
 
 
 @pytest.mark.parametrize("bad", [NAN, INF, -INF])
-def test_paper_loss_without_bad_teachers(bad):
+def test_paper_loss_ignores_non_finite_teachers(bad):
     """A bad teacher is left out; where all are bad, the sample has no term and no gradient."""
     student, teachers = normal(2, 4), normal(2, 30, 4, seed=2)
     teachers[0, 7] = -student[0]  # the least similar: below the percentile anyway
@@ -355,7 +355,7 @@ def test_paper_loss_without_bad_teachers(bad):
 
 @pytest.mark.parametrize("bad", [NAN, INF, 1e20, 1e38])
 @pytest.mark.parametrize("similarity", SIMILARITIES)
-def test_bad_student(similarity, bad):
+def test_bad_student_gives_finite_weights(similarity, bad):
     student, teachers = normal(2, 4), normal(2, 30, 4, seed=2)
     student[0, 0] = bad
     weights = array(guidance_weights(similarity_scores(student, teachers * np.float32(1e3), similarity)))

@@ -57,7 +57,7 @@ HEADS = {
     ),
     "EinsumDense": (image_model, lambda x: layers.EinsumDense("bc,cd->bd", 2, activation="softmax")(pooled(x))),
     "a layer of the user's": (image_model, lambda x: Head()(pooled(x))),
-    "weights behind the Dense": (
+    "weights after the Dense": (
         image_model,
         lambda x: layers.Softmax()(layers.BatchNormalization()(layers.Dense(2)(pooled(x)))),
     ),
@@ -141,19 +141,19 @@ WINDOWS = 3 * np.random.default_rng(3).normal(size=(5, 4, 6)).astype("float32")
 )
 @pytest.mark.parametrize("chunk", [None, 1])
 def test_teachers_keep_the_rows_of_a_sample_together(make, is_folded, chunk):
-    """Without noise they say what `predict` says; where the batch cannot be tiled, one is run at a time."""
+    """Without noise they return what `predict` returns; where the batch cannot be tiled, one is run at a time."""
     model = make()
-    said = model.predict(WINDOWS, verbose=0)
+    predicted = model.predict(WINDOWS, verbose=0)
     if is_folded:
         with pytest.warns(UserWarning, match="moves samples along the first axis.*one at a time"):
             ssd = keras_ssd.wrap(model, dropout_rate=1e-7, num_teachers=3, teacher_chunk=chunk)
     else:
         ssd = keras_ssd.wrap(model, dropout_rate=1e-7, num_teachers=3, teacher_chunk=chunk)
     (teachers,) = passes(ssd, WINDOWS).teacher_outputs
-    np.testing.assert_allclose(teachers, np.repeat(said[:, None], 3, axis=1), atol=1e-5)
+    np.testing.assert_allclose(teachers, np.repeat(predicted[:, None], 3, axis=1), atol=1e-5)
 
 
-def test_scores_of_each_sample_against_each_are_taught_by_whole_batches():
+def test_in_batch_negatives_are_distilled_on_whole_batches():
     """Each teacher drops features of the first factor only, so that they can be computed back from its scores.
 
     The second factor is the student's own, of the whole batch, so that a teacher may take rows of the first.
@@ -178,7 +178,7 @@ def test_scores_of_each_sample_against_each_are_taught_by_whole_batches():
         keras_ssd.wrap(model, "snapshot", distill="outputs", similarity="kl", kd_fraction=0.5)
 
 
-def test_a_model_for_one_batch_size_is_taught_by_batches_of_it():
+def test_teacher_passes_keep_a_fixed_batch_size():
     inputs = keras.Input(batch_shape=(8, 4))
     x = ops.reshape(layers.Dropout(0.3)(inputs), (8, 2, 2))
     model = compiled(keras.Model(inputs, softmax_head(layers.Flatten()(x))), metrics=())
@@ -203,7 +203,7 @@ class WithoutTraining(keras.Model):
         return self.head(self.drop(self.hidden(x)))
 
 
-def test_a_call_without_the_argument_training_is_trained_as_in_keras():
+def test_call_without_training_argument_trains_as_in_keras():
     weights = []
     for wrap in (lambda model: model, lambda model: keras_ssd.wrap(model, kd_weight=0)):
         keras.utils.set_random_seed(0)
@@ -289,7 +289,7 @@ def test_loss_weights_may_be_variables():
 
 
 @pytest.mark.parametrize("kd_weight", [None, 0])
-def test_sparse_targets_are_taken_where_keras_takes_them(kd_weight):
+def test_sparse_targets_work_where_keras_accepts_them(kd_weight):
     sparse = pytest.importorskip("scipy.sparse")
     y = sparse.csr_matrix((np.random.default_rng(0).random((16, 3)) < 0.3).astype("float32"))
 
@@ -317,7 +317,7 @@ class WeightedCrossentropy(keras.losses.Loss):
         return keras.losses.sparse_categorical_crossentropy(y_true, y_pred, from_logits=True)
 
 
-def test_a_cross_entropy_of_the_users_own_is_of_what_the_model_puts_out():
+def test_custom_cross_entropy_gives_the_term_of_keras_own():
     terms = []
     for loss in (keras.losses.SparseCategoricalCrossentropy(from_logits=True), WeightedCrossentropy()):
         keras.utils.set_random_seed(0)
@@ -335,7 +335,7 @@ def test_a_cross_entropy_of_the_users_own_is_of_what_the_model_puts_out():
 @pytest.mark.parametrize(
     "options", [{}, {"teacher": "snapshot"}, {"teacher": "ema"}, {"kd_weight": 0, "ema_momentum": 0.9}], ids=str
 )
-def test_a_module_of_torch_is_refused_where_weights_are_held(options):
+def test_torch_module_is_rejected_where_weights_are_replaced(options):
     import torch
 
     inputs = keras.Input((4,))

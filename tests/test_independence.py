@@ -115,7 +115,7 @@ def batch_of(model):
 
 
 @pytest.mark.parametrize("name", COMBINING)
-def test_passes_of_layers_that_combine_the_samples_of_a_batch_see_one_batch_each(name):
+def test_passes_run_one_at_a_time_if_layers_combine_samples(name):
     model = compiled(COMBINING[name](), loss="mse", metrics=())
     x = batch_of(model)
     expected = np.repeat(model.predict(x, batch_size=8, verbose=0)[:, None], 4, axis=1)
@@ -126,9 +126,9 @@ def test_passes_of_layers_that_combine_the_samples_of_a_batch_see_one_batch_each
         model.drop.rate = NONE
     with pytest.warns(
         UserWarning, match=rf"(?s)The layer .*{named}.*combines the samples of a batch.*one at a"
-    ) as said:
+    ) as warned:
         ssd = keras_ssd.wrap(model, **options)
-    assert len([w for w in said if issubclass(w.category, UserWarning)]) == 1
+    assert len([w for w in warned if issubclass(w.category, UserWarning)]) == 1
     assert ssd.teacher_cost.fraction == 1
     np.testing.assert_allclose(passes(ssd, x).teacher_outputs[0], expected, atol=1e-5)
     with pytest.raises(ValueError, match="`kd_fraction` should be 1"), warnings.catch_warnings():
@@ -147,7 +147,7 @@ def two_views():
     return keras.Model([a, b], layers.Dense(2)(ops.abs(first - second)))
 
 
-def test_views_in_one_batch_are_taught_by_whole_batches():
+def test_views_in_one_batch_are_distilled_on_whole_batches():
     model = compiled(two_views(), loss="mse", metrics=())
     x = [X, X[::-1].copy()]
     with pytest.warns(UserWarning, match="The layer 'culprit' .*moves samples along the first axis.*one at a time"):
@@ -281,7 +281,7 @@ def scores(x):
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="Only TensorFlow has strings and sparse inputs.")
 @pytest.mark.parametrize("options", [{"dtype": "string"}, {"sparse": True}], ids=["string", "sparse"])
-def test_inputs_that_cannot_be_made_are_followed_by_their_shapes(options):
+def test_shapes_are_examined_if_inputs_cannot_be_generated(options):
     inputs = keras.Input((6,), **options)
     numbers = SameShape(lambda x: ops.cast(x, "float32"))
     graph = Graph(keras.Model([inputs, other := keras.Input((6,))], Layer(scores, name="culprit")(numbers(other))))

@@ -6,7 +6,7 @@ from keras import layers, ops
 from keras_ssd import keras_names
 
 
-def test_training_given_in_a_graph_is_fixed_where_a_call_of_the_model_does_not_change_it():
+def test_probe_agrees_with_keras_about_training_fixed_in_a_graph():
     x = keras.Input((4,))
     model = keras.Model(x, layers.Dropout(0.5)(x, training=False))
     is_fixed = bool(ops.all(model(ops.ones((64, 4)), training=True) == 1))

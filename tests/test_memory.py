@@ -41,7 +41,7 @@ def living_objects():
 
 
 def kept(wrap):
-    """Objects by kind that stay behind for each model, when what is kept once is there."""
+    """Objects by kind that remain for each model, after those that are kept only once."""
     for _ in range(3):
         train_one(wrap)
     before = living_objects()

@@ -155,11 +155,11 @@ def test_a_published_network_is_wrapped_trained_saved_and_loaded(tmp_path, title
     assert 1e-6 < kd_loss < np.inf
     assert len(model.weights) == weights
     ssd.save(tmp_path / "ssd.keras")
-    said = ssd.predict(x, verbose=0)
+    predicted = ssd.predict(x, verbose=0)
     np.testing.assert_allclose(
-        keras_ssd.load_model(tmp_path / "ssd.keras").predict(x, verbose=0), said, atol=1e-5, rtol=1e-5
+        keras_ssd.load_model(tmp_path / "ssd.keras").predict(x, verbose=0), predicted, atol=1e-5, rtol=1e-5
     )
-    np.testing.assert_allclose(model.predict(x, verbose=0), said, atol=1e-6)
+    np.testing.assert_allclose(model.predict(x, verbose=0), predicted, atol=1e-6)
 
 
 def test_every_family_of_keras_applications_is_there():

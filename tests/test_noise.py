@@ -53,7 +53,7 @@ def taught(model, teacher="self", dropout_rate=RATE, **options):
 
 
 @pytest.mark.parametrize("teacher", TEACHERS)
-def test_without_noise_layers_single_features_of_what_feeds_the_head_are_dropped(teacher):
+def test_dropout_rate_drops_features_of_the_heads_input(teacher):
     model = dense((5, 6))
     drawn = passes(taught(model, teacher), X)
     features = arrays(keras.Model(model.inputs[0], model.layers[-2].output)(X))[0]
@@ -93,7 +93,7 @@ def test_the_default_of_a_convolutional_head_is_its_feature_map():
     assert 0.1 < (channels == 0).mean() < 0.9
 
 
-def test_each_of_several_heads_is_fed_noise():
+def test_dropout_rate_drops_the_input_of_every_head():
     inputs = keras.Input((4,))
     x = layers.Dense(6, activation="elu")(inputs)
     deep = layers.Dense(5, activation="elu")(x)
@@ -135,7 +135,7 @@ def test_names_and_predicates_choose_any_layer():
                 seen.append(bool((drawn.teacher_representation == 0).mean() > 0.3))
         return seen
 
-    assert moved("hidden_5") == [True, True]  # what lies behind it is moved, too
+    assert moved("hidden_5") == [True, True]  # layers after it change, too
     assert moved(["hidden_6"]) == [False, True]
     assert moved(lambda layer: layer.name == "hidden_6") == [False, True]
     assert moved(None) == [False, True]
@@ -163,7 +163,7 @@ STRUCTURES = [
 
 
 @pytest.mark.parametrize("name, teacher", STRUCTURES)
-def test_teachers_of_every_structure_are_the_model_but_for_the_dropout(name, teacher):
+def test_teachers_equal_the_model_except_for_the_dropout(name, teacher):
     model = OPEN[name](identity)
     x = batch(model)
     options = dict(distill="outputs", similarity="kl", num_teachers=3)
@@ -193,7 +193,7 @@ def _all_layers(model):
     return [layer for part in parts for layer in part]
 
 
-def test_a_layer_that_is_called_twice_is_dropped_behind_each_call():
+def test_dropout_follows_each_call_of_a_shared_layer():
     inputs = keras.Input((2, 4))
     shared = layers.Dense(6, activation="elu", name="shared")
     first, second = shared(inputs[:, 0]), shared(inputs[:, 1])
@@ -242,7 +242,7 @@ def described(model):
 
 
 @pytest.mark.parametrize("teacher", TEACHERS)
-def test_the_student_has_no_layer_no_weight_and_no_seed_more(tmp_path, teacher):
+def test_added_dropout_does_not_change_the_student(tmp_path, teacher):
     model = compiled(dense())
     before = described(model)
     ssd = taught(model, teacher)
@@ -271,7 +271,7 @@ def trained(wrap):
 
 
 @pytest.mark.parametrize("teacher", ["self", "snapshot", "ema"])
-def test_a_term_too_small_to_be_seen_leaves_the_training_as_it_was(teacher):
+def test_negligible_weight_does_not_change_training(teacher):
     """BatchNormalization and the generators that the user's layers draw seeds from move as without teachers."""
     weights, state = trained(lambda model: model)
     ssd = []
@@ -281,7 +281,7 @@ def test_a_term_too_small_to_be_seen_leaves_the_training_as_it_was(teacher):
         return ssd[0]
 
     other_weights, other_state = trained(wrap)
-    if teacher != "ema":  # that one carries the average
+    if teacher != "ema":  # its teacher is the average
         assert_close(weights, other_weights, tolerance=1e-6)
     assert state == other_state
 
@@ -324,6 +324,6 @@ def subclassed():
     ],
     ids=["subclassed", "no weights"],
 )
-def test_refusals(make, options, message):
+def test_invalid_noise_choices_raise(make, options, message):
     with pytest.raises(ValueError, match=f"(?s){message}"):
         taught(make(), **options)

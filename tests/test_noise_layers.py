@@ -161,7 +161,7 @@ def test_a_dropout_rate_without_effect_warns():
         keras_ssd.wrap(model, dropout_rate=0.5)
 
 
-def test_a_layer_of_the_users_that_holds_a_generator_is_noise():
+def test_custom_layer_with_a_seed_generator_is_noise():
     assert is_noise(Block("dropout")) and not is_augmentation(Block("dropout"))
     assert not is_noise(layers.Dense(2))
 

@@ -43,7 +43,7 @@ def test_optimizer_loss_and_metrics_are_the_same_objects(options):
 
 
 @pytest.mark.parametrize("make", [keras.optimizers.Adam, lambda rate: keras.optimizers.SGD(rate, momentum=0.9)])
-def test_wrapped_training_goes_on_as_a_second_fit(make):
+def test_wrapped_training_continues_as_a_second_fit(make):
     """Moments, step count and schedule: equal to the plain model bit for bit."""
     weights = []
     for wrapped in (False, True):
@@ -60,7 +60,7 @@ def test_wrapped_training_goes_on_as_a_second_fit(make):
     assert_same(*weights)
 
 
-def test_compile_of_either_is_that_of_both():
+def test_compiling_student_or_wrapper_compiles_both():
     model = compiled(network())
     ssd = keras_ssd.wrap(model)
     loss = keras.losses.SparseCategoricalCrossentropy()
@@ -91,7 +91,7 @@ def test_two_wrappers_of_one_model_share_its_optimizer():
 
 
 @pytest.mark.parametrize("scales", [True, False])
-def test_scaling_of_the_loss_is_as_compiled(scales):
+def test_loss_scaling_is_the_compiled_one(scales):
     keras.config.set_dtype_policy("mixed_float16")
     try:
         model = sequential_network()
@@ -145,7 +145,7 @@ def test_a_schedule_that_has_ended_warns():
 @pytest.mark.parametrize(
     "duplicate", [copy.deepcopy, lambda ssd: pickle.loads(pickle.dumps(ssd))], ids=["copy", "pickle"]
 )
-def test_a_copy_has_an_optimizer_of_its_own_and_goes_on_as_the_original(duplicate):
+def test_copy_has_its_own_optimizer_and_trains_as_the_original(duplicate):
     ssd = keras_ssd.wrap(compiled(network(), keras.optimizers.Adam(0.01)), seed=1)
     fit(ssd)
     other = duplicate(ssd)

@@ -42,7 +42,7 @@ def test_the_image_holds_the_weights_before_and_after_the_percentile(ssd):
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["before the percentile\n(5 teachers)", "after (60)"]
 
 
-def test_the_cloud_is_a_rotation_of_what_is_compared(ssd):
+def test_representation_plot_is_a_rotation_of_the_compared_features(ssd):
     student, teachers, target = ssd.teacher_representations(X)
     np.testing.assert_allclose(np.einsum("bi,bid->bd", ssd.guidance_weights(X), teachers), target, rtol=1e-5, atol=1e-6)
     ax = plotting.plot_representations(ssd, X, samples=[2, 4])
@@ -65,7 +65,7 @@ def test_a_single_feature_leaves_the_second_component_at_0():
     assert not np.concatenate([points.get_offsets()[:, 1] for points in ax.collections]).any()
 
 
-def test_history_is_drawn_as_it_is():
+def test_history_plot_shows_the_logged_values():
     history = {"loss": [3.0, 2.0], "kd_loss": [0.0, 1.0], "accuracy": [0.1, 0.2], "teacher_spread": [np.nan, 0.5]}
     ax = plotting.plot_history(history)
     assert [line.get_label() for line in ax.lines] == ["loss", "kd_loss"]
@@ -94,7 +94,7 @@ def test_pictures_are_drawn_on_the_given_axes(ssd, name):
     assert draw(None) is not given
 
 
-def test_bad_arguments_are_refused(ssd):
+def test_plots_reject_bad_arguments(ssd):
     with pytest.raises(ValueError, match="`ssd` should be a model from keras_ssd.wrap"):
         plotting.plot_teacher_weights(ssd.student, X)
     for samples in ([7], [-1], [0.5], []):

@@ -68,7 +68,7 @@ def test_each_device_draws_at_least_one_row(batch, fraction, devices, count, mon
     assert rows.shape[0] % (1 if batch % devices else devices) == 0
 
 
-def test_starts_are_drawn_anew_over_the_whole_batch():
+def test_starts_are_redrawn_over_the_whole_batch():
     generator = keras.random.SeedGenerator(3)
     starts = [int(ops.convert_to_numpy(draw_rows(5, 0.4, generator))[0, 0]) for _ in range(60)]
     assert set(starts) == set(range(5))
@@ -318,7 +318,7 @@ def test_teachers_of_a_head_see_whole_batches():
     assert cost.relative == pytest.approx(8 * (64 + 195) / (3 * forward))
 
 
-def test_dropout_in_every_block_is_thinned_until_teachers_cost_a_quarter():
+def test_kd_fraction_falls_until_teachers_cost_a_quarter():
     stack = [layer for _ in range(3) for layer in (layers.Dense(32), layers.Dropout(0.3))]
     model = keras.Sequential([keras.Input((32,)), *stack, layers.Dense(32)])
     cost = keras_ssd.wrap(model).teacher_cost

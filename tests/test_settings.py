@@ -75,7 +75,7 @@ REFUSED = {
     [(name, value) for name, values in REFUSED.items() for value in values],
     ids=lambda value: value if isinstance(value, str) else repr(value),
 )
-def test_refused_number(name, value):
+def test_number_out_of_range_raises(name, value):
     with pytest.raises(ValueError) as error:
         resolve("ema", **{name: value})
     message = str(error.value)
@@ -86,7 +86,7 @@ def test_refused_number(name, value):
 @pytest.mark.parametrize(
     "name, value", [("distill", "output"), ("distill", 1), ("similarity", "l2"), ("similarity", 3)]
 )
-def test_refused_name(name, value):
+def test_unknown_name_raises(name, value):
     with pytest.raises(ValueError, match=f"`{name}` should be one of .* Received: {name}={value!r}"):
         resolve("ema", **{name: value})
 
@@ -103,7 +103,7 @@ ACCEPTED = {
 
 
 @pytest.mark.parametrize("name, values", ACCEPTED.items(), ids=ACCEPTED)
-def test_accepted(name, values):
+def test_valid_options_are_accepted(name, values):
     for value in values:
         assert getattr(resolve("ema", **{name: value}), name) == value
 
@@ -125,7 +125,7 @@ def test_a_percentile_below_1_warns(value):
 
 
 @pytest.mark.parametrize("distill", ["representation", "both"])
-def test_runaway_warns(distill):
+def test_dot_products_of_moving_teachers_warn(distill):
     with pytest.warns(UserWarning, match='similarity="dot".*diverge'):
         resolve("self", distill=distill, similarity="dot")
     # Warnings are errors: these are silent.

@@ -62,7 +62,7 @@ def test_own_weights_add_no_pass_before_the_dropout():
 
 
 @pytest.mark.parametrize("teacher, before_rows", [("self", [BATCH]), ("snapshot", [BATCH, 2]), ("ema", [BATCH, 2])])
-def test_a_fraction_of_the_batch_is_all_that_teachers_see(teacher, before_rows):
+def test_teachers_see_only_the_drawn_fraction_of_the_batch(teacher, before_rows):
     model, before, after = counted_model()
     options = dict(distill="outputs", similarity="kl", num_teachers=N, kd_fraction=2 / BATCH)
     one_step(keras_ssd.wrap(model, teacher, **options), before, after)
@@ -71,7 +71,7 @@ def test_a_fraction_of_the_batch_is_all_that_teachers_see(teacher, before_rows):
 
 
 @pytest.mark.parametrize("teacher", ["snapshot", "ema"])
-def test_held_weights_add_one_pass_before_the_dropout(teacher):
+def test_other_weights_add_one_pass_before_the_dropout(teacher):
     model, before, after = counted_model()
     one_step(
         keras_ssd.wrap(model, teacher, num_teachers=N, kd_fraction=1, distill="outputs", similarity="kl"), before, after
@@ -173,7 +173,7 @@ def test_a_compiled_step_traces_each_part_once():
     assert len(after.rows) == 2 * traces
 
 
-def test_normalisation_behind_the_dropout_moves_once_per_step():
+def test_normalization_after_the_dropout_is_updated_once_per_step():
     def trained(teachers):
         keras.utils.set_random_seed(0)
         norm = layers.BatchNormalization(momentum=0.9)

@@ -60,7 +60,7 @@ def test_frozen_teachers_have_noise_on_and_normalize_as_in_inference(name):
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3], ids=lambda chunk: f"chunk={chunk}")
-def test_teachers_that_are_run_in_chunks_stay_with_their_sample(chunk):
+def test_chunks_of_teachers_stay_with_their_sample(chunk):
     model = EXCHANGEABLE["sequential"](Doubling)
     x = batch(model)
     expected = arrays(frozen_copy(model)(x, training=True))[0]
@@ -82,7 +82,7 @@ def test_student_pass_is_the_plain_training_call(name):
 
 @pytest.mark.parametrize("name", ["sequential", "branches", "several_inputs_and_outputs", "dictionaries", "masked"])
 def test_own_weights_teacher_branches_off_the_students_own_pass(name):
-    """Batch statistics before the cut are shared; with no BatchNormalization behind it the passes are the student's."""
+    """Batch statistics before the cut are shared; with no BatchNormalization after it the passes are the student's."""
     model = EXCHANGEABLE[name](Doubling)
     x = batch(model)
     students, _, teachers, _ = passes(wrapped(model, x), x)

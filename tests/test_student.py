@@ -15,7 +15,7 @@ LOSS = "sparse_categorical_crossentropy"
 
 
 def in_training(**options):
-    """Wrapped and in the midst of training, where the student carries raw weights and `predict` uses the average."""
+    """Wrapped and in the middle of training: the student holds raw weights, and `predict` uses the average."""
     ssd = keras_ssd.wrap(sequential_network(), **options)
     for _ in range(3):
         ssd.train_on_batch(X, Y)
@@ -89,11 +89,11 @@ def test_overridden_methods_are_named_and_refused(make, names, options):
     assert str(names) in str(error.value) and type(model).__name__ in str(error.value)
 
 
-def test_a_class_that_overrides_the_call_alone_is_wrapped():
+def test_class_that_overrides_only_call_can_be_wrapped():
     assert keras_ssd.wrap(compiled(built(Called()), metrics=())).fit(X, Y, verbose=0).history["kd_loss"][0] > 0
 
 
-def test_what_an_error_tells_to_do_works():
+def test_remedies_in_error_messages_work():
     own = functional(Own)
     plain = keras.Model(own.inputs[0], own.outputs[0])
     keras_ssd.wrap(compiled(plain, metrics=())).fit(X, Y, verbose=0)
@@ -130,7 +130,7 @@ QUESTIONS = {
 
 
 @pytest.mark.parametrize("question", QUESTIONS.values(), ids=QUESTIONS)
-def test_the_wrapper_answers_as_the_model(question):
+def test_wrapper_shares_the_students_attributes(question):
     model = keras.models.clone_model(sequential_network())
     model = keras.Model(model.inputs[0], model.outputs[0])
     answers = question(keras_ssd.wrap(model)), question(model)
@@ -140,7 +140,7 @@ def test_the_wrapper_answers_as_the_model(question):
         assert answers[0] is answers[1] or answers[0] == answers[1]
 
 
-def test_what_the_model_lacks_the_wrapper_lacks():
+def test_missing_attributes_raise():
     ssd = keras_ssd.wrap(built(Called()))
     with pytest.raises(AttributeError):
         getattr(ssd, "no_such_thing")  # noqa: B009
@@ -148,7 +148,7 @@ def test_what_the_model_lacks_the_wrapper_lacks():
         ssd.get_layer("no_such_layer")
 
 
-def test_summary_is_the_students():
+def test_summary_shows_the_student():
     model, lines, own = sequential_network(), [], []
     keras_ssd.wrap(model).summary(print_fn=lambda line, **_: lines.append(line))
     model.summary(print_fn=lambda line, **_: own.append(line))
@@ -156,7 +156,7 @@ def test_summary_is_the_students():
     assert lines[1:] == own
 
 
-def test_repr_says_what_is_set():
+def test_repr_shows_the_main_options():
     assert repr(keras_ssd.wrap(sequential_network(), kd_weight=0)) == "SSDModel(kd_weight=0, ema_momentum=0.0)"
     expected = "SSDModel(teacher='snapshot', num_teachers=30, kd_weight=1.0, kd_fraction=1, ema_momentum=0.0)"
     assert repr(keras_ssd.wrap(sequential_network(), **keras_ssd.PAPER)) == expected
@@ -194,7 +194,7 @@ def test_weights_of_the_plain_model_can_be_set():
     assert_same(ssd.get_weights(), [value + 1 for value in values])
 
 
-def test_features_of_a_layer_are_looked_at():
+def test_features_of_a_layer_can_be_extracted():
     """The recipe `keras.Model(model.input, model.get_layer(name).output)`."""
     model = sequential_network()
     ssd = keras_ssd.wrap(compiled(keras.Model(model.inputs[0], model.outputs[0]), metrics=()))
@@ -247,13 +247,13 @@ FORMATS = {"tensorflow": "tf_saved_model", "jax": "tf_saved_model", "torch": "on
 @pytest.mark.compiled
 @pytest.mark.filterwarnings("ignore")  # of the exporters
 @pytest.mark.parametrize("kind", ["functional", "subclassed"])
-def test_export_is_what_predict_says(tmp_path, kind):
-    """In the midst of training, where the student carries other weights."""
+def test_exported_model_returns_what_predict_returns(tmp_path, kind):
+    """In the middle of training, when the student holds raw weights."""
     model = sequential_network() if kind == "functional" else compiled(built(Called()), metrics=())
     ssd = keras_ssd.wrap(model)
     for _ in range(5):
         ssd.train_on_batch(X, Y)
-    raw, said = model.get_weights(), ssd.predict(X, verbose=0)
+    raw, predicted = model.get_weights(), ssd.predict(X, verbose=0)
     form = FORMATS[keras.backend.backend()]
     path = str(tmp_path / ("exported.onnx" if form == "onnx" else "exported"))
     if form == "onnx":
@@ -269,7 +269,7 @@ def test_export_is_what_predict_says(tmp_path, kind):
     else:
         loaded = tf.saved_model.load(path)
         served = np.array(loaded.serve(X))
-    np.testing.assert_allclose(served, said, atol=1e-5)
+    np.testing.assert_allclose(served, predicted, atol=1e-5)
 
 
 @pytest.mark.compiled

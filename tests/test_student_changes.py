@@ -14,7 +14,7 @@ Y = (X[:, 0] > 0).astype("int32")
 LOSS = "sparse_categorical_crossentropy"
 
 
-def test_a_compile_of_the_student_counts_for_the_wrapper():
+def test_compiling_the_student_compiles_the_wrapper():
     """Freeze, fit, unfreeze, compile, fit: the recipe of transfer learning."""
     model = sequential_network()
     model.get_layer("features").trainable = False
@@ -42,7 +42,7 @@ def test_a_layer_frozen_between_two_fits_keeps_its_weights(options):
     np.testing.assert_array_equal(model.get_layer("features").get_weights()[0], before[0])
 
 
-def test_a_learning_rate_that_a_closure_gives_the_model_counts_in_the_same_epoch():
+def test_learning_rate_set_by_a_closure_applies_in_the_same_epoch():
     def trained(wrapped):
         keras.utils.set_random_seed(1)
         model = sequential_network()
@@ -59,7 +59,7 @@ def test_a_learning_rate_that_a_closure_gives_the_model_counts_in_the_same_epoch
 
 
 @pytest.mark.parametrize("who", ["student", "wrapper"])
-def test_a_closure_ends_the_training(who):
+def test_closure_can_stop_the_training(who):
     model = sequential_network()
     ssd = keras_ssd.wrap(model)
 
@@ -92,7 +92,7 @@ def test_a_quantised_student_predicts_and_has_to_be_wrapped_again(quantizer):
 @pytest.mark.parametrize(
     "options", [{}, {"ema_momentum": 0}, {"teacher": "snapshot"}], ids=["self", "none", "snapshot"]
 )
-def test_lora_works_before_wrapping_and_asks_for_wrapping_anew_after(options):
+def test_lora_works_before_wrapping_and_raises_after(options):
     model = sequential_network()
     ssd = keras_ssd.wrap(model, **options)
     ssd.fit(X, Y, verbose=0)
@@ -108,7 +108,7 @@ def test_lora_works_before_wrapping_and_asks_for_wrapping_anew_after(options):
     assert_same(arrays(model.get_layer("features")._kernel), kernel)
 
 
-def test_a_wrapped_model_is_a_classifier_of_scikit_learn():
+def test_scikeras_trains_a_wrapped_model():
     """With SciKeras, where it is installed."""
     scikeras = pytest.importorskip("scikeras.wrappers")
 

@@ -20,7 +20,7 @@ def ended(activation, units=3):
 
 @pytest.mark.parametrize("of_teacher", ["softmax", None])
 @pytest.mark.parametrize("of_student", ["softmax", None])
-def test_the_outputs_of_the_teacher_are_read_as_its_own(of_student, of_teacher):
+def test_teacher_may_return_logits(of_student, of_teacher):
     """The very same network, with a softmax at its end or without: there is nothing to distil."""
     teacher, student = ended(of_teacher), ended(of_student)
     teacher.set_weights([4 * value for value in teacher.get_weights()])
@@ -42,7 +42,7 @@ def untold():
     return keras.Sequential([*ended(None).layers, Untold()])
 
 
-def test_a_teacher_that_may_put_out_logits_or_probabilities_is_refused_until_its_loss_tells():
+def test_teacher_with_ambiguous_outputs_needs_a_loss():
     student = compiled(ended("softmax"), metrics=())
     teacher = untold()
     teacher.build((None, 4))
@@ -68,6 +68,6 @@ def test_a_teacher_that_may_put_out_logits_or_probabilities_is_refused_until_its
     ],
     ids=["wider", "two inputs"],
 )
-def test_a_teacher_of_other_inputs_is_refused_when_wrapping(make):
+def test_teacher_with_other_inputs_is_rejected(make):
     with pytest.raises(ValueError, match=r"`teacher` takes inputs of shape .*\(4,\)"):
         keras_ssd.wrap(classifier(), teacher=make())

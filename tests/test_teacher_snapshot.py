@@ -105,7 +105,7 @@ def test_the_snapshot_follows_patience_or_at_epoch(options, values, expected):
     "monitor, values",
     [("val_accuracy", [0.1, 0.3, 0.2]), ("val_auc", [0.1, 0.3, 0.2]), ("mean_absolute_error", [0.3, 0.1, 0.2])],
 )
-def test_the_direction_is_told_by_the_name(monitor, values):
+def test_direction_follows_the_name_of_the_metric(monitor, values):
     snapshot = TeacherSnapshot(monitor, patience=1)
     snapshot.set_model(make_snapshot_model())
     snapshot.set_params({"epochs": 9})
@@ -116,7 +116,7 @@ def test_the_direction_is_told_by_the_name(monitor, values):
     assert snapshot.snapshot_epochs == [2]
 
 
-def test_a_run_that_goes_on_keeps_its_stage():
+def test_resumed_run_keeps_its_stage():
     ssd = make_snapshot_model()
     fit(ssd, [TeacherSnapshot(at_epoch=1, restore_best_weights=False)], epochs=2)
     teacher = arrays(ssd.distillation.teacher_weights.copies)
@@ -138,8 +138,8 @@ def test_early_stopping_and_reduce_lr_on_plateau_restart_with_the_snapshot():
     snapshot = TeacherSnapshot(patience=2, restart=[stopping, plateau])
     rates = Record()
     history = fit(ssd, [Script(values), stopping, plateau, snapshot, rates], epochs=10)
-    # Two epochs without improvement end the plain stage; then stopping counts anew: four epochs without, after a best
-    # one in Keras versions that forget the old best. Without `restart` it would have been five epochs altogether.
+    # Two epochs without improvement end the plain stage; then stopping counts from 0: four epochs without improvement,
+    # after a best one in Keras versions that forget the old best. Without `restart` it would be five epochs in all.
     assert snapshot.snapshot_epochs == [2]
     assert len(history["loss"]) in (3 + 4, 3 + 1 + 4)
     np.testing.assert_allclose(rates.rate[:5], [0.05, 0.005, 0.05, 0.05, 0.005], rtol=1e-6)
@@ -154,14 +154,14 @@ def test_a_run_that_ends_before_the_snapshot_warns():
     assert ssd._teaches
 
 
-def test_the_distilling_stage_can_have_a_learning_rate_of_its_own():
+def test_learning_rate_of_the_distilling_stage_can_be_set():
     ssd = make_snapshot_model()
     rates = Record()
     fit(ssd, [TeacherSnapshot(at_epoch=1, restore_best_weights=False, learning_rate=0.01), rates], epochs=2)
     assert rates.rate == [np.float32(0.01)] * 2
 
 
-def test_a_snapshot_is_announced(capsys):
+def test_verbose_prints_the_snapshot(capsys):
     ssd = make_snapshot_model()
     fit(ssd, [Script([1.0, 2.0, 3.0]), TeacherSnapshot(patience=1, verbose=1)], epochs=3)
     assert "Epoch 2: TeacherSnapshot 1 of 1, weights of epoch 1, the best" in capsys.readouterr().out
@@ -183,7 +183,7 @@ def test_a_snapshot_is_announced(capsys):
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
-def test_bad_options_of_the_snapshot(options, message):
+def test_snapshot_rejects_bad_arguments(options, message):
     with pytest.raises(ValueError) as error:
         TeacherSnapshot(**options)
     assert message in str(error.value)
@@ -209,7 +209,7 @@ def test_a_learning_rate_beside_a_schedule_is_refused():
         fit(ssd, [TeacherSnapshot(learning_rate=0.1)], epochs=1)
 
 
-def test_a_monitored_value_that_does_not_exist_is_named_with_those_that_do():
+def test_unknown_monitor_error_lists_the_logs():
     ssd = make_snapshot_model()
     with pytest.raises(ValueError) as error:
         fit(ssd, [TeacherSnapshot()], epochs=2)
@@ -218,7 +218,7 @@ def test_a_monitored_value_that_does_not_exist_is_named_with_those_that_do():
 
 
 @pytest.mark.parametrize("restore_best_weights, epoch", [(True, 1), (False, 3)], ids=["best", "last"])
-def test_of_a_model_that_averages_its_weights_the_snapshot_is_an_average(restore_best_weights, epoch):
+def test_snapshot_of_an_averaging_model_is_the_average(restore_best_weights, epoch):
     """What was validated: the student goes on from there, and so does a new average."""
     ssd, averages, after = make_snapshot_model(ema_momentum=0.9), [], Record()
     note = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: averages.append(arrays(ssd.average.other)))

@@ -63,7 +63,7 @@ def test_disagreement_of_binary_units(from_logits, outputs):
     assert float(statistics["teacher_spread"]) == 0.0
 
 
-def test_an_empty_batch_counts_for_nothing():
+def test_empty_batch_does_not_count():
     metric = TeacherStatistics(has_votes=False)
     metric.activate()
     for n_samples in (1, 0):

@@ -49,7 +49,7 @@ def test_weight_0_is_the_plain_model_bit_for_bit(teacher, seeds):
 
 @pytest.mark.parametrize("num_teachers", [2, 9])
 @pytest.mark.parametrize("teacher", KINDS)
-def test_teachers_leave_statistics_and_seeds_alone(teacher, num_teachers):
+def test_teachers_do_not_change_statistics_or_seeds(teacher, num_teachers):
     """After one step both are those of the plain model after one step: exactly one update, whatever N is."""
     plain, ssd = twins(teacher, num_teachers=num_teachers, percentile=0)
     plain.train_on_batch(X, Y)
@@ -70,7 +70,7 @@ def task_losses(teacher=None):
 
 @pytest.mark.compiled
 @pytest.mark.parametrize("teacher", KINDS)
-def test_teachers_leave_unseeded_dropout_alone(teacher):
+def test_teachers_do_not_change_unseeded_dropout(teacher):
     """On PyTorch it draws from the global generator: the student's draws must be those of the plain model."""
     np.testing.assert_allclose(task_losses(teacher), task_losses(), rtol=1e-5)
 
@@ -108,7 +108,7 @@ def test_no_gradient_reaches_the_teachers():
 def test_no_gradient_flows_back_through_the_values_that_teachers_share():
     """Own weights branch off the student's pass: one step is that of a plain model with constant targets.
 
-    Normalization behind the noise makes teachers that differ from the student: it normalizes by the batch, they do not.
+    Normalization after the noise makes teachers that differ from the student: it normalizes by the batch, they do not.
     """
 
     def build():
@@ -138,7 +138,7 @@ def test_no_gradient_flows_back_through_the_values_that_teachers_share():
     assert_close(plain.trainable_variables, model.trainable_variables, tolerance=1e-6)
 
 
-def test_own_weights_that_equal_the_student_teach_nothing():
+def test_teachers_equal_to_the_student_give_a_zero_term():
     """With noise that is the same in every pass the target is the student: no term, and no gradient of one."""
     weights = []
     for kd_weight in (0.0, 100.0):
@@ -318,7 +318,7 @@ def test_wrapping_draws_no_random_numbers():
     assert_same(following(False), following(True))
 
 
-def test_teacher_weights_shows_and_changes_nothing():
+def test_guidance_weights_can_be_read_without_side_effects():
     _, ssd = twins("snapshot")
     before = arrays(ssd.variables)
     weights, unfiltered = ssd.guidance_weights(X[:5]), ssd.guidance_weights(X[:5], percentile=0)
@@ -407,7 +407,7 @@ def test_outputs_of_another_call_are_refused():
 
 
 @pytest.mark.parametrize("calls", [0, 1])
-def test_compute_loss_without_a_call_of_its_own_says_what_is_missing(calls):
+def test_compute_loss_without_its_own_call_raises(calls):
     class Forgetful(keras_ssd.SSDModel):
         def train_step(self, *args):
             y_pred = self(X, training=True) if calls else ops.ones((24, 3)) / 3

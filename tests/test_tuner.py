@@ -219,7 +219,7 @@ class TestSearch:
             assert loss_of(model.student) == pytest.approx(trial.score, abs=1e-6)
 
     def test_hyperband_goes_on_from_the_raw_weights_of_an_average(self, tmp_path):
-        """A trial is loaded as it was scored, with its average; the next epochs train the weights behind that."""
+        """A trial is loaded as it was scored, with its average; the next epochs train its raw weights."""
         path, written, begun = tmp_path / "trial.weights.h5", [], []
         ssd = wrap(build(None), "ema", num_teachers=2)
         # Keras Tuner saves the weights of a trial when an epoch ends.

@@ -88,7 +88,7 @@ def state(model):
 # The figures, by hand. ln 2 = 0.693147; H(.8) = 0.500402, H(.9) = 0.325083, H(.7) = 0.610864.
 
 
-def test_figures_of_exclusive_classes():
+def test_summary_of_exclusive_classes_by_hand():
     passes = [[[1, 0], [0, 1]], [[0.5, 0.5], [0.5, 0.5]], [[0.9, 0.1], [0.7, 0.3]]]
     told = summary(np.array(passes, "float32"), "categorical")
     np.testing.assert_allclose(told["mean"], [[0.5, 0.5], [0.5, 0.5], [0.8, 0.2]], rtol=1e-6)
@@ -97,7 +97,7 @@ def test_figures_of_exclusive_classes():
     np.testing.assert_allclose(told["mutual_information"], [0.693147, 0, 0.032429], atol=1e-6)
 
 
-def test_figures_of_binary_units():
+def test_summary_of_binary_units_by_hand():
     told = summary(np.array([[[1.0, 0.9], [0.0, 0.7]]], "float32"), "binary")
     np.testing.assert_allclose(told["mean"], [[0.5, 0.8]], rtol=1e-6)
     np.testing.assert_allclose(told["variance"], [[0.25, 0.01]], rtol=1e-5)
@@ -105,7 +105,7 @@ def test_figures_of_binary_units():
     np.testing.assert_allclose(told["mutual_information"], [[0.693147, 0.032429]], atol=1e-6)
 
 
-def test_figures_of_a_regression():
+def test_summary_of_a_regression_by_hand():
     told = summary(np.array([[[1.0, -2.0], [3.0, -2.0], [5.0, -2.0]]], "float32"), "regression")
     assert set(told) == {"mean", "variance"}
     np.testing.assert_allclose(told["mean"], [[3.0, -2.0]])
@@ -113,7 +113,7 @@ def test_figures_of_a_regression():
 
 
 @pytest.mark.parametrize("kind", ["categorical", "binary"])
-def test_logits_give_the_figures_of_their_probabilities(kind):
+def test_logits_give_the_summary_of_their_probabilities(kind):
     logits = np.array([[[2.0, -1.0, 0.5], [0.0, 3.0, -40.0]]], "float32")
     of_probabilities = summary((softmax if kind == "categorical" else sigmoid)(logits), kind)
     for name, value in summary(logits, kind, from_logits=True).items():
@@ -135,7 +135,7 @@ def test_classification_is_that_of_the_drawn_passes(batch_size):
 
 
 def test_chunks_of_passes():
-    """2 + 2 + 1 passes: the layer counts anew in every chunk, and the last has one row for each sample."""
+    """2 + 2 + 1 passes: the layer counts from 0 in every chunk, and the last has one row for each sample."""
     model = dense_network(Counting(n=2))
     last = np.arange(7)[:, None] % 2 + 1
     p = softmax(counted_logits(model, factors=[1, 2, 1, 2, last]))
@@ -234,7 +234,7 @@ def test_passes_of_real_noise_differ(name):
 
 
 @pytest.mark.parametrize("outputs", ["tensor", "dict"])
-def test_a_subclassed_model_that_hands_training_on_implicitly(outputs):
+def test_subclassed_model_with_implicit_training_argument(outputs):
     class Implicit(keras.Model):
         def __init__(self):
             super().__init__()
@@ -257,7 +257,7 @@ def test_a_subclassed_model_that_hands_training_on_implicitly(outputs):
     assert_figures(prediction, p, np.zeros(p.shape), entropy(p), np.zeros(len(X)))
 
 
-def test_mixed_precision_is_summed_up_in_single_precision():
+def test_mixed_precision_is_summarised_in_float32():
     inputs = keras.Input((4,))
     x = layers.Dropout(0.5)(layers.Dense(6, dtype="mixed_bfloat16")(inputs))
     model = keras.Model(inputs, layers.Dense(3, activation="softmax", dtype="mixed_bfloat16")(x))
@@ -291,7 +291,7 @@ def test_layers_before_the_noise_run_once_per_batch(chunk):
 # Determinism.
 
 
-def test_the_seed_fixes_the_result_whatever_was_called_before():
+def test_seed_fixes_the_result_after_any_calls():
     model = dense_network()
     first, other = predict(model, seed=3), predict(model, seed=4)
     keras.random.normal((2,))
@@ -339,7 +339,7 @@ def test_the_model_is_left_as_it_was():
         assert (torch.get_rng_state() == torch_state).all()
 
 
-def test_training_goes_on_as_if_nothing_had_been_predicted():
+def test_prediction_does_not_change_later_training():
     model = trained()
     keras.utils.set_random_seed(0)
     other = trained()
@@ -351,7 +351,7 @@ def test_training_goes_on_as_if_nothing_had_been_predicted():
     assert_same(state(model), state(other))
 
 
-def test_an_error_in_the_middle_leaves_the_model_whole():
+def test_error_during_prediction_leaves_the_model_unchanged():
     model = trained()
     before = state(model)
     with pytest.raises(Exception, match="(?i)shape|dim|size"):
@@ -443,7 +443,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("make, options, message", BAD.values(), ids=BAD)
-def test_bad_arguments(make, options, message):
+def test_predict_stochastic_rejects_bad_arguments(make, options, message):
     with pytest.raises(ValueError, match=message):
         predict(make(), **options)
 

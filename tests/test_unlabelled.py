@@ -36,7 +36,7 @@ def numbers(batches):
 # What is in a batch.
 
 
-def test_a_batch_holds_both_in_the_ratio_evenly_mixed_and_weighs_the_labelled():
+def test_batches_mix_both_sets_in_the_ratio_and_weigh_the_labelled():
     """The weights of 3 = 12 / 4 make the mean over twelve samples one over the four that have a label."""
     data = joined(shuffle=False)
     assert data.num_batches == 3  # 10 rows in batches of 4, 24 in batches of 8
@@ -48,7 +48,7 @@ def test_a_batch_holds_both_in_the_ratio_evenly_mixed_and_weighs_the_labelled():
     assert weight.dtype == "float32" and y.dtype == Y.dtype
 
 
-def test_the_shorter_set_is_repeated_and_the_longer_one_met_once():
+def test_longer_set_is_used_once_per_epoch():
     rows = numbers(epoch(joined()))
     unlabelled, counts = np.unique(rows[rows < 0], return_counts=True)
     np.testing.assert_array_equal(unlabelled, np.sort(U[:, 0]))
@@ -489,7 +489,7 @@ def test_labels_that_mark_missing_values_are_rejected(make, y, loss, mark):
 
 
 @pytest.mark.parametrize("loss", ["hinge", keras.losses.MeanSquaredError(), lambda y, p: keras.ops.mean(p, -1)])
-def test_minus_one_is_a_label_where_the_loss_takes_it(loss):
+def test_minus_one_is_accepted_where_the_loss_accepts_it(loss):
     signs = np.sign(VALUES[:, :1]).astype("int32")
     ssd = taught(compiled(keras.Model(*network(lambda x: layers.Dense(1)(layers.Flatten()(x)))), loss=loss, metrics=()))
     assert np.isfinite(ssd.fit(ROWS, signs, verbose=0).history["loss"][0])
@@ -503,7 +503,7 @@ def test_class_weights_of_a_joined_set_are_rejected():
         ssd.fit(data, class_weight={0: 2.0, 1: 0.5}, verbose=0)
 
 
-def test_a_resumed_run_meets_the_batches_of_its_epochs():
+def test_resumed_run_gets_the_batches_of_its_epochs():
     """With `SeedEachEpoch`. A new process makes a new set, which knows nothing of the epochs before."""
 
     def weights(*spans):

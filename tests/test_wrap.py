@@ -93,7 +93,7 @@ REFUSALS = [
         lambda: model(layers.Dropout(0.5, noise_shape=(1, 6), name="drop")),
         r"'drop'.*noise_shape=\(1, 6\)",
     ),
-    refusal("stateful behind the cut", stateful, "'r' is stateful"),
+    refusal("stateful after the cut", stateful, "'r' is stateful"),
     refusal(
         "unknown stochastic layer",
         noisy,
@@ -178,14 +178,14 @@ REFUSALS = [
 
 
 @pytest.mark.parametrize("make, options, message", REFUSALS)
-def test_refusals(make, options, message):
+def test_wrap_rejects_bad_arguments(make, options, message):
     if callable(options.get("teacher")):
         options = {**options, "teacher": options["teacher"]()}
     with pytest.raises(ValueError, match=f"(?s){message}"):
         keras_ssd.wrap(make(), **options)
 
 
-def test_a_refused_model_is_as_before():
+def test_rejected_model_is_unchanged():
     net = noisy()
     before = (net.to_json(), [v.path for v in net.variables])
     with pytest.raises(ValueError):
@@ -208,7 +208,7 @@ def test_losses_and_weights_by_output_name():
 
 
 @pytest.mark.filterwarnings("ignore:Gradients do not exist")  # Keras says so for the plain model, too
-def test_sample_weights_of_some_outputs_weigh_these():
+def test_sample_weights_may_be_given_for_some_outputs():
     def three_heads():
         inputs = keras.Input((4,))
         return keras.Model(inputs, {name: layers.Dense(2, name=name)(inputs) for name in "abc"})
@@ -237,7 +237,7 @@ def test_dictionary_of_outputs_whose_keys_are_not_layer_names():
 
 @pytest.mark.filterwarnings("ignore:Gradients do not exist")  # Keras says so for the plain model, too
 @pytest.mark.parametrize("similarity", ["kl", "cosine"])
-def test_an_output_without_a_loss_is_not_taught(similarity):
+def test_output_without_a_loss_is_not_distilled(similarity):
     inputs = keras.Input((4,))
     x = layers.Dropout(0.5)(layers.Dense(6)(inputs))
     free = layers.Dense(2, name="free")
@@ -250,7 +250,7 @@ def test_an_output_without_a_loss_is_not_taught(similarity):
         np.testing.assert_array_equal(a, b)
 
 
-def test_generators_in_a_list_are_found():
+def test_seed_generators_in_a_list_are_found():
     class Noise(layers.Layer):
         def __init__(self, **kwargs):
             super().__init__(**kwargs)
@@ -278,7 +278,7 @@ def test_weight_can_change_between_epochs():
         keras_ssd.wrap(noisy(), kd_weight=0).kd_weight = 1.0
 
 
-def test_methods_of_another_kind_are_refused():
+def test_methods_of_other_kinds_of_teachers_raise():
     with pytest.raises(ValueError, match="teacher=\"snapshot\".*'self'"):
         keras_ssd.wrap(noisy()).take_snapshot()
     with pytest.raises(ValueError, match="`ema_momentum` above 0.*teacher='self'"):
@@ -321,7 +321,7 @@ def test_classes_on_another_axis_than_the_last_are_refused_where_they_are_distil
     ssd.compile("sgd", keras.losses.CategoricalCrossentropy(axis=2))
 
 
-def test_wrappers_in_a_row_have_different_teacher_seeds_which_repeat_after_the_seed_is_set():
+def test_consecutive_wrappers_have_different_reproducible_seeds():
     net = noisy()
 
     def seeds():

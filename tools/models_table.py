@@ -16,11 +16,12 @@ RESULTS = ROOT / "docs" / "results" / "models.csv"
 TABLE = ROOT / "docs" / "models.md"
 BACKENDS = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}
 COLUMNS = ["row", "backend", "outcome", "versions"]
-HEAD = """# Models and habits of users
+HEAD = """# Models, tasks and habits of users
 
 Written by `python tools/models_table.py`, run on each backend, from the outcome of the tests that each line names in
-`tools/models_table.py`. Of a model "works" means: it is wrapped (with `dropout_rate=0.3` where it has no noise),
-trained for a step, saved and loaded; of a habit, that it does what it does with the plain model, or what the line says.
+`tools/models_table.py`. For a model or a task "works" means: it is wrapped (with `dropout_rate=0.3` if it has no
+noise), trained, saved and loaded. For a habit it means: it does the same as with the plain model, or what the line
+says.
 Versions: {versions}.
 
 """
@@ -33,63 +34,77 @@ HABITS = {
         "test_habits.py::test_teachers_keep_the_rows_of_a_sample_together"
     ),
     "scores of each sample against each (in-batch negatives)": (
-        "test_habits.py::test_scores_of_each_sample_against_each_are_taught_by_whole_batches"
+        "test_habits.py::test_in_batch_negatives_are_distilled_on_whole_batches"
     ),
-    "a model of one fixed batch size": "test_habits.py::test_a_model_for_one_batch_size_is_taught_by_batches_of_it",
-    "a `call` without `training`": "test_habits.py::test_a_call_without_the_argument_training_is_trained_as_in_keras",
+    "a model of one fixed batch size": "test_habits.py::test_teacher_passes_keep_a_fixed_batch_size",
+    "a `call` without `training`": "test_habits.py::test_call_without_training_argument_trains_as_in_keras",
     "optional inputs left out": "test_habits.py::test_optional_inputs_may_be_left_out",
     "outputs in a nested dictionary": "test_habits.py::test_outputs_in_a_nested_dictionary",
-    "sample weights of some outputs": "test_wrap.py::test_sample_weights_of_some_outputs_weigh_these",
+    "sample weights of some outputs": "test_wrap.py::test_sample_weights_may_be_given_for_some_outputs",
     "loss weights that are variables": "test_habits.py::test_loss_weights_may_be_variables",
-    "sparse targets, where Keras takes them": ("test_habits.py::test_sparse_targets_are_taken_where_keras_takes_them"),
-    "a cross-entropy of the user's own": (
-        "test_habits.py::test_a_cross_entropy_of_the_users_own_is_of_what_the_model_puts_out"
-    ),
-    "a teacher that puts out logits": "test_teacher_network.py::test_the_outputs_of_the_teacher_are_read_as_its_own",
-    "a teacher of other inputs: refused": (
-        "test_teacher_network.py::test_a_teacher_of_other_inputs_is_refused_when_wrapping"
-    ),
+    "sparse targets, where Keras takes them": ("test_habits.py::test_sparse_targets_work_where_keras_accepts_them"),
+    "a cross-entropy of the user's own": ("test_habits.py::test_custom_cross_entropy_gives_the_term_of_keras_own"),
+    "a teacher that puts out logits": "test_teacher_network.py::test_teacher_may_return_logits",
+    "a teacher of other inputs: refused": ("test_teacher_network.py::test_teacher_with_other_inputs_is_rejected"),
     "a model that is not built: refused": "test_habits.py::test_an_unbuilt_model_is_refused_with_the_remedy",
     "a siamese model": "test_habits.py::test_a_siamese_model_learns_as_the_plain_one",
     "a class with a `train_step` of its own: refused": (
         "test_student.py::test_overridden_methods_are_named_and_refused"
     ),
-    "`get_layer`, `inputs`, `output_shape`, `count_params`": "test_student.py::test_the_wrapper_answers_as_the_model",
-    "features of a layer, `keras.Model(ssd.input, ...)`": "test_student.py::test_features_of_a_layer_are_looked_at",
+    "`get_layer`, `inputs`, `output_shape`, `count_params`": (
+        "test_student.py::test_wrapper_shares_the_students_attributes"
+    ),
+    "freezing `ssd.layers`": "test_student.py::test_layers_are_frozen_as_in_the_plain_model",
+    "an attribute of the model's class, read from the wrapper": (
+        "test_student.py::test_attributes_of_the_students_class_are_found"
+    ),
+    "features of a layer, `keras.Model(ssd.input, ...)`": "test_student.py::test_features_of_a_layer_can_be_extracted",
     "Grad-CAM": "test_student.py::test_grad_cam",
     "`ModelCheckpoint` of weights, loaded by the plain model": (
-        "test_student.py::test_the_best_weights_are_loaded_by_the_plain_model"
+        "test_keras_callbacks.py::test_model_checkpoint_of_weights_only"
+    ),
+    "`ModelCheckpoint` of the best epoch, loaded by `keras.models.load_model`": (
+        "test_files.py::test_a_checkpoint_of_the_best_epoch_is_the_plain_model"
     ),
     "... loaded by the wrapper: the student predicts what was validated": (
-        "test_saving.py::test_weights_of_a_run_that_is_going_on_leave_the_average_in_the_student"
+        "test_files.py::test_plain_and_wrapped_models_load_the_weights"
     ),
-    "`export`": "test_student.py::test_export_is_what_predict_says",
+    "`ssd.save`, loaded by the plain model's `keras.models.load_model`": (
+        "test_files.py::test_plain_keras_loads_the_plain_compiled_model"
+    ),
+    "... where keras_ssd is not installed": "test_files.py::test_a_file_is_read_where_keras_ssd_is_not_installed",
+    "`keras_ssd.load_model`: training continues bit for bit": (
+        "test_files.py::test_training_goes_on_from_a_file_bit_for_bit"
+    ),
+    "`export`": "test_student.py::test_exported_model_returns_what_predict_returns",
     "TensorFlow's converter to LiteRT": "test_student.py::test_lite_rt_converts_the_wrapper",
-    "freeze, fit, unfreeze, `model.compile`, fit": "test_student_changes.py::test_a_compile_of_the_student_is_heard",
+    "freeze, fit, unfreeze, `model.compile`, fit": (
+        "test_student_changes.py::test_compiling_the_student_compiles_the_wrapper"
+    ),
     "a layer frozen between two fits": (
         "test_student_changes.py::test_a_layer_frozen_between_two_fits_keeps_its_weights"
     ),
-    "a learning rate assigned to the model's optimizer": (
-        "test_student_changes.py::test_a_learning_rate_given_to_the_students_optimizer_is_taken_over"
+    "`model.fit`, `wrap(model).fit`, `model.fit`: one optimizer": (
+        "test_one_compile.py::test_wrapped_training_continues_as_a_second_fit"
     ),
-    "... behind a `LossScaleOptimizer`": (
-        "test_student_changes.py::test_a_learning_rate_given_behind_the_scaling_of_a_loss_is_taken_over"
+    "a callback that reads the model's optimizer and metrics": (
+        "test_one_compile.py::test_optimizer_loss_and_metrics_are_the_same_objects"
     ),
-    "... by a closure during `fit`": (
-        "test_student_changes.py::test_a_learning_rate_that_a_closure_gives_the_model_counts_in_the_same_epoch"
+    "a learning rate assigned to the model's optimizer by a closure": (
+        "test_student_changes.py::test_learning_rate_set_by_a_closure_applies_in_the_same_epoch"
     ),
-    "weights excluded from decay; schedules, callables, optimizers without a configuration": (
-        "test_compiled.py::test_an_optimizer_trains_as_the_users_own"
-    ),
-    "metrics without a configuration, of lambdas": "test_compiled.py::test_a_metric_measures_as_the_users_own",
-    "`model.stop_training` in a closure": "test_student_changes.py::test_a_closure_ends_the_training",
+    "a learning rate that is a function": "test_one_compile.py::test_a_learning_rate_that_is_a_function_is_followed",
+    "metrics without `get_config`": "test_one_compile.py::test_classes_of_the_user_need_no_get_config",
+    "scaling of the loss as compiled": "test_one_compile.py::test_loss_scaling_is_the_compiled_one",
+    "pruned weights": "test_averaging.py::test_a_pruned_model_stays_pruned",
+    "`model.stop_training` in a closure": "test_student_changes.py::test_closure_can_stop_the_training",
     "`quantize`": "test_student_changes.py::test_a_quantised_student_predicts_and_has_to_be_wrapped_again",
     "LoRA before wrapping; after it, wrap again": (
-        "test_student_changes.py::test_lora_works_before_wrapping_and_asks_for_wrapping_anew_after"
+        "test_student_changes.py::test_lora_works_before_wrapping_and_raises_after"
     ),
-    "SciKeras": "test_student_changes.py::test_a_wrapped_model_is_a_classifier_of_scikit_learn",
-    "new weights between two fits (folds)": "test_averaging.py::test_an_average_of_other_weights_is_not_used",
-    "Ctrl-C": "test_averaging.py::test_after_a_fit_that_is_cut_short_the_student_is_what_the_wrapper_says",
+    "SciKeras": "test_student_changes.py::test_scikeras_trains_a_wrapped_model",
+    "new weights between two fits (folds)": "test_averaging.py::test_average_restarts_from_weights_set_between_fits",
+    "Ctrl-C": "test_averaging.py::test_student_predicts_as_the_wrapper_after_an_interrupted_fit",
     "stateful layers": ("test_averaging.py::test_a_stateful_layer_keeps_its_state_between_the_batches_of_predict"),
 }
 
@@ -98,8 +113,9 @@ def titles():
     """The lines of the table, in order."""
     sys.path.insert(0, str(ROOT / "tests"))
     from test_models import MODELS
+    from test_tasks import TASKS
 
-    return [*MODELS, *HABITS]
+    return [*MODELS, *TASKS, *HABITS]
 
 
 class Collector:
@@ -145,7 +161,7 @@ def render(rows):
     backends = [name for name in BACKENDS if any(row["backend"] == name for row in rows)]
     versions = ", ".join(f"{BACKENDS[b]} {next(r['versions'] for r in rows if r['backend'] == b)}" for b in backends)
     cells = {(row["row"], row["backend"]): row["outcome"] for row in rows}
-    lines = [("model or habit", *(BACKENDS[name] for name in backends)), ("---",) * (len(backends) + 1)]
+    lines = [("model, task or habit", *(BACKENDS[name] for name in backends)), ("---",) * (len(backends) + 1)]
     for title in dict.fromkeys(row["row"] for row in rows):
         lines.append((title, *(cells.get((title, backend), "not run") for backend in backends)))
     return HEAD.format(versions=versions) + "".join("| " + " | ".join(line) + " |\n" for line in lines)
@@ -157,7 +173,8 @@ def main():
 
     collector, backend = Collector(), keras.backend.backend()
     tests = sorted(set(HABITS.values())) + [
-        "test_models.py::test_a_published_network_is_wrapped_trained_saved_and_loaded"
+        "test_models.py::test_a_published_network_is_wrapped_trained_saved_and_loaded",
+        "test_tasks.py::test_a_task_is_distilled_saved_and_loaded",
     ]
     options = ["-q", "-m", "", "-p", "no:cacheprovider", *sys.argv[1:]]
     status = pytest.main([*(str(ROOT / "tests" / test) for test in tests), *options], plugins=[collector])

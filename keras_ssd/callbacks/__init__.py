@@ -1,6 +1,6 @@
 """Callbacks for `fit`: changes between epochs, statistics of the teachers, and resumption of a killed run.
 
-| callback | what it does |
+| callback | effect |
 |---|---|
 | `TeacherSnapshot` | plain training, then distillation from the best weights |
 | `KDWeightSchedule` | sets the weight of the distillation term for each epoch |
@@ -9,8 +9,8 @@
 | `AtomicBackup` | writes a backup after each epoch that is complete or absent |
 
 The first three need teachers, as their attribute `needs_teachers` says; the last two work with every Keras model.
-Every callback can be deep-copied and pickled. All of them write to variables only when JAX sees it, at the beginning
-and the end of an epoch.
+Every callback can be deep-copied and pickled. They assign variables only at the beginning and the end of an epoch,
+where JAX notices.
 """
 
 from keras_ssd.callbacks.monitor import TeacherMonitor

@@ -43,7 +43,7 @@ class TeacherSnapshot(TeacherCallback):
         mode: `"min"`, `"max"`, or `"auto"`, which decides by the name. Defaults to `"auto"`.
         min_delta: smallest change that counts as an improvement, >= 0. Defaults to `0.0`.
         restore_best_weights: whether the snapshot holds the best weights or the last weights: of a model that averages
-            its weights (`ema_momentum`), the average, which is what was validated. Defaults to `True`.
+            its weights (`ema_momentum`), the validated average. Defaults to `True`.
         start_from_epoch: number of epochs to ignore at the beginning. Defaults to `0`.
         at_epoch: number of plain epochs, at least 1, which replaces `patience`. Each generation takes the same number.
             Defaults to `None`.

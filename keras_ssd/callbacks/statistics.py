@@ -53,7 +53,7 @@ class TeacherStatistics(keras.metrics.Metric):
         predictions: Sequence[tuple[Output, Tensor, Tensor | None]] = (),
     ) -> None:
         """Add a batch; for the arguments see `teacher_statistics`."""
-        predictions = [one for one in predictions if one[0].kind != "regression"]
+        predictions = [item for item in predictions if item[0].kind != "regression"]
         n_samples = ops.cast(ops.shape(student)[0], "float32")
 
         def compute() -> Tensor:
@@ -95,7 +95,7 @@ def teacher_statistics(
     | `teacher_disagreement` | share of the teachers whose prediction differs from that of the majority |
 
     Args:
-        weights: `(batch, teachers)`, the teachers' weights `a`.
+        weights: `(batch, teachers)`, the guidance weights `a`.
         student: `(batch, features)`, `f_S`.
         teachers: `(batch, teachers, features)`, `f_T`.
         predictions: list of `(Output, teachers' output (batch, teachers, ...), Keras mask or None)` of classifications;

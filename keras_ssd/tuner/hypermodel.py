@@ -126,9 +126,8 @@ class SSDHyperModel(keras_tuner.HyperModel):
                 f"{error} (The trial has {options}; use `space` to fix or drop options that do not fit, for example "
                 'space={"similarity": "kl"}.)'
             ) from error
-        for network in (ssd, ssd.student):  # a trial's file holds the optimizer's variables
-            if not network.optimizer.built:
-                network.optimizer.build(network.trainable_variables)
+        if not ssd.optimizer.built:  # a trial's file holds the optimizer's variables
+            ssd.optimizer.build(ssd.trainable_variables)
         return ssd
 
     def fit(self, hp: keras_tuner.HyperParameters, model: SSDModel, *args: Any, **kwargs: Any) -> Any:
@@ -144,7 +143,7 @@ class SSDHyperModel(keras_tuner.HyperModel):
         return self._fit(hp, model, *args, **kwargs)
 
     def _fit(self, hp: keras_tuner.HyperParameters, model: keras.Model, *args: Any, **kwargs: Any) -> Any:
-        """Train with the user's `fit` if there is one, and check in the first epoch what is reported."""
+        """Train with the user's `fit` if there is one, and check the reported values in the first epoch."""
         check = keras.callbacks.LambdaCallback(on_epoch_end=lambda _, logs: self._check_objectives(logs))
         results = self._fit_plain(
             hp, model, *args, **{**kwargs, "callbacks": [check, *(kwargs.get("callbacks") or [])]}

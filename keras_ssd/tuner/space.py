@@ -58,7 +58,9 @@ def sample(
             with scope:
                 value = _register(hp, name, ranges[name], defaults[name])
             if value is not None:
-                options[name] = value
+                # A percentile below 1 is most likely a share, of which `wrap` warns.
+                is_percentile = name == "percentile" and isinstance(ranges[name], tuple)
+                options[name] = round(value) if is_percentile else value
     return options
 
 

@@ -21,7 +21,7 @@ def test_equal_within_half_a_point():
     assert analysis.equal_within(np.array([0.009, 0.01, 0.011]), 0.005) > 0.99
 
 
-def test_methods_with_fewer_seeds_are_held_against_the_same_seeds_of_others():
+def test_methods_with_fewer_seeds_are_compared_on_those_seeds():
     rows = pd.DataFrame(
         [(dataset, seed, method) for dataset in "ab" for seed in (0, 1) for method in ("plain", "self")]
         # The second seed of this one was run on one of the two sets only.
@@ -185,7 +185,7 @@ def test_the_stored_rows_can_be_summarised(capsys):
     assert "| +3.3 ± 1.8 | +1.6 ± 0.9 | +0.2 ± 0.3 | +0.1 ± 1.7 |" in printed
 
 
-def test_what_only_some_sets_have_is_not_averaged():
+def test_values_missing_on_some_sets_are_not_averaged():
     rows = pd.DataFrame(
         [("a", 0, "plain", 0.5), ("b", 0, "plain", 0.7), ("a", 0, "ours", 0.9)],
         columns=["dataset", "seed", "method", "accuracy"],

@@ -32,7 +32,7 @@ def test_noise_makes_labels_wrong_but_not_those_of_the_test_split():
     np.testing.assert_array_equal(noisy.test[1], clean.test[1])
 
 
-def test_a_search_does_not_get_to_see_the_test_rows():
+def test_search_does_not_use_the_test_rows():
     declared, search = (data.load("digits", None, regime, seed=0) for regime in ("noise 0.4", "search noise 0.4"))
     for one, other in ((declared.training, search.training), (declared.validation, search.test)):
         np.testing.assert_array_equal(one[0], other[0])

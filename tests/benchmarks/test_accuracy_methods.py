@@ -98,7 +98,7 @@ def instead_of_training(look=lambda model, **options: None):
     return fit
 
 
-def test_soups_are_of_runs_with_dropout_of_their_own(monkeypatch):
+def test_soups_average_runs_with_different_dropout(monkeypatch):
     one, states = experiment(), []
 
     def look(model, **options):
@@ -124,7 +124,7 @@ def test_an_ensemble_trains_no_member_twice(monkeypatch):
     np.testing.assert_array_equal(votes_of_2.test, votes / 2)
 
 
-def test_what_was_trained_before_counts_as_cost(monkeypatch):
+def test_earlier_training_counts_as_cost(monkeypatch):
     one = experiment()
     monkeypatch.setattr(one, "fit", instead_of_training())
     (mean,) = methods.members(one, 3)

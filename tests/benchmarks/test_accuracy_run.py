@@ -39,7 +39,7 @@ def test_votes_have_no_likelihood():
     assert "nll" not in row and "temperature" not in row
 
 
-def test_best_temperature_softens_what_is_too_sure():
+def test_best_temperature_softens_overconfident_outputs():
     """Right in 3 of 4 with one confidence: the best is 3/4, so the logit log(p / (1 - p)) is divided to log(3)."""
     p = np.tile([0.99, 0.01], (4, 1))
     temperature = run.best_temperature(p, np.array([0, 0, 0, 1]))
@@ -53,7 +53,7 @@ def test_a_diverged_run_counts_as_wrong():
     assert (row["status"], row["accuracy"]) == ("diverged", 0.0)
 
 
-def test_what_fails_does_not_take_the_others_along(monkeypatch):
+def test_a_failing_run_does_not_stop_the_others(monkeypatch):
     def broken(experiment):
         raise RuntimeError("no memory")
 
@@ -68,7 +68,7 @@ def test_what_fails_does_not_take_the_others_along(monkeypatch):
     assert failures == ["self FAILED: RuntimeError('no memory')"]
 
 
-def test_only_what_the_table_lacks_is_run(tmp_path):
+def test_only_missing_rows_are_run(tmp_path):
     options = ["--datasets", "digits", "--trainings", "self", "paper", "--seeds", "2", "--epochs", "4"]
     arguments = run.parse(options)
     table = pd.DataFrame(

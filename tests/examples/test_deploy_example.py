@@ -58,7 +58,7 @@ def test_trains_exports_and_draws(archive, tmp_path, monkeypatch, capfd):
     assert (tmp_path / "drawn" / "Slope.png").stat().st_size > 10_000
 
 
-def test_a_format_asked_for_by_name_and_refused_is_an_exit_status(archive, tmp_path, monkeypatch, capfd):
+def test_unsupported_requested_format_sets_the_exit_status(archive, tmp_path, monkeypatch, capfd):
     model = keras.Sequential([keras.Input((12, 1)), layers.Flatten(), layers.Dense(2, activation="softmax")])
     model.save(tmp_path / "student.keras")
     monkeypatch.setitem(deploy.FORMATS, "onnx", deploy.FORMATS["onnx"]._replace(write=refuse))
@@ -77,7 +77,7 @@ def test_a_model_for_other_windows_is_refused(tmp_path):
         deploy.from_file(tmp_path / "student.keras", np.zeros((3, 12, 1), "float32"))
 
 
-def test_of_a_wrapped_model_the_student_is_deployed(tmp_path):
+def test_student_of_a_wrapped_model_is_deployed(tmp_path):
     model = keras.Sequential([keras.Input((12, 1)), layers.Flatten(), layers.Dropout(0.2), layers.Dense(2)])
     ssd = keras_ssd.wrap(model, seed=0)
     ssd.save(tmp_path / "wrapped.keras")

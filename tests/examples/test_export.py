@@ -153,7 +153,7 @@ def test_a_model_for_windows_of_any_length_is_exported_for_those_at_hand(tmp_pat
 
 @pytest.mark.skipif(BACKEND == "tensorflow", reason="TensorFlow writes every format")
 @pytest.mark.parametrize("key", [key for key in deploy.FORMATS if key not in WRITES[BACKEND]] or ["none"])
-def test_what_the_backend_cannot_write_is_refused_with_the_way_round(student, tmp_path, key):
+def test_unsupported_format_error_names_the_workaround(student, tmp_path, key):
     skip_unless_installed(key)
     paths, refusals = deploy.export(student, "student", tmp_path, [key], X)
     assert paths == {}

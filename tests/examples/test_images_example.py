@@ -15,7 +15,7 @@ def digits():
     return images.load("digits")
 
 
-def test_scikit_learn_carries_digits(digits):
+def test_scikit_learn_includes_digits(digits):
     assert digits.x_train.shape == (1257, 8, 8, 1) and digits.x_test.shape == (540, 8, 8, 1)
     assert digits.x_train.dtype == "float32"
     assert (digits.x_train.min(), digits.x_train.max(), digits.brightest) == (0, 16, 16)
@@ -69,7 +69,7 @@ def test_teachers_see_the_students_augmented_sample(digits):
     model = images.augmenting_net(digits, flip=True)
     before_dropout = keras.Model(model.input, [layer.output for layer in model.layers][-3])
     # The teachers' dropout removes or doubles, as the student's does, so what both keep is the same number, if
-    # both saw the same sample. A sample augmented anew would differ.
+    # both saw the same sample. A sample augmented again would differ.
     ssd = keras_ssd.wrap(model, num_teachers=4, distill="representation", similarity="cosine", seed=0)
     student, teachers, _ = ssd.teacher_representations(x)
     kept_by_teacher, kept_by_student = teachers != 0, (student != 0)[:, None]

@@ -143,7 +143,7 @@ class TestWristband:
             found = empatica.load_stress_predict(tmp_path)
         assert found.class_names == ["rest", "stress"]
         assert found.subjects.tolist() == ["S02"] * 2 + ["S35"] * 2
-        # S02: seconds 0-59 and 30-89 are of rest; 60-119 and 90-149 of both; what is behind is too short.
+        # S02: seconds 0-59 and 30-89 are of rest; 60-119 and 90-149 of both; the rest is too short.
         assert found.y.tolist() == [0, 0, 1, 1]
         assert found.minutes.tolist() == [0.5, 1, 0.5, 1]
         assert found.x.shape == (4, 240, 3) and found.x.dtype == "float32"
@@ -356,7 +356,7 @@ def test_scores_by_hand():
     assert new_people.scores(np.array([1]), np.array([[np.nan, np.nan]]), 2)["status"] == "diverged"
 
 
-def test_time_only_knows_nothing_but_the_minute():
+def test_time_only_uses_only_the_minute():
     data = made_up()
     assert new_people.time_only(data).tolist() == [1.0] * 5, "classes take turns by the minute"
     shuffled = data._replace(minutes=np.zeros(60))

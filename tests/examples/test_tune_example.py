@@ -58,7 +58,7 @@ def test_the_whole_script(archive, tmp_path, capsys):
 
 @pytest.mark.slow
 @pytest.mark.once
-def test_a_search_goes_on_when_one_of_two_workers_is_killed(archive, tmp_path):
+def test_search_continues_after_a_worker_is_killed(archive, tmp_path):
     out = tmp_path / "out"
     argv = ["--dataset", "Tiny", "--data-dir", str(archive), "--trials", "6", "--epochs", "5", "--workers", "2"]
     environment = {**os.environ, "PYTHONPATH": str(pathlib.Path(tune.__file__).parents[1])}
@@ -68,7 +68,7 @@ def test_a_search_goes_on_when_one_of_two_workers_is_killed(archive, tmp_path):
     with subprocess.Popen(command, env=environment, **streams) as process:
         for line in process.stdout:
             lines.append(line)
-            # Once: it is started anew.
+            # Once: it is started again.
             if not killed and (found := re.match(r"tuner1: process (\d+)", line)):
                 # In the midst of the search, when it has a trial of its own.
                 while '"tuner1"' not in "".join(path.read_text() for path in out.glob("*/oracle.json")):
@@ -78,6 +78,6 @@ def test_a_search_goes_on_when_one_of_two_workers_is_killed(archive, tmp_path):
                 killed = True
     assert process.returncode == 0, "".join(lines)
     printed = "".join(lines)
-    assert printed.count("tuner1: process") == 2, "killed, and started anew"
+    assert printed.count("tuner1: process") == 2, "killed, and started again"
     assert "Tiny: 6 trials" in printed
     assert "test split, used once" in printed

@@ -97,7 +97,7 @@ def test_labels_that_look_alike_as_numbers_are_classes_of_their_own(tmp_path):
 GOOD = "1\t0.5\t1.5\t2.5\n2\t5\t6\t8\n"
 
 
-def test_a_tab_at_the_end_of_each_line_is_no_value(tmp_path):
+def test_trailing_tab_of_each_line_is_not_a_value(tmp_path):
     write(tmp_path, "Tabs", GOOD.replace("\n", "\t\n"), GOOD)
     dataset = ucr_data.load("Tabs", tmp_path)
     assert dataset.x_train.shape == (2, 3, 1)
@@ -130,14 +130,14 @@ def test_a_class_that_only_the_test_part_has_is_named(tmp_path):
         ucr_data.load("New", tmp_path)
 
 
-def test_aeon_carries_gunpoint():
+def test_aeon_includes_gunpoint():
     dataset = ucr_data.load("GunPoint")
     assert dataset.x_train.shape == (50, 150, 1)
     assert dataset.x_test.shape == (150, 150, 1)
     assert np.bincount(dataset.y_train).tolist() == [24, 26]
 
 
-def test_the_default_sets_are_carried_by_aeon():
+def test_aeon_includes_the_default_sets():
     assert [len(ucr_data.load(name).x_train) for name in ucr.BUNDLED] == [36, 200, 50]
 
 
@@ -244,7 +244,7 @@ def test_script_repeats_no_recorded_run_and_averages_over_sets(learnable, tmp_pa
     assert pd.read_csv(tmp_path / "results.csv").equals(frame)
 
 
-def test_a_run_that_left_the_finite_numbers_counts_as_diverged(archive):
+def test_run_with_a_non_finite_loss_counts_as_diverged(archive):
     dataset = ucr_data.load("Tiny", archive)
     model = ucr.new_model(dataset, seed=0)
     run = comparison.Run(model, {"loss": [1.0, float("nan")]}, 0, 0.1)

@@ -11,7 +11,7 @@ from _support import comparison, har_data
 
 
 @pytest.mark.parametrize("n_rows", [3, 7, 100])
-def test_every_row_comes_equally_often(n_rows):
+def test_every_row_is_used_equally_often(n_rows):
     x, y = np.arange(0.0, 2 * n_rows, 2), np.arange(n_rows)
     data = har_data.EvenEpochs(x, y, n_steps=2, batch_size=4, seed=0)
     seen = []

@@ -47,7 +47,7 @@ def read_split(root: Any, split: str) -> tuple[np.ndarray, np.ndarray, np.ndarra
 
 
 def check(path: Any, is_right: bool, what: str, received: object) -> None:
-    """Raise the error that says what a file should hold."""
+    """Raise an error that describes the expected content of a file."""
     if not is_right:
         raise ValueError(f"{path}: it should hold {what}. Received: {received}")
 
