@@ -16,7 +16,7 @@ import keras
 from keras import ops
 
 from keras_ssd._typing import Shape, Tensor
-from keras_ssd.settings import is_number
+from keras_ssd.settings import check_number
 
 
 class Augmentation(keras.layers.Layer):
@@ -27,6 +27,8 @@ class Augmentation(keras.layers.Layer):
     Args:
         seed: integer or `None`.
     """
+
+    _strength = ""  # the name of the argument of a layer of this module
 
     def __init__(self, seed: int | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -56,7 +58,8 @@ class Augmentation(keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments."""
-        return {**super().get_config(), "seed": self.seed}
+        strength = {self._strength: getattr(self, self._strength)} if self._strength else {}
+        return {**super().get_config(), "seed": self.seed, **strength}
 
 
 @keras.saving.register_keras_serializable(package="keras_ssd")
@@ -69,17 +72,16 @@ class Jitter(Augmentation):
         seed: integer or `None`.
     """
 
+    _strength = "stddev"
+
     def __init__(self, stddev: float = 0.05, seed: int | None = None, **kwargs: Any) -> None:
         super().__init__(seed, **kwargs)
-        self.stddev = _positive("stddev", stddev)
+        check_number("stddev", stddev, "(0, inf)")
+        self.stddev = float(stddev)
 
     def augment(self, x: Tensor) -> Tensor:
         """Return `x + noise`."""
         return x + keras.random.normal(ops.shape(x), 0.0, self.stddev, self.compute_dtype, self.seed_generator)
-
-    def get_config(self) -> dict[str, Any]:
-        """Return the arguments."""
-        return {**super().get_config(), "stddev": self.stddev}
 
 
 @keras.saving.register_keras_serializable(package="keras_ssd")
@@ -91,18 +93,17 @@ class Scaling(Augmentation):
         seed: integer or `None`.
     """
 
+    _strength = "stddev"
+
     def __init__(self, stddev: float = 0.1, seed: int | None = None, **kwargs: Any) -> None:
         super().__init__(seed, **kwargs)
-        self.stddev = _positive("stddev", stddev)
+        check_number("stddev", stddev, "(0, inf)")
+        self.stddev = float(stddev)
 
     def augment(self, x: Tensor) -> Tensor:
         """Return `factor * x`, with a factor of shape `(batch, 1, channels)`."""
         batch, _, channels = ops.shape(x)
         return x * keras.random.normal((batch, 1, channels), 1.0, self.stddev, self.compute_dtype, self.seed_generator)
-
-    def get_config(self) -> dict[str, Any]:
-        """Return the arguments."""
-        return {**super().get_config(), "stddev": self.stddev}
 
 
 @keras.saving.register_keras_serializable(package="keras_ssd")
@@ -115,9 +116,12 @@ class TimeMask(Augmentation):
         seed: integer or `None`.
     """
 
+    _strength = "max_fraction"
+
     def __init__(self, max_fraction: float = 0.25, seed: int | None = None, **kwargs: Any) -> None:
         super().__init__(seed, **kwargs)
-        self.max_fraction = _positive("max_fraction", max_fraction, most=1)
+        check_number("max_fraction", max_fraction, "(0, 1]")
+        self.max_fraction = float(max_fraction)
 
     def augment(self, x: Tensor) -> Tensor:
         """Return `x` with a span set to 0."""
@@ -129,10 +133,6 @@ class TimeMask(Augmentation):
         step = ops.reshape(ops.arange(steps, dtype="float32"), (1, -1, 1))
         masked = ops.logical_and(step >= start, step < start + length)
         return ops.where(masked, ops.zeros_like(x), x)
-
-    def get_config(self) -> dict[str, Any]:
-        """Return the arguments."""
-        return {**super().get_config(), "max_fraction": self.max_fraction}
 
 
 @keras.saving.register_keras_serializable(package="keras_ssd")
@@ -148,9 +148,12 @@ class Rotation(Augmentation):
         seed: integer or `None`.
     """
 
+    _strength = "max_angle"
+
     def __init__(self, max_angle: float = 30.0, seed: int | None = None, **kwargs: Any) -> None:
         super().__init__(seed, **kwargs)
-        self.max_angle = _positive("max_angle", max_angle, most=180)
+        check_number("max_angle", max_angle, "(0, 180]")
+        self.max_angle = float(max_angle)
 
     def augment(self, x: Tensor) -> Tensor:
         """Multiply every triple of channels of a window by the window's rotation matrix."""
@@ -165,10 +168,6 @@ class Rotation(Augmentation):
         turned = ops.matmul(ops.reshape(x, (batch, -1, 3)), ops.swapaxes(rotation, 1, 2))
         # On PyTorch a product of float64 is float32.
         return ops.cast(ops.reshape(turned, (batch, steps, channels)), self.compute_dtype)
-
-    def get_config(self) -> dict[str, Any]:
-        """Return the arguments."""
-        return {**super().get_config(), "max_angle": self.max_angle}
 
 
 def rotation_matrices(axis: Tensor, angle: Tensor) -> Tensor:
@@ -186,10 +185,3 @@ def rotation_matrices(axis: Tensor, angle: Tensor) -> Tensor:
     cross = ops.reshape(ops.stack([zero, -z, y, z, zero, -x, -y, x, zero], axis=1), (-1, 3, 3))
     sine, cosine = ops.reshape(ops.sin(angle), (-1, 1, 1)), ops.reshape(ops.cos(angle), (-1, 1, 1))
     return ops.eye(3) + sine * cross + (1 - cosine) * ops.matmul(cross, cross)
-
-
-def _positive(name: str, value: Any, most: float = math.inf) -> float:
-    if not is_number(value) or not 0 < value <= most:
-        limit = "" if most == math.inf else f" of at most {most}"
-        raise ValueError(f"`{name}` should be a float above 0{limit}. Received: {name}={value!r}")
-    return float(value)

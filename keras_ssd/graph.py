@@ -305,3 +305,8 @@ def takes_training(model: keras.Model) -> bool:
 def call_student(model: keras.Model, inputs: Any, training: bool | None) -> Any:
     """Call a model as Keras' own training step does, which passes `training` only to a `call` that takes it."""
     return model(inputs, training=training if takes_training(model) else False)
+
+
+def unique(items: Iterable[Any]) -> list[Any]:
+    """Return the items without those that are the same object as an earlier one."""
+    return list({id(item): item for item in items}.values())

@@ -19,7 +19,7 @@ from keras_ssd.distillation import Distillation
 from keras_ssd.face import shares_face
 from keras_ssd.graph import call_student, is_functional
 from keras_ssd.guidance import guided_target
-from keras_ssd.settings import check_weight, resolve
+from keras_ssd.settings import check_number, resolve
 from keras_ssd.step import FitState, StepState, as_training_step
 from keras_ssd.teachers import check_replaceable, resolve_kind
 from keras_ssd.uncertainty import predict_stochastic
@@ -456,7 +456,7 @@ class SSDModel(keras.Model):
 
     @kd_weight.setter
     def kd_weight(self, value: float) -> None:
-        check_weight("kd_weight", value)
+        check_number("kd_weight", value, "[0, inf)")
         if self.distillation is not None:
             self.distillation.kd_weight.assign(value)
         elif value != 0:

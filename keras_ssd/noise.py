@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import keras
 
 from keras_ssd.augmentation import Augmentation
-from keras_ssd.graph import Graph
+from keras_ssd.graph import Graph, unique
 from keras_ssd.keras_names import is_conv_lstm_cell
 from keras_ssd.layer_copies import LayerCopies
 
@@ -124,10 +124,9 @@ def choose_noise(
         ValueError: if a name is unknown, no layer is chosen, or dropout is needed without a rate.
     """
     # A layer that is fixed to inference mode in all of its calls makes no noise.
-    called = {id(step.layer): step.layer for step in graph.steps}
     free = {id(step.layer) for step in graph.steps if step.fixed_training is not False}
-    called.update({id(model): model for model, _ in graph.nested})
-    layers = [layer for layer in called.values() if isinstance(layer, keras.Layer)]
+    called = [step.layer for step in graph.steps] + [model for model, _ in graph.nested]
+    layers = [layer for layer in unique(called) if isinstance(layer, keras.Layer)]
     noise = [layer for layer in layers if id(layer) in free and is_noise(layer)]
     if stochastic_layers is None:
         if not noise and dropout_rate is not None and not graph.is_opaque:
@@ -197,7 +196,7 @@ def dropout_for(tensor: Any, rate: float) -> keras.layers.Layer:
 def seed_states(layers: Sequence[Any]) -> list[Any]:
     """Return the states of all seed generators that layers hold, each once."""
     states = [g.state for layer in layers for part in parts_of(layer) for g in generators_of(part)]
-    return list({id(state): state for state in states}.values())
+    return unique(states)
 
 
 def layer_for_passes(layer: Any, dropout_rate: float | None, copies: LayerCopies) -> Any:
@@ -236,7 +235,7 @@ def refuse_augmentation(graph: Graph, layers: Sequence[Any]) -> None:
 
 def _what_feeds_the_head(graph: Graph) -> list[Any]:
     """Return the input of the last layer with weights on the path to each output."""
-    tensors: dict[int, Any] = {}
+    tensors: list[Any] = []
     for output in graph.outputs:
         heads = [s for s in graph.needed([output]) if isinstance(s.layer, keras.Layer) and s.layer.weights]
         if not heads:
@@ -244,15 +243,15 @@ def _what_feeds_the_head(graph: Graph) -> list[Any]:
                 f"An output of the model {graph.model.name!r} depends on no layer with weights, so there is no head "
                 "before which `dropout_rate` could act. Name layers by `stochastic_layers`."
             )
-        tensors.update({id(x): x for x in heads[-1].inputs if keras.backend.is_float_dtype(x.dtype)})
-    return list(tensors.values())
+        tensors += [x for x in heads[-1].inputs if keras.backend.is_float_dtype(x.dtype)]
+    return unique(tensors)
 
 
 def _outputs_of(graph: Graph, layers: Sequence[Any]) -> list[Any]:
     """Return the floating-point outputs of layers and nested models at every call."""
     called = [(step.layer, step.outputs) for step in graph.steps] + graph.nested
     found = [x for layer, outputs in called if any(layer is other for other in layers) for x in outputs]
-    return list({id(x): x for x in found if keras.backend.is_float_dtype(x.dtype)}.values())
+    return unique(x for x in found if keras.backend.is_float_dtype(x.dtype))
 
 
 def _refuse_shared_names(chosen: Sequence[Any], layers: Sequence[Any]) -> None:

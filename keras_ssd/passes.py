@@ -10,7 +10,7 @@ from keras import ops, tree
 
 from keras_ssd import _backend
 from keras_ssd._typing import Tensor
-from keras_ssd.graph import Graph, Step, last_reads
+from keras_ssd.graph import Graph, Step, last_reads, unique
 from keras_ssd.independence import examine
 from keras_ssd.layer_copies import LayerCopies
 from keras_ssd.noise import (
@@ -85,7 +85,7 @@ class StochasticPasses:
         self.is_random = [id(x) in random_tensors for x in self.outputs]
         needed = graph.needed(self.outputs)
         self.suffix = [step for step in needed if any(id(x) in random_tensors for x in step.outputs)]
-        self._suffix_inputs = _unique(
+        self._suffix_inputs = unique(
             [x for step in self.suffix for x in step.inputs if id(x) not in random_tensors]
             + [x for x, is_random in zip(self.outputs, self.is_random, strict=True) if not is_random]
         )
@@ -99,7 +99,7 @@ class StochasticPasses:
         else:
             self.prefix = graph.needed(self._suffix_inputs, shared if augmented else [])
             produced = {id(x) for step in self.prefix for x in step.outputs}
-            read = _unique([x for step in self.prefix for x in step.inputs] + self._suffix_inputs)
+            read = unique([x for step in self.prefix for x in step.inputs] + self._suffix_inputs)
             self.cut = [x for x in read if id(x) not in produced]
         self._rows = examine(graph, needed, self.suffix, self._suffix_inputs, self.outputs)
         self._has_batch = self._rows.has_rows
@@ -115,9 +115,8 @@ class StochasticPasses:
                 stacklevel=2,
             )
         self.cut_has_batch = [self._has_batch.get(id(x), True) for x in self.cut]
-        layers = {id(s.layer): s.layer for s in self.prefix + self.suffix if isinstance(s.layer, keras.Layer)}
-        self.layers = list(layers.values())
-        self.variables = _unique([v for layer in self.layers for v in layer.variables])
+        self.layers = unique([s.layer for s in self.prefix + self.suffix if isinstance(s.layer, keras.Layer)])
+        self.variables = unique([v for layer in self.layers for v in layer.variables])
         self._seed_states = seed_states([layer for layer in self.layers if id(layer) in noise_ids])
         copies = LayerCopies()
         noise_of = {id(x): layer_for_passes(x, dropout_rate, copies) for x in self.layers if id(x) in noise_ids}
@@ -249,7 +248,3 @@ def _merge_chunks(x: Tensor) -> Tensor:
 def _static_tail(x: Tensor, start: int) -> list[Any]:
     shape = ops.shape(x)
     return [shape[axis] for axis in range(start, len(x.shape))]
-
-
-def _unique(items: Sequence[Any]) -> list[Any]:
-    return list({id(item): item for item in items}.values())

@@ -79,43 +79,22 @@ class Settings:
 
     def _check_numbers(self) -> None:
         least = 1 if self.similarity == "uniform" else 2
-        if not is_integer(self.num_teachers) or self.num_teachers < least:
-            remedy = ' (a single teacher needs no guidance: pass similarity="uniform")' if least == 2 else ""
-            raise ValueError(
-                f"`num_teachers` should be an integer of at least {least}{remedy}. Received: "
-                f"num_teachers={self.num_teachers}"
-            )
-        if self.teacher_chunk is not None and (not is_integer(self.teacher_chunk) or self.teacher_chunk < 1):
-            raise ValueError(
-                "`teacher_chunk` should be a positive integer, or None for all teachers at once. Received: "
-                f"teacher_chunk={self.teacher_chunk}"
-            )
-        if self.seed is not None and not is_integer(self.seed):
-            raise ValueError(f"`seed` should be an integer or None. Received: seed={self.seed!r}")
-        check_weight("kd_weight", self.kd_weight)
+        guided = ' (a single teacher needs no guidance: pass similarity="uniform")' if least == 2 else ""
+        check_integer("num_teachers", self.num_teachers, least, guided)
+        if self.teacher_chunk is not None:
+            check_integer("teacher_chunk", self.teacher_chunk, 1, ", or None for all teachers at once")
+        if self.seed is not None:
+            check_integer("seed", self.seed, None, " or None")
+        check_number("kd_weight", self.kd_weight, "[0, inf)")
         for name in ("temperature", "guidance_temperature"):
-            value = getattr(self, name)
-            if not is_number(value) or value <= 0:
-                raise ValueError(f"`{name}` should be a positive float. Received: {name}={value}")
-        if not is_number(self.percentile) or not 0 <= self.percentile <= 100:
-            raise ValueError(
-                f"`percentile` should lie between 0 (keeps all) and 100. Received: percentile={self.percentile}"
-            )
-        if self.dropout_rate is not None and (not is_number(self.dropout_rate) or not 0 < self.dropout_rate < 1):
-            raise ValueError(
-                "`dropout_rate` should lie between 0 and 1, both excluded, or be None to keep the model's own rates. "
-                f"Received: dropout_rate={self.dropout_rate}"
-            )
-        if self.kd_fraction is not None and (not is_number(self.kd_fraction) or not 0 < self.kd_fraction <= 1):
-            raise ValueError(
-                "`kd_fraction` should lie in (0, 1], or be None for the largest part of a batch that keeps teachers "
-                f"cheap. Received: kd_fraction={self.kd_fraction}"
-            )
-        if not is_number(self.ema_momentum) or not 0 <= self.ema_momentum < 1:
-            raise ValueError(
-                "`ema_momentum` should lie in [0, 1), or be None for the default of the teacher; 0 switches averaging "
-                f"off. Received: ema_momentum={self.ema_momentum}"
-            )
+            check_number(name, getattr(self, name), "(0, inf)")
+        check_number("percentile", self.percentile, "[0, 100]", " (0 keeps all)")
+        if self.dropout_rate is not None:
+            check_number("dropout_rate", self.dropout_rate, "(0, 1)", ", or None to keep the model's own rates")
+        if self.kd_fraction is not None:
+            cheap = ", or None for the largest part of a batch that keeps teachers cheap"
+            check_number("kd_fraction", self.kd_fraction, "(0, 1]", cheap)
+        check_number("ema_momentum", self.ema_momentum, "[0, 1)", ", or None for the default; 0 switches averaging off")
         if self.kind == "ema" and self.ema_momentum == 0 and self.distills:
             raise ValueError(
                 '`ema_momentum` should be above 0 with teacher="ema": with 0 the average is the student itself, which '
@@ -195,16 +174,31 @@ def resolve(kind: str, defaults: str | None = None, **given: Any) -> Settings:
     return settings
 
 
-def check_weight(name: str, value: Any) -> None:
-    """Raise unless `value` is a finite number that is not negative."""
-    if not is_number(value) or value < 0:
-        raise ValueError(f"`{name}` should be a finite float that is not negative. Received: {name}={value}")
+def check_number(name: str, value: Any, interval: str, remedy: str = "") -> None:
+    """Raise unless `value` is a finite number in an interval, for example `"[0, 1)"` or `"(0, inf)"`.
+
+    Args:
+        name: name of the option.
+        value: the value as given.
+        interval: its bounds, with a square bracket where the bound itself is allowed.
+        remedy: what else is allowed, for the message. Defaults to nothing.
+    """
+    low, high = interval[1:-1].split(", ")
+    at_least, at_most = interval[0] == "[", interval[-1] == "]"
+    if is_number(value):
+        above = value >= float(low) if at_least else value > float(low)
+        if above and (value <= float(high) if at_most else value < float(high)):
+            return
+    lower = f"{'of at least' if at_least else 'above'} {low}"
+    upper = "" if high == "inf" else f" and {'at most' if at_most else 'below'} {high}"
+    raise ValueError(f"`{name}` should be a finite float {lower}{upper}{remedy}. Received: {name}={value!r}")
 
 
-def check_integer(name: str, value: Any, least: int) -> None:
-    """Raise unless `value` is an integer of at least `least`."""
-    if not is_integer(value) or value < least:
-        raise ValueError(f"`{name}` should be an integer of at least {least}. Received: {name}={value!r}")
+def check_integer(name: str, value: Any, least: int | None, remedy: str = "") -> None:
+    """Raise unless `value` is an integer, of at least `least`; `remedy` is as for `check_number`."""
+    if not is_integer(value) or (least is not None and value < least):
+        lower = "" if least is None else f" of at least {least}"
+        raise ValueError(f"`{name}` should be an integer{lower}{remedy}. Received: {name}={value!r}")
 
 
 def is_integer(value: Any) -> bool:

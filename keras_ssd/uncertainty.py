@@ -16,7 +16,7 @@ from keras_ssd.masks import merge_axes
 from keras_ssd.noise import choose_noise
 from keras_ssd.output_records import describe_outputs, output_form
 from keras_ssd.passes import StochasticPasses
-from keras_ssd.settings import is_integer
+from keras_ssd.settings import check_integer
 
 
 class StochasticPrediction(NamedTuple):
@@ -114,18 +114,11 @@ def _check(model: keras.Model, num_passes: Any, seed: Any, pass_chunk: Any) -> N
             f"`model` is not built: {model.name!r} has no weights yet. Start it with keras.Input(shape), or call it on "
             "a batch or `model.build(input_shape)` first."
         )
-    if not is_integer(num_passes) or num_passes < 2:
-        raise ValueError(
-            "`num_passes` should be an integer of at least 2: a single pass has no spread. Received: "
-            f"num_passes={num_passes!r}"
-        )
-    if seed is not None and not is_integer(seed):
-        raise ValueError(f"`seed` should be an integer or None. Received: seed={seed!r}")
-    if pass_chunk is not None and (not is_integer(pass_chunk) or pass_chunk < 1):
-        raise ValueError(
-            "`pass_chunk` should be a positive integer, or None for all passes at once. Received: "
-            f"pass_chunk={pass_chunk!r}"
-        )
+    check_integer("num_passes", num_passes, 2, ": a single pass has no spread")
+    if seed is not None:
+        check_integer("seed", seed, None, " or None")
+    if pass_chunk is not None:
+        check_integer("pass_chunk", pass_chunk, 1, ", or None for all passes at once")
 
 
 class UncertaintyPasses:

@@ -7,6 +7,7 @@ from keras import ops
 
 import keras_ssd
 from keras_ssd.average import WeightAverage
+from keras_ssd.copies import WeightCopies
 from models import CLASSES as Y
 from models import WINDOWS as X
 from models import compiled, network
@@ -69,18 +70,6 @@ def test_next_fit_continues_from_the_raw_weights(options):
             ssd.fit(X, Y, batch_size=24, epochs=n, shuffle=False, verbose=0)
         results.append(ssd.student.get_weights())
     assert_close(*results, tolerance=1e-6)
-
-
-@averaging
-def test_weights_loaded_after_fit_are_trained(options):
-    ssd = keras_ssd.wrap(compiled(network(), optimizer=keras.optimizers.SGD(0.0)), ema_momentum=0.05, **options)
-    ssd.student.set_weights([w + 1 for w in ssd.student.get_weights()])
-    np.testing.assert_allclose(ssd.predict(X, verbose=0), ssd.student.predict(X, verbose=0), atol=1e-6)
-    ssd.fit(X, Y, verbose=0)
-    ssd.student.set_weights([w + 1 for w in ssd.student.get_weights()])
-    kernel = ssd.student.get_weights()[0]
-    ssd.fit(X, Y, epochs=4, verbose=0)
-    np.testing.assert_allclose(ssd.student.get_weights()[0], kernel, atol=1e-3)
 
 
 @averaging
@@ -210,12 +199,34 @@ def test_the_average_moves_in_low_precision(policy):
     np.testing.assert_allclose(deployed, 0.5 - 0.05 * 0.99**300, atol=2e-3)
 
 
-def test_weights_are_exchanged_and_exchanged_back():
+def test_a_frozen_copy_has_the_types_of_the_weights():
+    """Unlike the average, it does not move."""
+    model, _ = narrow("bfloat16")
+    copies = WeightCopies(model.weights).copies
+    assert [copy.dtype for copy in copies] == ["bfloat16"] * 2
+    assert_same(arrays(copies), arrays(model.weights))
+
+
+@pytest.mark.parametrize("bias", [1.0, np.nan], ids=["numbers", "not a number"])
+def test_weights_are_exchanged_and_exchanged_back(bias):
+    """A second call changes nothing, and a weight that is not a number counts as unchanged."""
     model, average = narrow("float32")
-    average.deploy()
-    assert (arrays(model.weights)[0] == np.float32(0.45)).all() and (arrays(average.other)[0] == 0.5).all()
-    average.resume()
-    assert (arrays(model.weights)[0] == 0.5).all() and (arrays(average.other)[0] == np.float32(0.45)).all()
+    model.weights[1].assign([bias])
+    for _ in range(2):
+        average.deploy()
+        assert (arrays(model.weights)[0] == np.float32(0.45)).all() and (arrays(average.other)[0] == 0.5).all()
+    for _ in range(2):
+        average.resume()
+        assert (arrays(model.weights)[0] == 0.5).all() and (arrays(average.other)[0] == np.float32(0.45)).all()
+
+
+@pytest.mark.parametrize("is_deployed", [False, True])
+def test_the_average_teaches_in_a_custom_loop_wherever_it_is_held(is_deployed):
+    _, average = narrow("float32")
+    if is_deployed:
+        average.deploy()
+    (_, kernel), _ = average.values(is_training=False)
+    assert (ops.convert_to_numpy(kernel) == np.float32(0.45)).all()
 
 
 def test_the_average_restarts_from_weights_that_were_changed_from_outside():
@@ -295,22 +306,6 @@ def test_counters_are_not_averaged():
     assert len(ssd.average.other) == 6  # gamma, beta and both statistics of the normalization, kernel and bias
     ssd.fit(X, Y, batch_size=8, epochs=2, verbose=0)
     assert float(ops.convert_to_numpy(model.layers[2].count)) == 6
-
-
-def test_nan_weights_do_not_lose_the_raw_weights():
-    """A row of an embedding that is never looked up."""
-    stack = [keras.layers.Embedding(4, 3), keras.layers.Flatten(), keras.layers.Dropout(0.5)]
-    stack.append(keras.layers.Dense(3, activation="softmax"))
-    ssd = keras_ssd.wrap(compiled(keras.Sequential([keras.Input((2,)), *stack])))
-    table = ssd.student.weights[0]
-    table.assign(np.where(np.arange(4)[:, None] == 3, np.nan, arrays(table)[0]))
-    for _ in range(3):
-        ssd.train_on_batch(np.arange(48).reshape(24, 2) % 3, Y)
-    raw = arrays(ssd.student.weights)
-    ssd.write_average()
-    assert not np.allclose(arrays(ssd.student.weights)[-1], raw[-1], atol=1e-6)
-    ssd._begin_training()
-    assert_same(arrays(ssd.student.weights), raw)
 
 
 def test_write_average_raises_while_fit_runs():

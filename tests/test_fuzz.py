@@ -54,7 +54,7 @@ def representations(draw):
     representations(),
     st.sampled_from(SIMILARITIES),
     st.sampled_from([1e-6, 0.01, 1.0, 5.0, 1e6]),
-    st.sampled_from([0.0, 37.5, 50.0, 90.0, 100.0]),
+    st.sampled_from([0.0, 37.5, 50.0, 90.0, 99.99999999, 100.0]),
 )
 def test_weights_are_a_distribution_and_the_target_a_mean(drawn, similarity, temperature, percentile):
     student, teachers = drawn
@@ -196,23 +196,6 @@ def test_weight_0_is_the_plain_model(make):
     evaluated = [trained.evaluate(X, Y, verbose=0) for _ in range(2)]
     np.testing.assert_equal(evaluated[0], evaluated[1])
     assert_same(before, arrays(models[1].variables))
-
-
-@pytest.mark.slow
-@MODELS
-@given(makes())
-def test_evaluation_is_repeatable_and_changes_nothing(make):
-    keras.utils.set_random_seed(make["seed"])
-    ssd = keras_ssd.wrap(build(make), teacher=make["teacher"], num_teachers=2, distill="outputs", similarity="kl")
-    ssd.train_on_batch(X, Y)
-    tracked = {id(v) for metric in ssd.metrics for v in metric.variables}
-    variables = [v for v in ssd.variables if id(v) not in tracked]
-    before = arrays(variables)
-    evaluated = [ssd.evaluate(X, Y, batch_size=4, verbose=0) for _ in range(2)]
-    np.testing.assert_equal(evaluated[0], evaluated[1])
-    predicted = [ssd.predict(X, batch_size=4, verbose=0) for _ in range(2)]
-    np.testing.assert_equal(predicted[0], predicted[1])
-    assert_same(before, arrays(variables))
 
 
 class SaveAfterFirstEpoch(keras.callbacks.Callback):

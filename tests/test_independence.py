@@ -210,15 +210,7 @@ INDEPENDENT = {
     ),
     "masks": masked,
     "noise that is always on": always_random,
-    "indices": lambda: keras.Sequential(
-        [
-            keras.Input((5,), dtype="int32"),
-            layers.Embedding(2, 4),
-            layers.Dropout(0.5),
-            layers.Flatten(),
-            Layer(ops.tanh),
-        ]
-    ),
+    "indices": lambda: indices(),
     "subclassed": lambda: built(Subclassed(layers.Dense(2))),
     "subclassed, of indices": lambda: built_on_indices(),
 }
@@ -275,7 +267,7 @@ def test_the_usual_model_is_not_run_when_it_is_wrapped():
     try:
         layers.Dense = Recording  # counts as Keras' own
         Recording.__name__ = "Dense"
-        model = after_noise(Recording(3), lambda x: x + 1)
+        model = after_noise(Recording(3), lambda x: x[:, 1:] + 1)
         calls.clear()
         keras_ssd.wrap(model, **OUTPUTS)
     finally:

@@ -7,26 +7,15 @@ import keras
 import numpy as np
 import pytest
 
+import callback_runs
 import keras_ssd
-from keras_ssd.callbacks import TeacherMonitor
+from callback_runs import X, Y
+from keras_ssd.callbacks import SeedEachEpoch, TeacherMonitor
 from same_weights import arrays, assert_same
-
-X = np.random.default_rng(0).normal(size=(16, 4)).astype("float32")
-Y = np.arange(16) % 2
 
 
 def make_model(optimizer=None, teacher="ema", **options):
-    keras.utils.set_random_seed(0)
-    inputs = keras.Input((4,))
-    x = keras.layers.Dropout(0.5)(keras.layers.Dense(5, "relu")(inputs))
-    model = keras.Model(inputs, keras.layers.Dense(2, "softmax")(x))
-    model.compile(
-        optimizer or keras.optimizers.Adam(0.1),
-        "sparse_categorical_crossentropy",
-        metrics=["accuracy"],
-        jit_compile=False,
-    )
-    return keras_ssd.wrap(model, teacher=teacher, num_teachers=2, **options)
+    return keras_ssd.wrap(callback_runs.make_model(optimizer), teacher=teacher, num_teachers=2, **options)
 
 
 def fit(model, *callbacks, epochs=2, **options):
@@ -81,32 +70,6 @@ def test_model_checkpoint_of_weights_only(tmp_path):
     np.testing.assert_allclose(other.predict(X, verbose=0), model.predict(X, verbose=0), rtol=1e-5, atol=1e-6)
 
 
-def test_backup_and_restore_resumes_at_the_interrupted_epoch(tmp_path):
-    class Break(keras.callbacks.Callback):
-        def on_epoch_begin(self, epoch, logs=None):
-            if epoch == 2:
-                raise KeyboardInterrupt
-
-    backup = str(tmp_path / "backup")
-    with pytest.raises(KeyboardInterrupt):
-        fit(make_model(), keras.callbacks.BackupAndRestore(backup), Break(), epochs=3)
-    history = fit(make_model(), keras.callbacks.BackupAndRestore(backup), epochs=3)
-    assert len(history["loss"]) == 1
-
-
-def test_reduce_lr_on_plateau():
-    model = make_model()
-    plateau = keras.callbacks.ReduceLROnPlateau(patience=1, factor=0.5)
-    history = fit(model, Script([1.0, 2.0, 2.0]), plateau, epochs=3)
-    np.testing.assert_allclose(history["learning_rate"], [0.1, 0.1, 0.05], rtol=1e-6)
-
-
-def test_learning_rate_scheduler():
-    model = make_model()
-    history = fit(model, keras.callbacks.LearningRateScheduler(lambda epoch: 0.1 / (epoch + 1)))
-    np.testing.assert_allclose(history["learning_rate"], [0.1, 0.05], rtol=1e-6)
-
-
 def test_csv_logger_keeps_its_columns(tmp_path):
     path = tmp_path / "log.csv"
     history = fit(make_model(), TeacherMonitor(every=2), keras.callbacks.CSVLogger(str(path)))
@@ -115,6 +78,26 @@ def test_csv_logger_keeps_its_columns(tmp_path):
     assert set(rows[0]) == {"epoch", *history}
     for name, values in history.items():
         np.testing.assert_allclose([float(row[name]) for row in rows], values, rtol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("teacher", ["self", "snapshot", "ema"])
+def test_backup_and_restore_ends_as_the_uninterrupted_run(tmp_path, teacher):
+    class Break(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if (self.model.optimizer.iterations, batch) == (8, 1):  # within the third epoch
+                raise KeyboardInterrupt
+
+    def run(folder, *callbacks):
+        model = make_model(teacher=teacher)
+        backup = keras.callbacks.BackupAndRestore(tmp_path / folder)
+        history = fit(model, SeedEachEpoch(1), backup, *callbacks, epochs=3)
+        return len(history["loss"]), arrays(model.student.weights + model.optimizer.variables)
+
+    with pytest.raises(KeyboardInterrupt):
+        run("broken", Break())
+    epochs, resumed = run("broken")
+    assert epochs == 1
+    assert_same(resumed, run("whole")[1])
 
 
 # TensorBoard imports TensorFlow and tensorboard, and those warn of themselves.

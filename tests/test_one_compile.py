@@ -29,7 +29,7 @@ def fit(model, **options):
 def test_optimizer_loss_and_metrics_are_the_same_objects(options):
     metric, optimizer = keras.metrics.SparseCategoricalAccuracy(), keras.optimizers.Adam(0.01)
     loss = keras.losses.SparseCategoricalCrossentropy()
-    model = compiled(network(), optimizer, loss, metrics=[metric])
+    model = compiled(network(), optimizer, loss, metrics=[metric], weighted_metrics=["sparse_categorical_crossentropy"])
     ssd = keras_ssd.wrap(model, **options)
     assert ssd.optimizer is model.optimizer is optimizer and ssd.loss is model.loss is loss
     seen = []
@@ -38,6 +38,7 @@ def test_optimizer_loss_and_metrics_are_the_same_objects(options):
     )
     history = fit(ssd, epochs=2, callbacks=[note]).history
     assert [steps for _, steps in seen] == [3, 6]
+    assert "sparse_categorical_crossentropy" in history
     np.testing.assert_allclose([accuracy for accuracy, _ in seen], history["sparse_categorical_accuracy"], atol=1e-6)
 
 
@@ -62,8 +63,10 @@ def test_wrapped_training_continues_as_a_second_fit(make):
 def test_compiling_student_or_wrapper_compiles_both():
     model = compiled(network())
     ssd = keras_ssd.wrap(model)
-    ssd.compile(keras.optimizers.SGD(0.125), LOSS)
+    loss = keras.losses.SparseCategoricalCrossentropy()
+    ssd.compile(keras.optimizers.SGD(0.125), loss)
     assert model.optimizer is ssd.optimizer and float(model.optimizer.learning_rate) == 0.125
+    assert model.loss is ssd.loss is loss
     model.compile(keras.optimizers.SGD(0.25), LOSS, metrics=["accuracy"])
     assert ssd.optimizer is model.optimizer
     assert set(fit(ssd).history) == {"loss", "kd_loss", "accuracy"}

@@ -64,7 +64,9 @@ REFUSED = {
     "guidance_temperature": (0, -1.0, *NOT_NUMBERS),
     "percentile": (-1, 100.5, *NOT_NUMBERS),
     "dropout_rate": (0, 1, 1.0, -0.1, 1.5, *NOT_NUMBERS),
+    "kd_fraction": (0, -0.5, 1.5, *NOT_NUMBERS),
     "ema_momentum": (1, -0.1, 1.5, *NOT_NUMBERS),
+    "seed": (0.5, True, "7"),
 }
 
 
@@ -78,7 +80,7 @@ def test_number_out_of_range_raises(name, value):
         resolve("ema", **{name: value})
     message = str(error.value)
     assert message.startswith(f"`{name}` should ")
-    assert f"Received: {name}={value}" in message
+    assert f"Received: {name}={value!r}" in message
 
 
 @pytest.mark.parametrize(

@@ -30,22 +30,6 @@ def test_compiling_the_student_compiles_the_wrapper():
     assert np.abs(model.get_layer("features").get_weights()[0] - before[0]).max() > 1e-3
 
 
-def test_student_may_be_compiled_first_after_wrapping():
-    model = keras.models.clone_model(sequential_network())
-    ssd = keras_ssd.wrap(model)
-    model.compile("sgd", LOSS)
-    assert ssd.fit(X, Y, verbose=0).history["kd_loss"][0] > 0
-
-
-def test_the_latest_compile_counts():
-    model = sequential_network()
-    ssd = keras_ssd.wrap(model)
-    model.compile(keras.optimizers.SGD(0.5), LOSS)
-    ssd.compile(keras.optimizers.SGD(0.125), LOSS)
-    ssd.fit(X, Y, verbose=0)
-    assert float(ssd.optimizer.learning_rate) == 0.125
-
-
 @pytest.mark.parametrize("options", [{"ema_momentum": 0}, {}, {"teacher": "ema"}], ids=["none", "self", "ema"])
 def test_a_layer_frozen_between_two_fits_keeps_its_weights(options):
     model = sequential_network()
@@ -92,10 +76,14 @@ def test_closure_can_stop_the_training(who):
 def test_a_quantised_student_predicts_and_has_to_be_wrapped_again(quantizer):
     model = sequential_network()
     ssd = keras_ssd.wrap(model)
-    ssd.train_on_batch(X, Y) if quantizer == "wrapper" else ssd.fit(X, Y, verbose=0)
+    if quantizer == "student":
+        ssd.fit(X, Y, verbose=0)
+    else:
+        ssd.train_on_batch(X, Y)
+        model.get_layer("head").bias.assign([3.0, -3.0])  # the raw weights differ from their average
     before = ssd.predict(X, verbose=0)
     (model if quantizer == "student" else ssd).quantize("int8")
-    np.testing.assert_allclose(ssd.predict(X, verbose=0), before, atol=0.1)
+    np.testing.assert_allclose(ssd.predict(X, verbose=0), before, atol=0.02)
     np.testing.assert_array_equal(ssd.predict(X, verbose=0), model.predict(X, verbose=0))
     with pytest.raises(ValueError, match="LoRA, quantisation.*Wrap the model again"):
         ssd.fit(X, Y, verbose=0)

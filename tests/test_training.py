@@ -172,6 +172,21 @@ def test_fit_logs_the_plain_names_and_kd_loss():
     assert all(value > 0 for value in history["kd_loss"])
 
 
+def test_the_logged_term_is_the_mean_over_samples():
+    """As Keras' logged loss: a short last batch counts by its samples."""
+    inputs = keras.Input((6, 2))
+    hidden = Doubling()(layers.Dense(4)(layers.Flatten()(inputs)))
+    model = compiled(keras.Model(inputs, layers.Dense(3, activation="softmax")(hidden)), keras.optimizers.SGD(0.0))
+    ssd = keras_ssd.wrap(model, teacher="snapshot", distill="outputs", similarity="uniform")
+    model.set_weights([w + 0.3 for w in model.get_weights()])
+    parts = (slice(16), slice(16, 19), slice(19))
+    logged = [
+        ssd.fit(X[rows], Y[rows], batch_size=16, shuffle=False, verbose=0).history["kd_loss"][0] for rows in parts
+    ]
+    assert logged[0] != pytest.approx(logged[1], rel=0.1)
+    assert logged[2] == pytest.approx((16 * logged[0] + 3 * logged[1]) / 19, rel=1e-5)
+
+
 @pytest.mark.compiled
 @pytest.mark.parametrize("distill", ["outputs", "representation", "both"])
 def test_sample_weights_weigh_both_terms(distill):
@@ -391,10 +406,12 @@ def test_outputs_of_another_call_are_refused():
         ssd.train_on_batch(X, Y)
 
 
-def test_compute_loss_without_a_call_raises():
+@pytest.mark.parametrize("calls", [0, 1])
+def test_compute_loss_without_its_own_call_raises(calls):
     class Forgetful(keras_ssd.SSDModel):
         def train_step(self, *args):
-            return self.compute_loss(y=Y[:2], y_pred=ops.ones((2, 3)) / 3)
+            y_pred = self(X, training=True) if calls else ops.ones((24, 3)) / 3
+            return [self.compute_loss(x=X, y=Y, y_pred=y_pred) for _ in range(calls + 1)]
 
     ssd = Forgetful(network())
     ssd.compile("sgd", "sparse_categorical_crossentropy")

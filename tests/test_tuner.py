@@ -165,7 +165,10 @@ class TestSpace:
             (dict(space={"kd_weight": 0}), "leave 0 out"),
             (dict(space={"kd_weight": []}), "`values` must be provided"),
             (dict(space={"num_teachers": 1}), "`num_teachers` should be an integer of at least 2"),
-            (dict(space={"percentile": (0, 101)}), "`percentile` should lie between"),
+            (
+                dict(space={"percentile": (0, 101)}),
+                "`percentile` should be a finite float of at least 0 and at most 100",
+            ),
             (dict(space={"similarity": ["dot", "l2"]}), "`similarity` should be one of"),
             (dict(space={"similarity": ["dot", len]}), "`similarity` should list some of"),
             (dict(teacher="past"), "`teacher` should be one of"),
@@ -198,6 +201,11 @@ class TestSearch:
         for trial, model in zip(trials[:2], search.get_best_models(2), strict=True):
             assert isinstance(model, SSDModel)
             assert loss_of(model.student) == pytest.approx(trial.score, abs=1e-6)
+
+    def test_the_first_trial_is_plain_whatever_the_seed(self, tmp_path):
+        for seed in range(4):
+            search = random_search(tuner.SSDHyperModel(Untrained()), tmp_path / str(seed), seed=seed, max_trials=1)
+            assert [one["ssd_distill"] for one in values(tuner.search(search, **DATA))] == [False]
 
     @pytest.mark.slow
     @pytest.mark.once

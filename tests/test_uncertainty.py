@@ -301,17 +301,6 @@ def test_seed_fixes_the_result_after_any_calls():
     assert np.abs(first.mean - other.mean).max() > 1e-3
 
 
-def test_without_a_seed_it_follows_set_random_seed():
-    model = dense_network()
-    keras.utils.set_random_seed(5)
-    first = predict(model, seed=None)
-    keras.utils.set_random_seed(6)
-    other = predict(model, seed=None)
-    keras.utils.set_random_seed(5)
-    assert_same(predict(model, seed=None), first)
-    assert np.abs(first.mean - other.mean).max() > 1e-3
-
-
 def test_every_sample_and_every_batch_has_noise_of_its_own():
     mean = predict(dense_network(), np.repeat(X[:1], 6, axis=0), batch_size=2).mean
     for i in range(6):
@@ -372,12 +361,6 @@ def test_error_during_prediction_leaves_the_model_unchanged():
 
 
 # Where the weights come from.
-
-
-def test_a_loaded_student_predicts_the_same(tmp_path):
-    model = trained()
-    model.save(tmp_path / "student.keras")
-    assert_same(predict(keras.models.load_model(tmp_path / "student.keras")), predict(model))
 
 
 @pytest.mark.parametrize("teacher", ["self", pytest.param("snapshot", marks=pytest.mark.slow)])
@@ -441,7 +424,7 @@ def without_noise():
 
 
 BAD = {
-    "no_noise": (without_noise, {}, "has no noise layer"),
+    "no_noise": (without_noise, {}, "^(?!.*teacher).*has no noise layer.*all passes would be identical.*in the passes"),
     "rate_0": (lambda: dense_network(layers.Dropout(0.0)), {}, "all have a rate of 0"),
     "no_model": (lambda: "model", {}, "`model` should be a keras.Model. Received: 'model' of type str"),
     "not_built": (lambda: Subclassed(), {}, "`model` is not built"),
@@ -449,7 +432,11 @@ BAD = {
     "float_passes": (dense_network, {"num_passes": 3.0}, "num_passes=3.0"),
     "true_passes": (dense_network, {"num_passes": True}, "num_passes=True"),
     "seed": (dense_network, {"seed": "7"}, "`seed` should be an integer or None. Received: seed='7'"),
-    "chunk": (dense_network, {"pass_chunk": 0}, "`pass_chunk` should be a positive integer.*pass_chunk=0"),
+    "chunk": (
+        dense_network,
+        {"pass_chunk": 0},
+        "`pass_chunk` should be an integer of at least 1, or None.*pass_chunk=0",
+    ),
     "unknown_layer": (dense_network, {"stochastic_layers": "drop"}, "Unknown: \\['drop'\\]"),
     "deterministic": (dense_network, {"stochastic_layers": ()}, r"depends on the noise \(none\)"),
 }
@@ -481,10 +468,3 @@ def test_unseeded_calls_draw_other_noise_and_repeat_after_the_seed_is_set():
     variances = three()
     assert len({str(variance) for variance in variances}) == 3
     assert three() == variances
-
-
-def test_error_without_noise_speaks_of_passes():
-    model = keras.Sequential([keras.Input((4,)), layers.Dense(2)])
-    with pytest.raises(ValueError, match="all passes would be identical. Pass dropout_rate.*in the passes") as error:
-        keras_ssd.predict_stochastic(model, np.ones((2, 4), "float32"), verbose=0)
-    assert "teacher" not in str(error.value)

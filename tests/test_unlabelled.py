@@ -365,6 +365,15 @@ def test_shapes_that_tf_data_does_not_know_fit(shape):
     assert data[0][0].shape == (12, 5, 3)
 
 
+def test_shapes_that_tf_data_does_not_know_are_checked_in_each_batch():
+    tf = pytest.importorskip("tensorflow")
+    signature = (tf.TensorSpec(None, "float32"),)
+    unlabelled = tf.data.Dataset.from_generator(lambda: batches(OTHERS[..., :2]), output_signature=signature)
+    data = keras_ssd.join_unlabelled((ROWS, LABELS), unlabelled, batch_size=4, steps_per_epoch=2)
+    with pytest.raises(ValueError, match=r"same structure and shape.*\(5, 3\) and \(5, 2\)"):
+        data[0]
+
+
 class Shuffled(keras.utils.PyDataset):
     """Draws the order of a pass when it begins, and notes the calls."""
 

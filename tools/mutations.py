@@ -279,60 +279,285 @@ MUTATIONS = [
     # The training step, and the weights that teach.
     Mutation(
         "kd_weight ignored",
-        "ops.cast(self._kd_weight.value, loss.dtype) * kd_loss",
-        "kd_loss",
-        "structures training",
+        "ops.cast(self.distillation.kd_weight.value, loss.dtype) * ops.cast(term, loss.dtype)",
+        "ops.cast(term, loss.dtype)",
+        "training",
+    ),
+    Mutation(
+        "outputs of another call distilled",
+        "if tree.flatten(taken.outputs)[0] is not tree.flatten(y_pred)[0]:",
+        "if False:",
+        "training",
+    ),
+    Mutation(
+        "a forward pass distilled twice",
+        "taken, self.student_pass = self.student_pass, None",
+        "taken = self.student_pass",
+        "training",
+    ),
+    Mutation(
+        "the mean of kd_loss over batches",
+        "num_samples = ops.shape(tree.flatten(student_pass.outputs)[0])[0]",
+        "num_samples = 1",
+        "training",
+    ),
+    Mutation(
+        "kd_sample_weight ignored",
+        "sample_weight if self.settings.kd_sample_weight else None",
+        "sample_weight",
+        "unlabelled",
+    ),
+    Mutation(
+        "masked means of drawn rows not corrected",
+        "average)._replace(scales=scales)",
+        "average)",
+        "rows",
+    ),
+    Mutation(
+        "masked values of a regression compared",
+        "student = without_masked(student, mask)\n"
+        "                teachers = without_masked(teachers, ops.expand_dims(mask, 1))\n",
+        "pass\n",
+        "outputs",
+    ),
+    Mutation(
+        "outputs without their masks",
+        "return [mask_of(x) for x in self.outputs]",
+        "return [None for x in self.outputs]",
+        "outputs",
+    ),
+    Mutation(
+        "weights of the snapshot not copied",
+        "assign(self.copies, arrays(weights))",
+        "assign(self.copies[1:], arrays(weights)[1:])",
+        "teacher_snapshot",
+    ),
+    Mutation(
+        "a copy of the student's optimizer",
+        'arguments["optimizer"] = self.student.optimizer\n',
+        'arguments["optimizer"] = keras.optimizers.deserialize(keras.optimizers.serialize(self.student.optimizer))\n',
+        "one_compile",
+    ),
+    Mutation(
+        "compile of the wrapper leaves the student as it was",
+        "            self.student.compile(**arguments)\n        self._share_compile()",
+        "            super().compile(**arguments)",
+        "one_compile",
+    ),
+    Mutation(
+        "a later compile of the student ignored",
+        "if record is None or record is self._compile_record.content:",
+        "if record is None or self._compile_record.content is not None:",
+        "one_compile student_changes",
+    ),
+    Mutation(
+        "metrics of samples that weigh nothing",
+        "        if not self.settings.kd_sample_weight:\n            weigh_metrics(arguments)\n",
+        "",
+        "unlabelled",
+    ),
+    Mutation(
+        "the average not restarted",
+        "        if not self._is_unchanged():\n            self.restart()\n            return\n",
+        "        if not self._is_unchanged():\n            return\n",
+        "averaging",
+    ),
+    Mutation(
+        "the digest ignored",
+        "        if not self._is_unchanged():\n            self.restart()\n            return\n",
+        "",
+        "averaging",
+    ),
+    Mutation(
+        "the digest of the raw weights",
+        "assign(self.other, raw)\n"
+        '        self.is_deployed.assign(np.ones((), "int32"))\n'
+        "        self.digest.assign(_digest(arrays(self._weights)))",
+        "assign(self.other, raw)\n"
+        '        self.is_deployed.assign(np.ones((), "int32"))\n'
+        "        self.digest.assign(_digest(arrays(self.other)))",
+        "averaging",
+    ),
+    Mutation(
+        "momentum from the first step on",
+        "ops.minimum(self.momentum, t / (t + 9.0))",
+        'ops.cast(self.momentum, "float32")',
+        "averaging",
+    ),
+    Mutation(
+        "an update averages what is deployed",
+        ' * ops.cast(1 - self.is_deployed.value, "float32")',
+        "",
+        "averaging",
+    ),
+    Mutation(
+        "raw weights lost",
+        "self._deployable(raw))\n        assign(self.other, raw)\n",
+        "self._deployable(raw))\n",
+        "averaging",
+    ),
+    Mutation(
+        "the average lost",
+        "        assign(self.other, deployed)\n",
+        "",
+        "averaging",
+    ),
+    Mutation(
+        "weights exchanged twice",
+        "        if not self.holds_average:\n            return\n        raw = arrays",
+        "        raw = arrays",
+        "averaging",
+    ),
+    Mutation(
+        "weights exchanged twice by an evaluation within another",
+        "if not self.holds_average or self._raw.content is not None:",
+        "if not self.holds_average:",
+        "averaging",
+    ),
+    Mutation(
+        "raw weights lost after an evaluation",
+        "            self._raw.content = None\n            assign(self._weights, raw)",
+        "            self._raw.content = None",
+        "averaging",
+    ),
+    Mutation(
+        "zeros not kept",
+        "            if variable.trainable:\n                value = np.where",
+        "            if False:\n                value = np.where",
+        "averaging",
+    ),
+    Mutation(
+        "the constraint not applied",
+        "if variable.constraint is not None:\n                value",
+        "if False:\n                value",
+        "averaging",
+    ),
+    Mutation(
+        "the average in 16 bits",
+        "add_copy(self, variable, wide=True)",
+        "add_copy(self, variable)",
+        "averaging",
+    ),
+    Mutation(
+        "a frozen layer gets raw weights",
+        "            if id(variable) not in frozen:\n                variable.assign(raw)",
+        "            variable.assign(raw)",
+        "student_changes",
+    ),
+    Mutation(
+        "counters averaged",
+        "if id(v) in averaged and keras.backend",
+        "if keras.backend",
+        "averaging",
+    ),
+    Mutation(
+        "raw weights teach in place of what is deployed",
+        "        if is_training:\n            return pairs",
+        "        if True:\n            return pairs",
+        "averaging",
+    ),
+    Mutation(
+        "the average fed before the step",
+        "            result = train_step(self, *args, **kwargs)\n"
+        "        finally:\n"
+        "            state.is_running, state.student_pass = False, None\n"
+        "        if self.average is not None:\n"
+        "            return _backend.after_train_step(self, result, self.average.update)\n",
+        "            if self.average is not None:\n"
+        "                self.average.update()\n"
+        "            result = train_step(self, *args, **kwargs)\n"
+        "        finally:\n"
+        "            state.is_running, state.student_pass = False, None\n",
+        "averaging",
+    ),
+    Mutation(
+        "the average not evaluated",
+        "            with self._deployed():\n                yield",
+        "            yield",
+        "averaging",
+    ),
+    Mutation(
+        "fit goes on from the average",
+        "        if self.average is not None:\n            self.average.resume()",
+        "",
+        "averaging",
+    ),
+    Mutation(
+        "the average not deployed after an exception",
+        "            self._observe(None)\n            self._end_training()",
+        "            self._observe(None)",
+        "averaging",
+    ),
+    Mutation(
+        "raw weights quantised",
+        "        if self.average is not None:\n            self.average.deploy()\n        return self.student.quantize",
+        "        return self.student.quantize",
+        "student_changes",
+    ),
+    Mutation(
+        "raw weights exported",
+        "        with self._deployed():\n            return self.student.export",
+        "        if True:\n            return self.student.export",
+        "student",
+    ),
+    Mutation(
+        "a file loaded while fit runs leaves the average",
+        "is_training=ssd._fit_state.is_running",
+        "is_training=False",
+        "files",
+    ),
+    Mutation(
+        "raw weights of a file replace weights that were set",
+        "        else:\n"
+        "            assign(self.other, raw)\n"
+        '            self.is_deployed.assign(np.ones((), "int32"))\n'
+        "            self.digest.assign(_digest(deployed))",
+        "        else:\n"
+        "            assign(self._weights, raw)\n"
+        '            self.is_deployed.assign(np.zeros((), "int32"))',
+        "files",
+    ),
+    Mutation(
+        "a file without its digest",
+        "            self.digest.assign(_digest(deployed))",
+        "",
+        "files",
+    ),
+    Mutation(
+        "a file whose model holds raw weights",
+        'else (".keras", *_LEGACY)\n    with ssd._deployed(), ',
+        'else (".keras", *_LEGACY)\n    with ',
+        "files",
+    ),
+    Mutation(
+        "a file of weights whose model holds raw weights",
+        'suffixes = (".weights.h5",) if is_single else ()\n    with ssd._deployed(), ',
+        'suffixes = (".weights.h5",) if is_single else ()\n    with ',
+        "files",
+    ),
+    Mutation(
+        "a file that holds the average as raw weights",
+        "raw = self._raw.content or arrays(self.other if steps and not is_average else self._weights)",
+        "raw = arrays(self._weights)",
+        "files",
+    ),
+    Mutation(
+        "an average of other weights after loading a plain file",
+        "        if ssd.average is not None:\n            ssd.average.restart()\n        return\n",
+        "        return\n",
+        "files",
+    ),
+    Mutation(
+        "seeds not loaded",
+        '            variable.assign(state["seeds"][str(i)])',
+        "            pass",
+        "files",
     ),
     Mutation(
         "the term in the logs of evaluate",
         "                logs.pop(name, None)\n        return logs",
         "                pass\n        return logs",
         "training",
-    ),
-    Mutation(
-        "weights of the snapshot not copied",
-        "in zip(self.held, weights, strict=True):\n            held.assign(ops.convert",
-        "in list(zip(self.held, weights, strict=True))[1:]:\n            held.assign(ops.convert",
-        "teacher_snapshot averaging",
-    ),
-    Mutation("momentum from the first step on", "ops.minimum(momentum, t / (t + 9.0))", "momentum", "averaging"),
-    Mutation(
-        "the average fed before the step",
-        "            result = train_step(self, *args, **kwargs)\n        if self._averaging is not None:\n"
-        "            return _backend.after_train_step(self, result, self._averaging.update)",
-        "            if self._averaging is not None:\n                self._averaging.update()\n"
-        "            result = train_step(self, *args, **kwargs)",
-        "averaging",
-    ),
-    Mutation(
-        "the average not evaluated",
-        "            return self._call_averaged(inputs)",
-        "            return call_student(self.student, inputs, training)",
-        "averaging",
-    ),
-    Mutation(
-        "fit goes on from the average",
-        "            self._averaging.take_back()\n            self._evaluate_with_average(True)",
-        "            self._evaluate_with_average(True)",
-        "averaging",
-    ),
-    Mutation(
-        "a file loaded while fit runs leaves the average",
-        "        elif self._averaging is not None:\n            self._averaging.take_back()",
-        "",
-        "average_in_files",
-    ),
-    Mutation(
-        "raw weights of a file replace weights that were set",
-        "return self._lent if np.array_equal(self._lent[1], _digest(arrays(self.variables))) else None",
-        "return self._lent",
-        "average_in_files",
-    ),
-    Mutation(
-        "a file holds raw weights",
-        "        with self._carrying_average():\n            if zipped",
-        "        if True:\n            if zipped",
-        "average_in_files",
     ),
     Mutation(
         "replicas share their noise",
@@ -346,8 +571,8 @@ MUTATIONS = [
     Mutation("every epoch seeded alike", "SeedSequence([self.seed, epoch])", "SeedSequence([self.seed])", "callbacks"),
     Mutation(
         "a file written in place",
-        "written = os.path.join(beside, name)\n        yield written\n        os.replace(written, path)",
-        "yield path",
+        "written = os.path.join(beside, name)\n        yield written\n",
+        "yield path\n        return\n",
         "crash",
     ),
     # The search.

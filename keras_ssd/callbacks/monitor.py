@@ -7,7 +7,7 @@ from keras_ssd._backend import variable_scope
 from keras_ssd._typing import Logs
 from keras_ssd.callbacks._teacher_callback import TeacherCallback
 from keras_ssd.callbacks.statistics import TeacherStatistics
-from keras_ssd.settings import check_integer, is_number
+from keras_ssd.settings import check_integer, check_number
 
 
 class TeacherMonitor(TeacherCallback):
@@ -35,8 +35,7 @@ class TeacherMonitor(TeacherCallback):
     def __init__(self, every: int = 1, norm_factor: float = 10.0) -> None:
         super().__init__()
         check_integer("every", every, 1)
-        if not is_number(norm_factor) or norm_factor <= 1:
-            raise ValueError(f"`norm_factor` should be a float above 1. Received: norm_factor={norm_factor!r}")
+        check_number("norm_factor", norm_factor, "(1, inf)")
         self.every = every
         self.norm_factor = norm_factor
         self._first_norm: float | None = None

@@ -11,6 +11,7 @@ import numpy as np
 
 from keras_ssd._typing import Logs
 from keras_ssd.files import UNFINISHED, written_beside
+from keras_ssd.graph import unique
 from keras_ssd.model import SSDModel
 from keras_ssd.noise import seed_states
 from keras_ssd.settings import check_integer
@@ -202,4 +203,4 @@ def _seed_states(model: keras.Model) -> list[Any]:
     """Return the states of all seed generators in a model."""
     # The student's states come first, so that they get the same numbers as in the plain model.
     first = seed_states([model.student]) if isinstance(model, SSDModel) else []
-    return list({id(state): state for state in [*first, *seed_states([model])]}.values())
+    return unique([*first, *seed_states([model])])

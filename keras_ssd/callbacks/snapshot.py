@@ -14,7 +14,7 @@ from keras_ssd._typing import Logs
 from keras_ssd.callbacks._teacher_callback import TeacherCallback
 from keras_ssd.copies import arrays, assign, copied_variables
 from keras_ssd.keras_names import constant_learning_rate
-from keras_ssd.settings import check_integer, is_number
+from keras_ssd.settings import check_integer, check_number
 
 # Parts of the names of metrics that fall or rise: "loss", "val_auc", "val_mean_absolute_error", ...
 _FALLING = ("loss", "error", "mse", "mae", "mape", "msle", "entropy", "divergence", "hinge", "poisson", "false_")
@@ -93,13 +93,9 @@ class TeacherSnapshot(TeacherCallback):
         check_integer("generations", generations, 1)
         if at_epoch is not None:
             check_integer("at_epoch", at_epoch, 1)
-        if not is_number(min_delta) or min_delta < 0:
-            raise ValueError(f"`min_delta` should be a float that is not negative. Received: min_delta={min_delta!r}")
-        if learning_rate is not None and (not is_number(learning_rate) or learning_rate <= 0):
-            raise ValueError(
-                "`learning_rate` should be a positive float, or None for the rate at the beginning of `fit`. Received: "
-                f"learning_rate={learning_rate!r}"
-            )
+        check_number("min_delta", min_delta, "[0, inf)")
+        if learning_rate is not None:
+            check_number("learning_rate", learning_rate, "(0, inf)", ", or None for the rate at the beginning of `fit`")
         restart = list(restart) if isinstance(restart, (list, tuple)) else [restart]
         strangers = [item for item in restart if not isinstance(item, keras.callbacks.Callback)]
         if strangers:
