@@ -214,6 +214,10 @@ class SSDModel(keras.Model):
     @functools.wraps(keras.Model.fit)
     def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
         given = _FIT.bind(self, *args, **kwargs).arguments
+        given.pop("self")
+        if self.average is not None and not isinstance(given.get("callbacks"), keras.callbacks.CallbackList):
+            own = _EndOfTraining(self.average)
+            given["callbacks"] = [own, *keras.tree.flatten(given.get("callbacks") or [])]
         state = self._fit_state
         self._share_compile()
         state.joined_dataset = as_joined_dataset(given.get("x"), self.settings, given.get("y"), self.loss)
@@ -221,7 +225,7 @@ class SSDModel(keras.Model):
         self._begin_training()
         state.is_running = True
         try:
-            return super().fit(*args, **kwargs)
+            return super().fit(**given)
         finally:
             # Keras does not notify callbacks of an exception, so the flags they switched are switched back here.
             state.is_running, state.joined_dataset = False, None
@@ -590,6 +594,17 @@ class SSDModel(keras.Model):
             )
         is_average = self.settings.kind == "ema" and self.average.holds_average
         return self.distillation.compare(x, self.average.values() if is_average else (), percentile)
+
+
+class _EndOfTraining(keras.callbacks.Callback):
+    """Notes the weights before the other callbacks' `on_train_end`, in which they may load others."""
+
+    def __init__(self, average: WeightAverage) -> None:
+        super().__init__()
+        self._average = average
+
+    def on_train_end(self, logs: Any = None) -> None:
+        self._average.note_end_of_training()
 
 
 def _deployed(model: Any) -> Any:
