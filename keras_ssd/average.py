@@ -48,6 +48,7 @@ class WeightAverage(keras.layers.Layer):
         super().__init__(trainable=False, dtype="float32", autocast=False, **kwargs)
         self.momentum = momentum
         self._raw = Untracked(None)  # the raw weights while `deployed` holds the average in the model
+        self._trained = Untracked(None)  # the digests of both sets of weights as training left them
         self._model, self._averaged = Untracked(model), Untracked(averaged_variables(model))
         self.steps = self._add_number("steps")
         self.is_deployed = self._add_number("is_deployed")
@@ -92,10 +93,25 @@ class WeightAverage(keras.layers.Layer):
         """Return whether this layer holds the average, so that the model's weights are raw."""
         return _number(self.steps) > 0 and not _number(self.is_deployed)
 
+    def note_end_of_training(self) -> None:
+        """Note the weights as training left them, before callbacks may change them a last time."""
+        if self.holds_average:
+            self._trained.content = self._digests()
+
     def deploy(self) -> None:
-        """Exchange the weights: the model holds the average afterwards. Without an update it stays as it is."""
+        """Exchange the weights: the model holds the average afterwards. Without an update it stays as it is.
+
+        It also stays as it is if only its own weights, not the average, were changed since `note_end_of_training`: a
+        callback that loads other weights at the end of training means these.
+        """
+        trained, self._trained.content = self._trained.content, None
         if not self.holds_average:
             return
+        if trained is not None:
+            is_same = [np.array_equal(*pair) for pair in zip(trained, self._digests(), strict=True)]
+            if is_same == [False, True]:
+                self.restart()
+                return
         raw = arrays(self._weights)
         assign(self._weights, self._deployable(raw))
         assign(self.other, raw)
@@ -126,6 +142,9 @@ class WeightAverage(keras.layers.Layer):
         assign(self.other, arrays(self._weights))
         for number in (self.steps, self.is_deployed):
             number.assign(np.zeros((), "int32"))
+
+    def _digests(self) -> tuple[np.ndarray, np.ndarray]:
+        return _digest(arrays(self._weights)), _digest(arrays(self.other))
 
     def _is_unchanged(self) -> bool:
         """Return whether the average is deployed and the model's weights were not changed since."""
@@ -164,7 +183,7 @@ class WeightAverage(keras.layers.Layer):
     # The model in a file holds the deployed weights, so files also hold raw and averaged weights.
 
     def state(self) -> dict[str, Any]:
-        """Return raw weights, average and steps as arrays by name, for a file whose model holds the deployed ones."""
+        """Return raw weights, average and steps, arrays by name, for a file whose model holds the deployed weights."""
         is_average = self.holds_average
         steps = _number(self.steps) if is_average or self._is_unchanged() else 0
         raw = self._raw.content or arrays(self.other if steps and not is_average else self._weights)

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+import keras
+
 # Attributes of the wrapped model that are the student's.
 ATTRIBUTES = (
     "input",
@@ -28,7 +30,14 @@ def shares_face(cls: type) -> type:
 
 
 def _reader(name: str) -> Callable[[Any], Any]:
-    return lambda model: getattr(model.student, name)
+    def read(model: Any) -> Any:
+        try:
+            return getattr(model.student, name)
+        except AttributeError:
+            # A Sequential has an `output` only where it was called; in another model the wrapper was called instead.
+            return getattr(keras.Layer, name).__get__(model)
+
+    return read
 
 
 def _method(name: str) -> Callable[..., Any]:

@@ -94,7 +94,7 @@ class SSDModel(keras.Model):
             if settings.averages:
                 self.average = WeightAverage(model, settings.ema_momentum, name="average")
         self.settings = settings
-        self._variables_of_student = self._evaluated = [id(v) for v in model.weights]
+        self._variables_of_student = self._evaluated = Untracked(model.weights)
         if hasattr(model, "output_names"):
             # Allows losses and metrics by output name, as for the model itself.
             self.output_names = list(model.output_names)
@@ -214,6 +214,10 @@ class SSDModel(keras.Model):
     @functools.wraps(keras.Model.fit)
     def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
         given = _FIT.bind(self, *args, **kwargs).arguments
+        given.pop("self")
+        if self.average is not None and not isinstance(given.get("callbacks"), keras.callbacks.CallbackList):
+            own = _EndOfTraining(self.average)
+            given["callbacks"] = [own, *keras.tree.flatten(given.get("callbacks") or [])]
         state = self._fit_state
         self._share_compile()
         state.joined_dataset = as_joined_dataset(given.get("x"), self.settings, given.get("y"), self.loss)
@@ -221,7 +225,7 @@ class SSDModel(keras.Model):
         self._begin_training()
         state.is_running = True
         try:
-            return super().fit(*args, **kwargs)
+            return super().fit(**given)
         finally:
             # Keras does not notify callbacks of an exception, so the flags they switched are switched back here.
             state.is_running, state.joined_dataset = False, None
@@ -283,9 +287,10 @@ class SSDModel(keras.Model):
     def _evaluation(self) -> Any:
         if not self._fit_state.is_running:
             self._follow_student()
-            variables = [id(v) for v in self.student.weights]
-            if variables != self._evaluated:  # quantised, for example: traced functions use the former variables
-                self._evaluated, self.test_function, self.predict_function = variables, None, None
+            if not _are_same(self.student.weights, self._evaluated.content):
+                # Quantised, for example: traced functions use the former variables.
+                self.test_function = self.predict_function = None
+                self._evaluated = Untracked(self.student.weights)
         before, self._fit_state.is_evaluating = self._fit_state.is_evaluating, True
         try:
             with self._deployed():
@@ -300,7 +305,7 @@ class SSDModel(keras.Model):
     def _check_copies(self) -> None:
         """Raise `ValueError` if the moving average or the snapshot belongs to other variables than the student's."""
         holds_copies = self.average is not None or (self.distillation is not None and self.settings.kind == "snapshot")
-        if holds_copies and [id(v) for v in self.student.weights] != self._variables_of_student:
+        if holds_copies and not _are_same(self.student.weights, self._variables_of_student.content):
             raise ValueError(
                 f"The weights of {self.student.name!r} have changed since it was wrapped (LoRA, quantisation, a new "
                 "layer), so the moving average or snapshot belongs to other weights. Wrap the model again, "
@@ -597,6 +602,21 @@ class SSDModel(keras.Model):
             )
         is_average = self.settings.kind == "ema" and self.average.holds_average
         return self.distillation.compare(x, self.average.values() if is_average else (), percentile)
+
+
+class _EndOfTraining(keras.callbacks.Callback):
+    """Notes the weights before the other callbacks' `on_train_end`, in which they may load others."""
+
+    def __init__(self, average: WeightAverage) -> None:
+        super().__init__()
+        self._average = average
+
+    def on_train_end(self, logs: Any = None) -> None:
+        self._average.note_end_of_training()
+
+
+def _are_same(variables: list[Any], others: list[Any]) -> bool:
+    return len(variables) == len(others) and all(a is b for a, b in zip(variables, others, strict=True))
 
 
 def _deployed(model: Any) -> Any:

@@ -23,6 +23,7 @@ from keras_ssd.noise import (
     seed_states,
 )
 from keras_ssd.repeating import RepeatForTeachers
+from keras_ssd.settings import level_of_user
 
 # The size of one layer's output that fits into a processor's cache.
 _CACHED_BYTES = 2 * 2**20
@@ -112,7 +113,7 @@ class StochasticPasses:
                 f"{what}, so the {passes} are run one at a time, on whole batches: the layers after the first noise "
                 f"layer run once for each of them, which is slower. To run the {passes} side by side, {remedy}, or "
                 "choose noise layers after it by `stochastic_layers`.",
-                stacklevel=2,
+                stacklevel=level_of_user(),
             )
         self.cut_has_batch = [self._has_batch.get(id(x), True) for x in self.cut]
         self.layers = unique([s.layer for s in self.prefix + self.suffix if isinstance(s.layer, keras.Layer)])
@@ -143,7 +144,7 @@ class StochasticPasses:
             warnings.warn(
                 f"{what} before the first noise layer, so the teachers are given whole batches (kd_fraction=1), which "
                 f"is slower. To give them a part of each batch, {remedy}.",
-                stacklevel=2,
+                stacklevel=level_of_user(),
             )
 
     def _describe_culprit(self, layer: Any) -> tuple[str, str]:
@@ -212,15 +213,14 @@ class StochasticPasses:
         return results
 
     def _chunk_in_cache(self, cut_values: Sequence[Tensor], num_teachers: int) -> int:
-        """Return the largest divisor of `num_teachers` for which every layer's output stays in a processor's cache.
+        """Return the number of passes for which every layer's output stays in a processor's cache.
 
         Otherwise one large batch takes up to 1.5 times as long as sequential passes.
         """
         if not _backend.gains_from_small_batches():
             return num_teachers
         batch = tree.flatten(cut_values)[0].shape[0] or 1
-        fitting = _CACHED_BYTES // max(self._row_bytes * batch, 1)
-        return max(n for n in range(1, num_teachers + 1) if num_teachers % n == 0 and n <= max(fitting, 1))
+        return chunk_size(num_teachers, _CACHED_BYTES // max(self._row_bytes * batch, 1))
 
     def _run_suffix(self, values: dict[int, Any], n: int) -> list[Any]:
         repeat = self._repeats[n] if n in self._repeats else RepeatForTeachers(n)
@@ -232,6 +232,13 @@ class StochasticPasses:
             for key in last_read:
                 del values[key]
         return [tree.map_structure(lambda x: _split(x, n), values[id(x)]) for x in self.outputs]
+
+
+def chunk_size(num_passes: int, limit: int) -> int:
+    """Return the number of passes in a batch, at most `limit`: a divisor of all passes, if there is a large one."""
+    limit = min(max(limit, 1), num_passes)
+    divisor = max(n for n in range(1, limit + 1) if num_passes % n == 0)
+    return divisor if 2 * divisor >= limit else math.ceil(num_passes / math.ceil(num_passes / limit))
 
 
 def _split(x: Tensor, n: int) -> Tensor:

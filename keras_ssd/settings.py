@@ -163,13 +163,13 @@ def resolve(kind: str, defaults: str | None = None, **given: Any) -> Settings:
         warnings.warn(
             f'teacher="self" with similarity="dot" and distill={settings.distill!r} makes the norm of the '
             'representation diverge and accuracy fall. Use distill="outputs", or teacher="snapshot".',
-            stacklevel=_level_of_user(),
+            stacklevel=level_of_user(),
         )
     if 0 < settings.percentile < 1:
         warnings.warn(
             f"`percentile` lies between 0 and 100, and {settings.percentile} is below 1: pass "
             f"{100 * settings.percentile:g} for a share of {settings.percentile:g}.",
-            stacklevel=_level_of_user(),
+            stacklevel=level_of_user(),
         )
     return settings
 
@@ -212,7 +212,7 @@ def is_number(value: Any) -> bool:
     return is_real and math.isfinite(value)
 
 
-def _level_of_user() -> int:
+def level_of_user() -> int:
     """Return the `stacklevel` of the first caller outside this package, for a warning of the calling function."""
     level = 1
     while sys._getframe(level).f_globals.get("__name__", "").startswith(("keras_ssd.", "keras.")):

@@ -137,3 +137,43 @@ def test_terminate_on_nan():
     history = fit(model, keras.callbacks.TerminateOnNaN(), epochs=5, validation_data=None)
     assert len(history["loss"]) < 5
     assert not np.isfinite(history["loss"][-1])
+
+
+class LoadAtTheEnd(keras.callbacks.Callback):
+    """Takes the weights of the first epoch, or a file of them, when training ends."""
+
+    def __init__(self, model, path):
+        super().__init__()
+        self.loaded, self.path = model, path
+
+    def on_epoch_end(self, epoch, logs=None):
+        if epoch == 0:
+            self.weights = arrays(self.loaded.weights)
+            if self.path is not None:
+                self.loaded.save_weights(self.path)
+
+    def on_train_end(self, logs=None):
+        if self.path is None:
+            self.loaded.set_weights(self.weights)
+        else:
+            self.loaded.load_weights(self.path)
+
+
+@pytest.mark.parametrize("options", [{"teacher": "self"}, {}], ids=["self", "ema"])
+@pytest.mark.parametrize("file", [None, "best.weights.h5"], ids=["set_weights", "a file"])
+def test_weights_that_a_callback_loads_into_the_student_at_the_end_are_deployed(tmp_path, options, file):
+    ssd = make_model(**options)
+    callback = LoadAtTheEnd(ssd.student, None if file is None else str(tmp_path / file))
+    fit(ssd, callback, epochs=3)
+    assert_same(ssd.student.get_weights(), callback.weights)
+    fit(ssd, epochs=1)  # the average restarts from them
+    assert int(keras.ops.convert_to_numpy(ssd.average.steps.value)) == 2
+
+
+def test_weights_that_a_callback_loads_into_the_wrapper_at_the_end_are_deployed(tmp_path):
+    ssd = make_model()
+    callback = LoadAtTheEnd(ssd, str(tmp_path / "best.weights.h5"))
+    fit(ssd, callback, epochs=3)
+    plain = keras.models.clone_model(ssd.student)
+    plain.load_weights(callback.path)
+    assert_same(ssd.student.get_weights(), plain.get_weights())

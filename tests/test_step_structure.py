@@ -13,6 +13,7 @@ from keras import layers
 import keras_ssd
 from compiled_programs import summed_shapes
 from keras_ssd.augmentation import Jitter
+from keras_ssd.passes import chunk_size
 
 BATCH, N = 4, 6
 
@@ -225,3 +226,10 @@ for teacher, chunk, fraction in [*whole, ("self", None, None), ("self", None, 0.
     print("===", teacher, chunk, ssd.teacher_cost)
     print(jax.jit(ssd.train_step).lower(state, batch).compile().as_text())
 """
+
+
+@pytest.mark.parametrize(
+    "num_passes, limit, expected", [(8, 100, 8), (8, 3, 2), (30, 14, 10), (31, 30, 16), (7, 4, 4), (7, 0, 1), (1, 5, 1)]
+)
+def test_passes_are_split_evenly_also_if_their_number_is_prime(num_passes, limit, expected):
+    assert chunk_size(num_passes, limit) == expected

@@ -286,3 +286,12 @@ def test_lite_rt_converts_the_wrapper():
     interpreter.invoke()
     served = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
     np.testing.assert_allclose(served, ssd.predict(X[:1], verbose=0), atol=1e-5)
+
+
+def test_a_wrapped_sequential_model_is_called_inside_another_model():
+    """A Sequential has an `output` only where it was called itself."""
+    stack = [keras.Input((4,)), keras.layers.Dropout(0.3), keras.layers.Dense(2)]
+    ssd = keras_ssd.wrap(keras.Sequential(stack))
+    inputs = keras.Input((4,))
+    whole = keras.Model(inputs, keras.layers.Dense(1)(ssd(inputs)))
+    assert whole.predict(np.zeros((3, 4)), verbose=0).shape == (3, 1)
