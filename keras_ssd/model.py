@@ -26,6 +26,8 @@ from keras_ssd.uncertainty import predict_stochastic
 from keras_ssd.unlabelled import as_joined_dataset, weigh_metrics
 from keras_ssd.untracked import Untracked
 
+# PyTorch's modules look up their parts in a method, which its compiler cannot find through `super()`.
+_GET_OF_MODULE = getattr(keras.Model, "__getattr__", None)
 # Keras' own: tools that log trainings put functions of their own in the place of its methods.
 _COMPILE, _FIT = inspect.signature(keras.Model.compile), inspect.signature(keras.Model.fit)
 
@@ -191,6 +193,7 @@ class SSDModel(keras.Model):
             weigh_metrics(arguments)
         with _backend.variable_scope(self):
             super().compile(**arguments, auto_scale_loss=False)
+        keras_names.share_compiled(self.student, self, metrics=self.settings.kd_sample_weight)
         self._compile_record = Untracked(record)
         if self.distillation is not None:
             self.distillation.output_records.note_compile(arguments.get("loss"), arguments.get("loss_weights"))
@@ -304,10 +307,11 @@ class SSDModel(keras.Model):
 
     def __getattr__(self, name: str) -> Any:
         """Return an attribute of the student that the wrapper lacks, such as a counter that a callback reads."""
-        inherited = getattr(super(), "__getattr__", None)  # PyTorch's modules have one
-        if inherited is not None:
-            with contextlib.suppress(AttributeError):
-                return inherited(name)
+        if _GET_OF_MODULE is not None:
+            try:
+                return _GET_OF_MODULE(self, name)
+            except AttributeError:
+                pass
         if name.startswith("_") or name == "student":
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         return getattr(self.student, name)
