@@ -17,7 +17,7 @@ from keras_ssd.checks import check_model, check_overrides
 from keras_ssd.cost import TeacherCost
 from keras_ssd.distillation import Distillation
 from keras_ssd.face import shares_face
-from keras_ssd.graph import call_student, is_functional
+from keras_ssd.graph import is_functional, takes_training
 from keras_ssd.guidance import guided_target
 from keras_ssd.settings import check_weight, resolve
 from keras_ssd.step import FitState, StepState, as_training_step
@@ -81,7 +81,7 @@ class SSDModel(keras.Model):
         keras_options["name"] = keras_options.get("name") or _name_of(model)
         with _backend.variable_scope(model), keras_names.no_rematerialization():
             super().__init__(dtype=model.dtype_policy, autocast=False, **keras_options)
-            self.student = model
+            self.student, self._takes_training = model, takes_training(model)
             self._teacher_network = Untracked(network)
             self._fit_state, self._step = FitState(), _backend.for_each_thread(StepState)
             self._compile_record = Untracked(None)
@@ -127,7 +127,8 @@ class SSDModel(keras.Model):
         if training and self._is_taught():
             self._step.student_pass = self.distillation.student_pass(inputs)
             return self._step.student_pass.outputs
-        return call_student(self.student, inputs, training)
+        # As Keras' own training step does, which passes `training` only to a `call` that takes it.
+        return self.student(inputs, training=training if self._takes_training else False)
 
     def _is_taught(self) -> bool:
         return self.distillation is not None and self._fit_state.teaches and self._step.is_running
