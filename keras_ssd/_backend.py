@@ -1,6 +1,7 @@
 """Backend-specific code."""
 
 import contextlib
+import functools
 import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -123,6 +124,19 @@ def variable_scope(model: keras.Model) -> Any:
     """Return the context for creating variables next to those of a model: the scope of its `tf.distribute` strategy."""
     strategy = getattr(model, "distribute_strategy", None)
     return contextlib.nullcontext() if strategy is None else strategy.scope()
+
+
+def not_compiled(function: Callable) -> Callable:
+    """Return a function that PyTorch's compiler calls as it is, with all that it calls.
+
+    TensorFlow and JAX trace all of a step. PyTorch's compiler cannot follow generators of random numbers, and where it
+    stops it compiles every function that is called from there on its own, again for each layer of the network.
+    """
+    if keras.backend.backend() != "torch":
+        return function
+    import torch
+
+    return functools.wraps(function)(torch.compiler.disable(function))
 
 
 def build_optimizer(model: keras.Model) -> None:

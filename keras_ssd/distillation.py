@@ -102,6 +102,7 @@ class Distillation(keras.layers.Layer):
         """
         return StudentPass(*self.wiring.student_pass(x))
 
+    @_backend.not_compiled
     def term(
         self,
         student_pass: StudentPass,

@@ -21,6 +21,20 @@ def compile_record(model: keras.Model) -> Any:
     return getattr(model, "_compile_config", None) if model.compiled else None
 
 
+def share_compiled(source: keras.Model, target: keras.Model, metrics: bool = True) -> None:
+    """Let a compiled model use the loss, its mean and the metrics of another one that was compiled alike.
+
+    `compile` wraps what it is given in new objects, which know the metrics that were given by name.
+
+    Args:
+        source: the model whose objects are used.
+        target: the model that uses them.
+        metrics: whether the metrics are shared, too. Defaults to `True`.
+    """
+    names = ["_compile_loss", "_loss_tracker", *(["_compile_metrics"] if metrics else [])]
+    vars(target).update({name: getattr(source, name) for name in names})  # untracked, as in `compile`
+
+
 def learning_rate_schedule(optimizer: Any) -> Any:
     """Return the schedule (or callable) that gives an optimizer's learning rate; `None` if there is none."""
     rate = _learning_rate(optimizer)

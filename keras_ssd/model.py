@@ -17,7 +17,7 @@ from keras_ssd.checks import check_model, check_overrides
 from keras_ssd.cost import TeacherCost
 from keras_ssd.distillation import Distillation
 from keras_ssd.face import shares_face
-from keras_ssd.graph import call_student, is_functional
+from keras_ssd.graph import is_functional, takes_training
 from keras_ssd.guidance import guided_target
 from keras_ssd.settings import check_number, resolve
 from keras_ssd.step import FitState, StepState, as_training_step
@@ -26,6 +26,8 @@ from keras_ssd.uncertainty import predict_stochastic
 from keras_ssd.unlabelled import as_joined_dataset, weigh_metrics
 from keras_ssd.untracked import Untracked
 
+# PyTorch's modules look up their parts in a method, which its compiler cannot find through `super()`.
+_GET_OF_MODULE = getattr(keras.Model, "__getattr__", None)
 # Keras' own signatures: tools that log trainings replace its methods.
 _COMPILE, _FIT = inspect.signature(keras.Model.compile), inspect.signature(keras.Model.fit)
 
@@ -79,7 +81,7 @@ class SSDModel(keras.Model):
         keras_options["name"] = keras_options.get("name") or _name_of(model)
         with _backend.variable_scope(model), keras_names.no_rematerialization():
             super().__init__(dtype=model.dtype_policy, autocast=False, **keras_options)
-            self.student = model
+            self.student, self._takes_training = model, takes_training(model)
             self._teacher_network = Untracked(network)
             self._fit_state, self._step = FitState(), _backend.for_each_thread(StepState)
             self._compile_record, self._holds_old_metrics = Untracked(None), False
@@ -125,7 +127,8 @@ class SSDModel(keras.Model):
         if training and self._is_taught():
             self._step.student_pass = self.distillation.student_pass(inputs)
             return self._step.student_pass.outputs
-        return call_student(self.student, inputs, training)
+        # As Keras' own training step does, which passes `training` only to a `call` that takes it.
+        return self.student(inputs, training=training if self._takes_training else False)
 
     def _is_taught(self) -> bool:
         return self.distillation is not None and self._fit_state.teaches and self._step.is_running
@@ -191,6 +194,7 @@ class SSDModel(keras.Model):
             weigh_metrics(arguments)
         with _backend.variable_scope(self):
             super().compile(**arguments, auto_scale_loss=False)
+        keras_names.share_compiled(self.student, self, metrics=self.settings.kd_sample_weight)
         self._compile_record, self._holds_old_metrics = Untracked(record), True
         if self.distillation is not None:
             self.distillation.output_records.note_compile(arguments.get("loss"), arguments.get("loss_weights"))
@@ -316,10 +320,11 @@ class SSDModel(keras.Model):
 
     def __getattr__(self, name: str) -> Any:
         """Return an attribute of the student that the wrapper lacks, such as a counter that a callback reads."""
-        inherited = getattr(super(), "__getattr__", None)  # PyTorch's modules have one
-        if inherited is not None:
-            with contextlib.suppress(AttributeError):
-                return inherited(name)
+        if _GET_OF_MODULE is not None:
+            try:
+                return _GET_OF_MODULE(self, name)
+            except AttributeError:
+                pass
         if name.startswith("_") or name == "student":
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         return getattr(self.student, name)

@@ -1,6 +1,7 @@
 """Names that Keras does not export: each function against what a model of Keras does."""
 
 import keras
+import pytest
 from keras import layers, ops
 
 from keras_ssd import keras_names
@@ -68,3 +69,76 @@ def test_cells_of_convolutional_lstms_and_nodes_of_graphs_are_found():
     node = y._keras_history.operation._inbound_nodes[0]
     assert keras_names.is_graph_node(node) and node.operation is y._keras_history.operation
     assert not keras_names.is_graph_node(y)
+
+
+def compiled_model():
+    x = keras.Input((4,))
+    model = keras.Model(x, layers.Dense(2)(x))
+    model.compile(keras.optimizers.SGD(0.5), "mse", metrics=["mae"])
+    return model
+
+
+def test_what_compile_was_called_with_is_told_as_objects():
+    model, loss = compiled_model(), lambda y_true, y_pred: y_pred - y_true
+    assert keras_names.compile_record(keras.Sequential([layers.Dense(2)])) is None
+    record = keras_names.compile_record(model)
+    assert keras_names.compile_record(model) is record
+    model.compile("sgd", loss)
+    assert keras_names.compile_record(model) is not record
+    assert keras_names.compile_arguments(model)["loss"] is loss
+
+
+def test_models_that_were_compiled_alike_share_loss_and_metrics():
+    source, target = compiled_model(), compiled_model()
+    keras_names.share_compiled(source, target)
+    assert [id(m) for m in target.metrics] == [id(m) for m in source.metrics]
+    own = compiled_model()
+    keras_names.share_compiled(source, own, metrics=False)
+    assert [a is b for a, b in zip(own.metrics, source.metrics, strict=True)] == [True, False]
+    logs = target.evaluate(ops.ones((2, 4)), ops.ones((2, 2)), verbose=0, return_dict=True)
+    assert source.get_metrics_result()["mae"] == logs["mae"]
+
+
+def test_the_learning_rate_is_a_number_or_a_schedule():
+    schedule = keras.optimizers.schedules.ExponentialDecay(0.5, 1, 0.9)
+    constant, scheduled = keras.optimizers.SGD(0.5), keras.optimizers.SGD(schedule)
+    scaled = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(schedule))
+    assert keras_names.constant_learning_rate(constant) == 0.5
+    assert keras_names.learning_rate_schedule(constant) is None
+    assert keras_names.constant_learning_rate(scheduled) is None
+    assert keras_names.learning_rate_schedule(scheduled) is schedule
+    assert keras_names.learning_rate_schedule(scaled) is schedule
+
+
+def test_the_state_behind_a_step_is_told_by_variable():
+    model = compiled_model()
+    trainable, others = [object(), object()], []
+    pairs, rebuild = keras_names.trained_state(model, ("logs", (trainable, others, "optimizer", "metrics")))
+    assert [(id(v), value) for v, value in pairs] == [
+        (id(v), value) for v, value in zip(model.trainable_variables, trainable, strict=True)
+    ]
+    assert rebuild(["new"]) == ("logs", (trainable, ["new"], "optimizer", "metrics"))
+
+
+def test_nnx_mode_is_refused(monkeypatch):
+    keras_names.check_mode()
+    monkeypatch.setattr(keras.config, "is_nnx_enabled", lambda: True, raising=False)
+    with pytest.raises(RuntimeError, match="NNX"):
+        keras_names.check_mode()
+
+
+def test_new_layers_are_not_recomputed_within_a_remat_scope():
+    if not hasattr(keras, "RematScope"):
+        pytest.skip("this Keras has no RematScope")
+    modes = []
+
+    class Probe(layers.Layer):
+        def __init__(self):
+            super().__init__()
+            modes.append(getattr(self, "_remat_mode", None))
+
+    with keras.RematScope("full"):
+        Probe()
+        with keras_names.no_rematerialization():
+            Probe()
+    assert modes[0].mode == "full" and (modes[1] is None or modes[1].mode is None)

@@ -161,3 +161,15 @@ def test_copy_has_its_own_optimizer_and_trains_as_the_original(duplicate):
                 state.assign(np.zeros((2,), keras.backend.standardize_dtype(state.dtype)))
         fit(model)
     assert_same(arrays(ssd.student.weights), arrays(other.student.weights))
+
+
+def test_metrics_given_by_name_are_the_same_objects():
+    model = compiled(network(), metrics=["accuracy"])
+    ssd = keras_ssd.wrap(model)
+    logs = fit(ssd).history
+    assert {m.name for m in model.metrics} <= {m.name for m in ssd.metrics}
+    assert model.get_metrics_result()["accuracy"] == pytest.approx(logs["accuracy"][0])
+    best = keras.callbacks.ModelCheckpoint("unused.keras", monitor="accuracy", save_best_only=True)
+    best.set_model(model)  # "auto" asks the metric of this name whether more is better
+    best._set_monitor_op()
+    assert best.monitor_op is ops.greater
