@@ -164,7 +164,7 @@ class WeightAverage(keras.layers.Layer):
     # Files hold raw and averaged weights of a model in training, because the model in them holds what is deployed.
 
     def state(self) -> dict[str, Any]:
-        """Return raw weights, average and steps, as arrays by name, for a file whose model holds the deployed weights."""
+        """Return raw weights, average and steps, as arrays by name, for a file whose model holds the average."""
         is_average = self.holds_average
         steps = _number(self.steps) if is_average or self._is_unchanged() else 0
         raw = self._raw.content or arrays(self.other if steps and not is_average else self._weights)
