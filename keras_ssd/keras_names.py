@@ -172,7 +172,8 @@ def seeding_number() -> int:
     """Return a number that changes with each call of `keras.utils.set_random_seed` in this thread.
 
     A seed that was set again cannot be told from the last one by its value or by the state of any generator. So the
-    value that Keras stores is replaced by an equal one with a number, which the next call overwrites.
+    value that Keras stores is replaced by an equal one with a number, which the next call overwrites. The number is -1
+    where Keras stores no seed: before the first call, and in Keras 3.8.
     """
     try:
         from keras.src.backend.common import global_state

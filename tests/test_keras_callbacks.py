@@ -177,3 +177,25 @@ def test_weights_that_a_callback_loads_into_the_wrapper_at_the_end_are_deployed(
     plain = keras.models.clone_model(ssd.student)
     plain.load_weights(callback.path)
     assert_same(ssd.student.get_weights(), plain.get_weights())
+
+
+def test_a_counter_of_the_users_class_is_read_through_the_wrapped_model():
+    class Counting(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.head = keras.layers.Dense(1)
+            self.counter = self.add_weight(shape=(), initializer="zeros", trainable=False)
+
+        def call(self, inputs):
+            self.counter.assign(self.counter + 1)
+            return self.head(inputs)
+
+    model, seen = Counting(), []
+    x = np.ones((8, 1), "float32")
+    model(x)
+    model.compile("sgd", "mse")
+    ssd = keras_ssd.wrap(model, kd_weight=0)
+    assert int(model.counter) == 1  # wrapping does not run the model, as far as anyone can see
+    note = keras.callbacks.LambdaCallback(on_train_end=lambda logs: seen.append(int(ssd.counter)))
+    ssd.fit(x, x, batch_size=2, callbacks=[note], verbose=0)
+    assert seen == [5]

@@ -10,6 +10,7 @@ import pytest
 from keras import layers
 
 import keras_ssd
+from keras_ssd import keras_names
 from structures import Subclassed
 
 
@@ -331,6 +332,8 @@ def test_consecutive_wrappers_have_different_reproducible_seeds():
 
     made = seeds()
     assert len({str(seed) for seed in made}) == 3
+    if keras_names.seeding_number() == -1:
+        pytest.skip("this Keras does not store the seed, so that seeding again cannot be noticed")
     assert seeds() == made
     # Of the first one, as in every version: `random.seed(5); random.randint(1, 10**9)`.
     assert made[0][0] == 668835602 ^ 0x55D
