@@ -1,6 +1,7 @@
 """Names that Keras does not export: each function against what a model of Keras does."""
 
 import keras
+import pytest
 from keras import layers, ops
 
 from keras_ssd import keras_names
@@ -68,3 +69,9 @@ def test_cells_of_convolutional_lstms_and_nodes_of_graphs_are_found():
     node = y._keras_history.operation._inbound_nodes[0]
     assert keras_names.is_graph_node(node) and node.operation is y._keras_history.operation
     assert not keras_names.is_graph_node(y)
+
+
+def test_the_mode_of_nnx_is_refused_by_name(monkeypatch):
+    monkeypatch.setattr(keras.config, "is_nnx_enabled", lambda: True, raising=False)
+    with pytest.raises(RuntimeError, match="NNX"):
+        keras_names.check_mode()
