@@ -144,9 +144,3 @@ def test_new_layers_are_not_recomputed_within_a_remat_scope():
         with keras_names.no_rematerialization():
             Probe()
     assert modes[0].mode == "full" and (modes[1] is None or modes[1].mode is None)
-
-
-def test_the_mode_of_nnx_is_refused_by_name(monkeypatch):
-    monkeypatch.setattr(keras.config, "is_nnx_enabled", lambda: True, raising=False)
-    with pytest.raises(RuntimeError, match="NNX"):
-        keras_names.check_mode()
