@@ -23,7 +23,7 @@ from keras_ssd.settings import OPTIONS
 UNFINISHED = ".unfinished-"
 
 # Further members of an archive of the plain model, and the further group of its weights file.
-_CONFIG, _STATE, _TEACHER = "keras_ssd.json", "keras_ssd.h5", "keras_ssd_teacher.keras"
+_CONFIG, _STATE, _TEACHER = "keras_ssd.json", "keras_ssd.weights.h5", "keras_ssd_teacher.keras"
 _GROUP = "keras_ssd"
 # Keras' older format.
 _LEGACY = (".h5", ".hdf5")
