@@ -38,7 +38,6 @@ class Distillation(keras.layers.Layer):
         output_records: the `OutputRecords` of the student's outputs.
         wiring: the `StudentTeacherGraph`.
         kd_weight: variable, the weight of the term.
-        kd_loss: metric, the mean of the term.
         teacher_weights: `WeightCopies` of a frozen teacher, or `None`.
         num_snapshots: variable, the number of snapshots taken since the model was wrapped.
 
@@ -77,11 +76,17 @@ class Distillation(keras.layers.Layer):
         self.num_snapshots = self._add_number("num_snapshots", "int32")
         self.kd_weight = self._add_number("kd_weight", "float32")
         self.kd_weight.assign(settings.kd_weight)
-        self.kd_loss = keras.metrics.Mean(name="kd_loss")
+        # Untracked, so that a model around the wrapped one does not list it.
+        self._kd_loss = Untracked(keras.metrics.Mean(name="kd_loss"))
         self.built = True
 
     def _add_number(self, name: str, dtype: str) -> Any:
         return self.add_weight(shape=(), initializer="zeros", dtype=dtype, trainable=False, autocast=False, name=name)
+
+    @property
+    def kd_loss(self) -> keras.metrics.Metric:
+        """The mean of the term, which `SSDModel` lists among its metrics."""
+        return self._kd_loss.content
 
     @property
     def cost(self) -> TeacherCost:

@@ -167,8 +167,9 @@ class SSDModel(keras.Model):
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
+        of_term = [] if self.distillation is None else [self.distillation.kd_loss]
         statistics = self._fit_state.statistics
-        return super().metrics + ([] if statistics is None else [statistics])
+        return super().metrics + of_term + ([] if statistics is None else [statistics])
 
     # Compilation: the student's `compile` is the truth.
 

@@ -174,6 +174,21 @@ def compare(teacher, train, build=network, tolerance=1e-5, **options):
         assert kd_loss > 1e-4
         assert logs == pytest.approx({**expected, "loss": expected["loss"] + KD * kd_loss}, rel=tolerance)
     assert_close(plain.non_trainable_variables, ssd.student.non_trainable_variables, 1e-6)
+    if isinstance(train, Fit):
+        for momentum in (0, 0.5):
+            trained = wrap(compiled(build, **options), teacher, build, momentum) if momentum else ssd
+            if momentum:
+                run(trained)
+            # The plain model of the same weights is what `evaluate` and `predict` of the wrapped one are.
+            same = compiled(build, **options)
+            same.set_weights(trained.student.get_weights())
+            (scores, predicted), (expected, of_plain) = train.measure(trained), train.measure(same)
+            assert scores == pytest.approx(expected, rel=tolerance, abs=1e-6)
+            assert_close(predicted, of_plain, tolerance)
+            last_validation = {f"val_{n}": scores[n] for n in scores if f"val_{n}" in found[trained.name]}
+            if train.validates:
+                validated = {n: found[trained.name][n] for n in last_validation}
+                assert validated == pytest.approx(last_validation, rel=10 * tolerance, abs=1e-5)
     return None, plain, ssd
 
 
@@ -199,8 +214,30 @@ def assert_teaches(teacher, change):
 # Data.
 
 
-def fit(*data, **options):
-    return lambda model: model.fit(*data, verbose=0, **options)
+class Fit:
+    """Trains a model, and measures it by `evaluate` and `predict` on the same data."""
+
+    def __init__(self, *data, **options):
+        self.data, self.options = data, options
+
+    def __call__(self, model):
+        return model.fit(*self.data, verbose=0, **self.options)
+
+    @property
+    def validates(self):
+        """Whether the validation of `fit` is on the same data."""
+        given = self.options.get("validation_data")
+        return given is not None and keras.tree.flatten(given)[0] is keras.tree.flatten(self.data)[0]
+
+    def measure(self, model):
+        options = {name: self.options[name] for name in ("batch_size", "sample_weight") if name in self.options}
+        scores = model.evaluate(*self.data, verbose=0, return_dict=True, **options)
+        options.pop("sample_weight", None)
+        predicted = model.predict(self.data[0], verbose=0, **options)
+        return last(scores), keras.tree.flatten(predicted)
+
+
+fit = Fit
 
 
 class Batches(keras.utils.PyDataset):
