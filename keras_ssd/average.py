@@ -115,8 +115,7 @@ class WeightAverage(keras.layers.Layer):
         raw = arrays(self._weights)
         assign(self._weights, self._deployable(raw))
         assign(self.other, raw)
-        self.is_deployed.assign(np.ones((), "int32"))
-        self.digest.assign(_digest(arrays(self._weights)))
+        self._note(is_deployed=True)
 
     def resume(self) -> None:
         """Exchange the weights back: the model holds the raw weights afterwards. Called before training.
@@ -135,13 +134,18 @@ class WeightAverage(keras.layers.Layer):
             if id(variable) not in frozen:
                 variable.assign(raw)
         assign(self.other, deployed)
-        self.is_deployed.assign(np.zeros((), "int32"))
+        self._note(is_deployed=False)
 
     def restart(self) -> None:
         """Restart the average from the model's current weights."""
         assign(self.other, arrays(self._weights))
-        for number in (self.steps, self.is_deployed):
-            number.assign(np.zeros((), "int32"))
+        self.steps.assign(np.zeros((), "int32"))
+        self._note(is_deployed=False)
+
+    def _note(self, is_deployed: bool) -> None:
+        """Note which weights the model holds, and the digest of the average if it holds that."""
+        self.is_deployed.assign(np.array(is_deployed, "int32"))
+        self.digest.assign(_digest(arrays(self._weights)) if is_deployed else np.zeros((32,), "int32"))
 
     def _digests(self) -> tuple[np.ndarray, np.ndarray]:
         return _digest(arrays(self._weights)), _digest(arrays(self.other))
@@ -205,11 +209,10 @@ class WeightAverage(keras.layers.Layer):
             average = [np.asarray(state.get(f"average_{i}", deployed[i])) for i in range(len(raw))]
             assign(self._weights, raw)
             assign(self.other, average)
-            self.is_deployed.assign(np.zeros((), "int32"))
+            self._note(is_deployed=False)
         else:
             assign(self.other, raw)
-            self.is_deployed.assign(np.ones((), "int32"))
-            self.digest.assign(_digest(deployed))
+            self._note(is_deployed=True)
 
 
 def _digest(values: Sequence[np.ndarray]) -> np.ndarray:

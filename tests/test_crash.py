@@ -182,7 +182,7 @@ def test_at_every_moment_there_is_a_whole_backup_and_a_whole_checkpoint(tmp_path
         model.load_weights(path)
         return model
 
-    for name, load in (("last.keras", keras.models.load_model), ("last.weights.h5", load_weights)):
+    for name, load in (("last.keras", keras_ssd.load_model), ("last.weights.h5", load_weights)):
         found = [epoch_of(load(path)) if path.exists() else [] for path in moments.write(name, copy)]
         assert found == [[], [1], [2]]
 
