@@ -370,12 +370,8 @@ MUTATIONS = [
     ),
     Mutation(
         "the digest of the raw weights",
-        "assign(self.other, raw)\n"
-        '        self.is_deployed.assign(np.ones((), "int32"))\n'
-        "        self.digest.assign(_digest(arrays(self._weights)))",
-        "assign(self.other, raw)\n"
-        '        self.is_deployed.assign(np.ones((), "int32"))\n'
-        "        self.digest.assign(_digest(arrays(self.other)))",
+        "_digest(arrays(self._weights)) if is_deployed else",
+        "_digest(arrays(self.other)) if is_deployed else",
         "averaging",
     ),
     Mutation(
@@ -404,8 +400,8 @@ MUTATIONS = [
     ),
     Mutation(
         "weights exchanged twice",
-        "        if not self.holds_average:\n            return\n        raw = arrays",
-        "        raw = arrays",
+        "            return\n        if trained is not None:",
+        "            pass\n        if trained is not None:",
         "averaging",
     ),
     Mutation(
@@ -508,19 +504,14 @@ MUTATIONS = [
     ),
     Mutation(
         "raw weights of a file replace weights that were set",
-        "        else:\n"
-        "            assign(self.other, raw)\n"
-        '            self.is_deployed.assign(np.ones((), "int32"))\n'
-        "            self.digest.assign(_digest(deployed))",
-        "        else:\n"
-        "            assign(self._weights, raw)\n"
-        '            self.is_deployed.assign(np.zeros((), "int32"))',
+        "            assign(self.other, raw)\n            self._note(is_deployed=True)",
+        "            assign(self._weights, raw)\n            self._note(is_deployed=False)",
         "files",
     ),
     Mutation(
         "a file without its digest",
-        "            self.digest.assign(_digest(deployed))",
-        "",
+        "            self._note(is_deployed=True)",
+        '            self.is_deployed.assign(np.ones((), "int32"))',
         "files",
     ),
     Mutation(
