@@ -215,7 +215,7 @@ def derived_seed(purpose: str = "wrapper") -> int:
 
     Drawing would change the seeds of layers that the user creates after wrapping. Calls in a row for the same purpose,
     between which Python's generator did not move, return different seeds; the first one after `set_random_seed` is
-    always the same.
+    always the same. Where it cannot be known whether that was called again, all of them are the same.
 
     Args:
         purpose: the use of the seed; each purpose counts its own calls.
@@ -225,7 +225,10 @@ def derived_seed(purpose: str = "wrapper") -> int:
         seed = random.randint(1, 10**9) ^ 0x55D
     finally:
         random.setstate(state)
-    moment = keras_names.seeding_number(), state
+    number = keras_names.seeding_number()
+    if number is None:
+        return seed
+    moment = number, state
     with _lock:
         last, count = _calls.get(purpose, (None, 0))
         count = count + 1 if moment == last else 0

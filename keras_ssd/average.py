@@ -48,6 +48,7 @@ class WeightAverage(keras.layers.Layer):
         super().__init__(trainable=False, dtype="float32", autocast=False, **kwargs)
         self.momentum = momentum
         self._raw = Untracked(None)  # the raw weights while `deployed` holds the average in the model
+        self._kept = Untracked(None)  # arrays of the average that differ from the deployed weights
         self._trained = Untracked(None)  # the digests of both sets of weights as training left them
         self._model, self._averaged = Untracked(model), Untracked(averaged_variables(model))
         self.steps = self._add_number("steps")
@@ -112,10 +113,11 @@ class WeightAverage(keras.layers.Layer):
             if is_same == [False, True]:
                 self.restart()
                 return
-        raw = arrays(self._weights)
+        raw, average = arrays(self._weights), arrays(self.other)
         assign(self._weights, self._deployable(raw))
         assign(self.other, raw)
         self._note(is_deployed=True)
+        self._keep(average)
 
     def resume(self) -> None:
         """Exchange the weights back: the model holds the raw weights afterwards. Called before training.
@@ -133,7 +135,8 @@ class WeightAverage(keras.layers.Layer):
         for variable, raw in zip(self._weights, arrays(self.other), strict=True):
             if id(variable) not in frozen:
                 variable.assign(raw)
-        assign(self.other, deployed)
+        kept = self._kept.content or [None] * len(deployed)
+        assign(self.other, [d if k is None else k for d, k in zip(deployed, kept, strict=True)])
         self._note(is_deployed=False)
 
     def restart(self) -> None:
@@ -146,6 +149,13 @@ class WeightAverage(keras.layers.Layer):
         """Note which weights the model holds, and the digest of the average if it holds that."""
         self.is_deployed.assign(np.array(is_deployed, "int32"))
         self.digest.assign(_digest(arrays(self._weights)) if is_deployed else np.zeros((32,), "int32"))
+        self._kept.content = None
+
+    def _keep(self, average: Sequence[np.ndarray]) -> None:
+        """Keep those arrays of the average that the deployed weights hold rounded or constrained, until training."""
+        pairs = zip(average, arrays(self._weights), strict=True)
+        kept = [None if np.array_equal(own, held.astype(own.dtype), equal_nan=True) else own for own, held in pairs]
+        self._kept.content = None if all(own is None for own in kept) else kept
 
     def _digests(self) -> tuple[np.ndarray, np.ndarray]:
         return _digest(arrays(self._weights)), _digest(arrays(self.other))
@@ -191,8 +201,9 @@ class WeightAverage(keras.layers.Layer):
         is_average = self.holds_average
         steps = _number(self.steps) if is_average or self._is_unchanged() else 0
         raw = self._raw.content or arrays(self.other if steps and not is_average else self._weights)
-        sets = {"raw": raw, "average": arrays(self.other) if is_average else []}
-        values = {f"{name}_{i}": value for name, held in sets.items() for i, value in enumerate(held)}
+        average = arrays(self.other) if is_average else (self._kept.content if steps else None) or []
+        sets = {"raw": raw, "average": average}
+        values = {f"{name}_{i}": v for name, held in sets.items() for i, v in enumerate(held) if v is not None}
         return {"steps": np.array(steps), **values}
 
     def load_state(self, state: dict[str, Any], is_training: bool) -> None:
@@ -213,6 +224,7 @@ class WeightAverage(keras.layers.Layer):
         else:
             assign(self.other, raw)
             self._note(is_deployed=True)
+            self._keep([np.asarray(state.get(f"average_{i}", deployed[i])) for i in range(len(raw))])
 
 
 def _digest(values: Sequence[np.ndarray]) -> np.ndarray:

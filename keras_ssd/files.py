@@ -5,6 +5,7 @@ import inspect
 import io
 import json
 import os
+import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -16,7 +17,9 @@ import numpy as np
 
 from keras_ssd import _backend
 from keras_ssd._version import __version__
-from keras_ssd.noise import seed_states
+from keras_ssd.copies import arrays, assign
+from keras_ssd.graph import unique
+from keras_ssd.noise import parts_of, seed_states
 from keras_ssd.settings import OPTIONS
 
 # Prefix of folders that hold files being written or removed; a killed process leaves them behind.
@@ -25,6 +28,8 @@ UNFINISHED = ".unfinished-"
 # Further members of an archive of the plain model, and the further group of its weights file.
 _CONFIG, _STATE, _TEACHER = "keras_ssd.json", "keras_ssd.weights.h5", "keras_ssd_teacher.keras"
 _GROUP = "keras_ssd"
+# The members of a folder of a model, beside those whose names begin with `model.weights`.
+_OF_A_MODEL = {"assets", "config.json", "metadata.json", _CONFIG, _STATE, _TEACHER}
 # Keras' older format.
 _LEGACY = (".h5", ".hdf5")
 
@@ -74,20 +79,11 @@ def save_weights(ssd: Any, filepath: Any, overwrite: bool, **kwargs: Any) -> Non
 def load_weights(ssd: Any, filepath: Any, skip_mismatch: bool, **kwargs: Any) -> None:
     """Load a file of a wrapped or a plain model; see `SSDModel.load_weights`."""
     _backend.build_optimizer(ssd)
-    state = _read_state(filepath)
+    state = None if skip_mismatch else _read_state(filepath)
+    if state is not None:
+        _check_state(ssd, state, filepath)
     ssd.student.load_weights(filepath, skip_mismatch=skip_mismatch, **kwargs)
-    if state is None or skip_mismatch:
-        if ssd.average is not None:
-            ssd.average.restart()
-        return
-    try:
-        _load_state(ssd, state)
-    except (KeyError, ValueError) as error:
-        raise ValueError(
-            f"The file holds the state of another distillation than that of {ssd.name!r} ({ssd!r}): {filepath} "
-            f"({error}). Wrap the model with the same options, or load the weights into the plain model: "
-            "ssd.student.load_weights(path)."
-        ) from error
+    _load_state(ssd, state or {})
 
 
 def load_model(
@@ -119,7 +115,8 @@ def load_model(
     if content is None:
         raise ValueError(
             f"`filepath` holds no wrapped model: {os.fspath(filepath)!r}. If it is the file of a plain model, load it "
-            "with keras.models.load_model(path) and wrap it: keras_ssd.wrap(model)."
+            "with keras.models.load_model(path) and wrap it: keras_ssd.wrap(model). A file of "
+            "keras.saving.save_model(ssd, path) is loaded by keras.models.load_model."
         )
     options = {"custom_objects": custom_objects, "safe_mode": safe_mode}
     config = json.loads(content)
@@ -221,24 +218,44 @@ def _restored(name: str, config: Any, custom_objects: dict[str, Any] | None, saf
 
 
 def _state(ssd: Any) -> dict[str, dict[str, np.ndarray]]:
-    seeds = {str(i): np.asarray(keras.ops.convert_to_numpy(v.value)) for i, v in enumerate(seed_states([ssd.student]))}
     layers = {"average": ssd.average, "distillation": ssd.distillation}
-    return {"seeds": seeds, **{name: layer.state() for name, layer in layers.items() if layer is not None}}
+    state = {name: layer.state() for name, layer in layers.items() if layer is not None}
+    with ssd._deployed():
+        adapted = arrays(_adapted_variables(ssd.student))
+    lists = {"seeds": arrays(seed_states([ssd.student])), "adapted": adapted}
+    return {**state, **{name: {str(i): value for i, value in enumerate(held)} for name, held in lists.items()}}
+
+
+def _check_state(ssd: Any, state: dict[str, dict[str, np.ndarray]], filepath: Any) -> None:
+    """Raise unless the state of a file is that of the same distillation."""
+    of_file, own = state.get("distillation"), None if ssd.distillation is None else ssd.distillation.state()
+    shapes = [None if part is None else {name: np.shape(part[name]) for name in part} for part in (of_file, own)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"The file holds the state of another distillation than that of {ssd.name!r} ({ssd!r}): {filepath}. Wrap "
+            "the model with the same options, or load the weights into the plain model: ssd.student.load_weights(path)."
+        )
 
 
 def _load_state(ssd: Any, state: dict[str, dict[str, np.ndarray]]) -> None:
-    parts = {"average": ssd.average, "distillation": ssd.distillation}
-    missing = [name for name, layer in parts.items() if (layer is None) != (name not in state)]
-    if missing:
-        raise ValueError(f"{missing} in only one of them")
-    if ssd.average is not None:
+    for name, variables in (
+        ("adapted", _adapted_variables(ssd.student)),
+        ("seeds", seed_states([ssd.student])),
+    ):
+        values = state.get(name, {})
+        if len(values) == len(variables):
+            assign(variables, [values[str(i)] for i in range(len(values))])
+    if ssd.average is not None and "average" in state:
         ssd.average.load_state(state["average"], is_training=ssd._fit_state.is_running)
-    if ssd.distillation is not None:
+    elif ssd.average is not None:
+        ssd.average.restart()
+    if ssd.distillation is not None and "distillation" in state:
         ssd.distillation.load_state(state["distillation"])
-    states = seed_states([ssd.student])
-    if len(states) == len(state["seeds"]):
-        for i, variable in enumerate(states):
-            variable.assign(state["seeds"][str(i)])
+
+
+def _adapted_variables(model: keras.Model) -> list[Any]:
+    """Return the weights of layers with LoRA, for which Keras' files hold the merged kernel and adapters of 0."""
+    return unique([v for part in parts_of(model) if getattr(part, "lora_enabled", False) for v in part.weights])
 
 
 def _write(group: Any, state: dict[str, dict[str, np.ndarray]]) -> None:
@@ -321,6 +338,8 @@ def written_beside(path: str | os.PathLike[str]) -> Iterator[str]:
         yield written
         if os.path.isdir(path):  # a folder cannot replace another one that is not empty
             os.replace(path, os.path.join(beside, "replaced"))
+        elif os.path.isfile(path) and os.path.isfile(written):
+            shutil.copymode(path, written)
         os.replace(written, path)
 
 
@@ -339,6 +358,9 @@ def _replacing(filepath: Any, suffixes: tuple[str, ...], overwrite: bool) -> Ite
     if not path.endswith(suffixes) or not path or "://" in path or not os.path.isdir(folder):
         yield filepath
         return
+    if os.path.isdir(path) and not _is_folder_of_a_model(path, suffixes):
+        yield filepath  # Keras writes into an empty folder, and raises its own error for a file
+        return
     if not overwrite and os.path.exists(path) and not _may_replace(path):
         yield None
         return
@@ -347,6 +369,22 @@ def _replacing(filepath: Any, suffixes: tuple[str, ...], overwrite: bool) -> Ite
         return
     with written_beside(path) as written:
         yield written
+
+
+def _is_folder_of_a_model(path: str, suffixes: tuple[str, ...]) -> bool:
+    """Return whether a folder can be replaced by that of a model.
+
+    Raises:
+        ValueError: if a model is to be written to a folder with other files, which would be lost.
+    """
+    names = os.listdir(path) if suffixes == ("",) else []
+    others = sorted(name for name in names if name not in _OF_A_MODEL and not name.startswith("model.weights"))
+    if others or (names and os.path.realpath(path) == os.path.realpath(os.getcwd())):
+        raise ValueError(
+            f"`filepath` is a folder that holds other files, or the working directory: {path!r} ({others[:5]}). Pass "
+            "the path of a new folder."
+        )
+    return bool(names)
 
 
 def _may_replace(path: str) -> bool:

@@ -168,17 +168,19 @@ class _NumberedSeed(int):
 _numbers = itertools.count()
 
 
-def seeding_number() -> int:
+def seeding_number() -> int | None:
     """Return a number that changes with each call of `keras.utils.set_random_seed` in this thread.
 
     A seed that was set again cannot be told from the last one by its value or by the state of any generator. So the
     value that Keras stores is replaced by an equal one with a number, which the next call overwrites. The number is -1
-    where Keras stores no seed: before the first call, and in Keras 3.8.
+    before the first call, and `None` in versions of Keras that store no seed, such as 3.8.
     """
+    if "set_global_attribute" not in keras.utils.set_random_seed.__code__.co_names:
+        return None
     try:
         from keras.src.backend.common import global_state
     except ImportError:
-        return -1
+        return None
     seed = global_state.get_global_attribute("global_random_seed")
     if seed is None:
         return -1

@@ -354,6 +354,8 @@ class SSDModel(keras.Model):
         """
         if len(weights) == len(self.student.weights) != len(self.weights):
             self.student.set_weights(weights)
+            if self.average is not None:
+                self.average.restart()
         else:
             super().set_weights(weights)
 

@@ -314,3 +314,22 @@ def test_write_average_raises_while_fit_runs():
     with pytest.raises(ValueError, match=r"write_average\(\) cannot be called while `fit` runs.* use `save`"):
         ssd.fit(X, Y, verbose=0, callbacks=[write])
     ssd.write_average()
+
+
+def test_two_fits_average_as_one_in_low_precision():
+    """The deployed weights hold the average rounded; training continues from the average itself."""
+    keras.config.set_dtype_policy("bfloat16")
+    try:
+        averages = []
+        for epochs in ([4], [2, 2]):
+            keras.utils.set_random_seed(5)
+            ssd = keras_ssd.wrap(compiled(network()), kd_weight=0, ema_momentum=0.9)
+            seen = keras.callbacks.LambdaCallback(
+                on_train_end=lambda logs, ssd=ssd: averages.append(arrays(ssd.average.other))
+            )
+            for i, n in enumerate(epochs):
+                last = [seen] if i == len(epochs) - 1 else []
+                ssd.fit(X, Y, batch_size=24, epochs=n, shuffle=False, verbose=0, callbacks=last)
+        assert_same(*averages)
+    finally:
+        keras.config.set_dtype_policy("float32")

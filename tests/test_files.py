@@ -322,6 +322,57 @@ def test_weights_in_several_parts_are_those_of_the_student(tmp_path):
     np.testing.assert_array_equal(loaded.predict(X, verbose=0), ssd.predict(X, verbose=0))
 
 
+@pytest.mark.parametrize("name", ["folder", "file.keras", "file.weights.h5"])
+def test_a_folder_with_other_files_is_left_alone(tmp_path, name):
+    ssd, folder = in_training(), tmp_path / name
+    folder.mkdir()
+    (folder / "mine.csv").write_text("1")
+    with pytest.raises((ValueError, OSError)):
+        save(ssd, folder)
+    assert [path.name for path in folder.iterdir()] == ["mine.csv"]
+    (folder / "mine.csv").unlink()
+    if name == "folder":  # empty, and then that of a model
+        for _ in range(2):
+            save(ssd, folder)
+        assert keras_ssd.load_model(folder).settings == ssd.settings
+
+
+@forms_with_state
+def test_training_with_lora_continues_from_a_file(tmp_path, name):
+    """Keras stores the merged kernel and adapters of 0, which are not what is trained."""
+    model = network()
+    model.layers[1].enable_lora(2)
+    model.compile(keras.optimizers.Adam(0.05), "sparse_categorical_crossentropy")
+    ssd = keras_ssd.wrap(model, seed=1, kd_weight=0, ema_momentum=0.9)
+    ssd.fit(X, Y, epochs=3, verbose=0)
+    before = [weights.copy() for weights in arrays(model.weights)]
+    save(ssd, tmp_path / name)
+    if name == "file.weights.h5":
+        ssd.fit(X, Y, verbose=0)
+        ssd.load_weights(tmp_path / name)
+        loaded = ssd
+    else:
+        loaded = keras_ssd.load_model(tmp_path / name)
+    assert_same(arrays(loaded.student.weights), before)
+    raw = one_epoch(loaded)
+    if loaded is not ssd:
+        assert_same(raw, one_epoch(ssd))
+
+
+def test_weights_of_the_student_that_are_set_during_training_are_evaluated():
+    ssd, other = in_training(), network(seed=2)
+    ssd.set_weights(other.get_weights())
+    assert_same(ssd.predict(X, verbose=0), other.predict(X, verbose=0))
+
+
+def test_a_file_keeps_the_permissions_of_the_file_that_it_replaces(tmp_path):
+    ssd = in_training()
+    ssd.save(tmp_path / "a.keras")
+    (tmp_path / "a.keras").chmod(0o600)
+    ssd.save(tmp_path / "a.keras")
+    assert (tmp_path / "a.keras").stat().st_mode & 0o777 == 0o600
+
+
 def test_a_missing_or_damaged_weights_file_is_an_error(tmp_path):
     ssd = in_training()
     with pytest.raises(OSError):
@@ -563,3 +614,17 @@ def test_a_lambda_is_refused_unless_the_user_trusts_the_file(tmp_path, place):
             keras_ssd.wrap(network(), teacher=path)
     loaded = keras_ssd.load_model(path, safe_mode=False)
     np.testing.assert_array_equal(loaded.predict(X, verbose=0), ssd.predict(X, verbose=0))
+
+
+@forms_with_state
+def test_a_file_holds_the_average_of_narrow_weights(tmp_path, name):
+    keras.config.set_dtype_policy("bfloat16")
+    try:
+        ssd = trained()
+        save(ssd, tmp_path / name)
+        loaded = load_wrapped(tmp_path / name)
+        for model in (ssd, loaded):
+            model._begin_training()
+        assert_same(arrays(loaded.average.other), arrays(ssd.average.other))
+    finally:
+        keras.config.set_dtype_policy("float32")

@@ -35,7 +35,7 @@ def test_only_classes_of_keras_hub_are_its_tasks():
 def test_every_call_of_set_random_seed_has_a_number_and_changes_nothing_else():
     keras.utils.set_random_seed(3)
     first = keras_names.seeding_number()
-    if first == -1:
+    if first is None:
         pytest.skip("this Keras does not store the seed")
     assert keras_names.seeding_number() == first
     drawn = ops.convert_to_numpy(keras.random.uniform((4,)))

@@ -394,7 +394,7 @@ MUTATIONS = [
     ),
     Mutation(
         "the average lost",
-        "        assign(self.other, deployed)\n",
+        "        assign(self.other, [d if k is None else k for d, k in zip(deployed, kept, strict=True)])\n",
         "",
         "averaging",
     ),
@@ -534,14 +534,14 @@ MUTATIONS = [
     ),
     Mutation(
         "an average of other weights after loading a plain file",
-        "        if ssd.average is not None:\n            ssd.average.restart()\n        return\n",
-        "        return\n",
+        "    elif ssd.average is not None:\n        ssd.average.restart()\n",
+        "",
         "files",
     ),
     Mutation(
         "seeds not loaded",
-        '            variable.assign(state["seeds"][str(i)])',
-        "            pass",
+        '        ("seeds", seed_states([ssd.student])),\n',
+        "",
         "files",
     ),
     Mutation(
