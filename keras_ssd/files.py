@@ -136,7 +136,6 @@ def load_model(
     ssd = from_config(
         cls, next(c for c in cls.__mro__ if c.__name__ == "SSDModel"), config["config"], custom_objects, safe_mode
     )
-    ssd._share_compile()
     _load_state(ssd, _read_state(filepath) or {})
     return ssd
 
