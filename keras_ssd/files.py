@@ -142,23 +142,18 @@ def load_model(
 
 def get_config(ssd: Any) -> dict[str, Any]:
     """Return the configuration of a wrapped model, including the student's and that of another teacher network."""
-    student = keras.saving.serialize_keras_object(ssd.student)
-    teacher = ssd.settings.kind
-    if teacher == "model":
-        teacher = keras.saving.serialize_keras_object(ssd._teacher_network.content)
-        teacher.pop("compile_config", None)
-    # The wrapper's `compile` compiles the student.
-    student.pop("compile_config", None)
+    serialize = keras.saving.serialize_keras_object
     options = ssd.settings.options()
     if callable(options["stochastic_layers"]):
         options["stochastic_layers"] = None  # a predicate that chose nothing, with kd_weight=0
-    return {
-        "name": ssd.name,
-        "model": student,
-        "teacher": teacher,
-        **options,
-        "similarity": keras.saving.serialize_keras_object(ssd.settings.similarity),
-    }
+    config = {"name": ssd.name, "model": serialize(ssd.student), "teacher": ssd.settings.kind, **options}
+    config["similarity"] = serialize(ssd.settings.similarity)
+    if ssd.settings.kind == "model":
+        config["teacher"] = serialize(ssd._teacher_network.content)
+        config["teacher"].pop("compile_config", None)
+    # The wrapper's `compile` compiles the student.
+    config["model"].pop("compile_config", None)
+    return config
 
 
 def from_config(
@@ -220,9 +215,19 @@ def _state(ssd: Any) -> dict[str, dict[str, np.ndarray]]:
     layers = {"average": ssd.average, "distillation": ssd.distillation}
     state = {name: layer.state() for name, layer in layers.items() if layer is not None}
     with ssd._deployed():
-        adapted = arrays(_adapted_variables(ssd.student))
-    lists = {"seeds": arrays(seed_states([ssd.student])), "adapted": adapted}
-    return {**state, **{name: {str(i): value for i, value in enumerate(held)} for name, held in lists.items()}}
+        for name, variables in _variables(ssd).items():
+            state[name] = {str(i): value for i, value in enumerate(arrays(variables))}
+    return state
+
+
+def _variables(ssd: Any) -> dict[str, list[Any]]:
+    """Return the variables that Keras' file of the student lacks, beside those of the two layers."""
+    parts = parts_of(ssd.student)
+    # For layers with LoRA Keras' files hold the merged kernel, and adapters of 0.
+    adapted = unique([v for part in parts if getattr(part, "lora_enabled", False) for v in part.weights])
+    held = {id(v) for part in (ssd.student, ssd.average, ssd.distillation) if part is not None for v in part.variables}
+    own = [v for v in ssd.weights if id(v) not in held]  # of a subclass
+    return {"adapted": adapted, "seeds": seed_states([ssd.student]), "own": own}
 
 
 def _check_state(ssd: Any, state: dict[str, dict[str, np.ndarray]], filepath: Any) -> None:
@@ -237,10 +242,7 @@ def _check_state(ssd: Any, state: dict[str, dict[str, np.ndarray]], filepath: An
 
 
 def _load_state(ssd: Any, state: dict[str, dict[str, np.ndarray]]) -> None:
-    for name, variables in (
-        ("adapted", _adapted_variables(ssd.student)),
-        ("seeds", seed_states([ssd.student])),
-    ):
+    for name, variables in _variables(ssd).items():
         values = state.get(name, {})
         if len(values) == len(variables):
             assign(variables, [values[str(i)] for i in range(len(values))])
@@ -250,11 +252,6 @@ def _load_state(ssd: Any, state: dict[str, dict[str, np.ndarray]]) -> None:
         ssd.average.restart()
     if ssd.distillation is not None and "distillation" in state:
         ssd.distillation.load_state(state["distillation"])
-
-
-def _adapted_variables(model: keras.Model) -> list[Any]:
-    """Return the weights of layers with LoRA, for which Keras' files hold the merged kernel and adapters of 0."""
-    return unique([v for part in parts_of(model) if getattr(part, "lora_enabled", False) for v in part.weights])
 
 
 def _write(group: Any, state: dict[str, dict[str, np.ndarray]]) -> None:
@@ -285,10 +282,8 @@ def _read(group: Any) -> dict[str, dict[str, np.ndarray]]:
 
 def _members(ssd: Any, state: dict[str, dict[str, np.ndarray]]) -> dict[str, bytes]:
     """Return by name the members that are added to an archive of the plain model."""
-    config = ssd.get_config()
-    for name in ("model", "student"):
-        config.pop(name, None)
-    config["teacher"] = ssd.settings.kind
+    config = {**ssd.get_config(), "teacher": ssd.settings.kind}
+    config.pop("model")
     record = {"version": __version__, "class": keras.saving.get_registered_name(type(ssd)), "config": config}
     buffer = io.BytesIO()
     with h5py.File(buffer, "w") as file:

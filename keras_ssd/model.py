@@ -32,6 +32,17 @@ _GET_OF_MODULE = getattr(keras.Model, "__getattr__", None)
 _COMPILE, _FIT = inspect.signature(keras.Model.compile), inspect.signature(keras.Model.fit)
 
 
+def _evaluating(name: str) -> Any:
+    """Return the method of `keras.Model` with this name, run while the student holds the deployed weights."""
+
+    @functools.wraps(getattr(keras.Model, name))
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with self._evaluation():
+            return getattr(super(SSDModel, self), name)(*args, **kwargs)
+
+    return method
+
+
 @keras.saving.register_keras_serializable(package="keras_ssd")
 @shares_face
 class SSDModel(keras.Model):
@@ -100,18 +111,10 @@ class SSDModel(keras.Model):
         if hasattr(model, "output_names"):
             # Allows losses and metrics by output name, as for the model itself.
             self.output_names = list(model.output_names)
-        # Keras records the shape, which TensorFlow's converter to LiteRT needs.
-        shape = getattr(model, "input_shape", None)
-        if isinstance(shape, tuple):
-            self.build(shape)
         self.built = True
         self._share_compile()
 
     # Methods that Keras calls, in the order of a training step.
-
-    def build(self, input_shape: Any = None) -> None:
-        """Do nothing: the student is already built."""
-        self.built = True
 
     @as_training_step
     def train_step(self, *args: Any, **kwargs: Any) -> Any:
@@ -131,7 +134,7 @@ class SSDModel(keras.Model):
         return self.student(inputs, training=training if self._takes_training else False)
 
     def _is_taught(self) -> bool:
-        return self.distillation is not None and self._fit_state.teaches and self._step.is_running
+        return self.distillation is not None and self._fit_state.kind.teaches and self._step.is_running
 
     def compute_loss(
         self,
@@ -146,7 +149,7 @@ class SSDModel(keras.Model):
             return loss
         student_pass = self._step.take(y_pred)
         average = self.average.values(not self._step.is_custom) if self.settings.kind == "ema" else ()
-        term = self.distillation.term(student_pass, y_pred, sample_weight, average, self._fit_state.statistics)
+        term = self.distillation.term(student_pass, y_pred, sample_weight, average, self._fit_state.kind.statistics)
         return loss + ops.cast(self.distillation.kd_weight.value, loss.dtype) * ops.cast(term, loss.dtype)
 
     def test_step(self, *args: Any, **kwargs: Any) -> Any:
@@ -159,17 +162,19 @@ class SSDModel(keras.Model):
     def get_metrics_result(self) -> dict[str, Any]:
         logs = super().get_metrics_result()
         if self._fit_state.is_evaluating:
-            # Evaluation has no teachers.
-            statistics = self._fit_state.statistics
-            for name in ("kd_loss", *(() if statistics is None else statistics.names)):
-                logs.pop(name, None)
+            for metric in self._metrics_of_teachers():
+                for name in getattr(metric, "names", (metric.name,)):
+                    logs.pop(name, None)
         return logs
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
-        of_term = [] if self.distillation is None else [self.distillation.kd_loss]
-        statistics = self._fit_state.statistics
-        return super().metrics + of_term + ([] if statistics is None else [statistics])
+        return super().metrics + self._metrics_of_teachers()
+
+    def _metrics_of_teachers(self) -> list[keras.metrics.Metric]:
+        """Return the metrics that only training has."""
+        of_term = None if self.distillation is None else self.distillation.kd_loss
+        return [metric for metric in (of_term, self._fit_state.kind.statistics) if metric is not None]
 
     # Compilation: the student's `compile` is the truth.
 
@@ -197,6 +202,7 @@ class SSDModel(keras.Model):
             super().compile(**arguments, auto_scale_loss=False)
         keras_names.share_compiled(self.student, self, metrics=self.settings.kd_sample_weight)
         self._compile_record, self._holds_old_metrics = Untracked(record), True
+        self._fit_state.train_functions.clear()
         if self.distillation is not None:
             self.distillation.output_records.note_compile(arguments.get("loss"), arguments.get("loss_weights"))
 
@@ -221,21 +227,19 @@ class SSDModel(keras.Model):
         given = _FIT.bind(self, *args, **kwargs).arguments
         given.pop("self")
         if self.average is not None and not isinstance(given.get("callbacks"), keras.callbacks.CallbackList):
-            own = _EndOfTraining(self.average)
-            given["callbacks"] = [own, *keras.tree.flatten(given.get("callbacks") or [])]
+            # Before the callbacks of the user, which may load other weights at the end.
+            note = keras.callbacks.LambdaCallback(on_train_end=lambda _: self.average.note_end_of_training())
+            given["callbacks"] = [note, *keras.tree.flatten(given.get("callbacks") or [])]
         state = self._fit_state
-        self._share_compile()
-        state.joined_dataset = as_joined_dataset(given.get("x"), self.settings, given.get("y"), self.loss)
-        teaches = state.teaches
         self._begin_training()
-        state.is_running = True
+        kind, state.is_running = state.kind, True
         try:
+            state.joined_dataset = as_joined_dataset(given.get("x"), self.settings, given.get("y"), self.loss)
             return super().fit(**given)
         finally:
-            # Keras does not notify callbacks of an exception, so the flags they switched are switched back here.
+            # Keras does not notify callbacks of an exception, so what they switched is switched back here.
             state.is_running, state.joined_dataset = False, None
-            self._teaches = teaches
-            self._observe(None)
+            self._set_step_kind(**kind._asdict())
             self._end_training()
 
     @functools.wraps(keras.Model.train_on_batch)
@@ -243,25 +247,8 @@ class SSDModel(keras.Model):
         self._begin_training()
         return super().train_on_batch(*args, **kwargs)
 
-    @functools.wraps(keras.Model.evaluate)
-    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
-        with self._evaluation():
-            return super().evaluate(*args, **kwargs)
-
-    @functools.wraps(keras.Model.test_on_batch)
-    def test_on_batch(self, *args: Any, **kwargs: Any) -> Any:
-        with self._evaluation():
-            return super().test_on_batch(*args, **kwargs)
-
-    @functools.wraps(keras.Model.predict)
-    def predict(self, *args: Any, **kwargs: Any) -> Any:
-        with self._evaluation():
-            return super().predict(*args, **kwargs)
-
-    @functools.wraps(keras.Model.predict_on_batch)
-    def predict_on_batch(self, *args: Any, **kwargs: Any) -> Any:
-        with self._evaluation():
-            return super().predict_on_batch(*args, **kwargs)
+    evaluate, predict = _evaluating("evaluate"), _evaluating("predict")
+    test_on_batch, predict_on_batch = _evaluating("test_on_batch"), _evaluating("predict_on_batch")
 
     def _follow_student(self) -> None:
         """Share a `compile` of the student, whose metrics may hold values of an earlier training."""
@@ -326,8 +313,8 @@ class SSDModel(keras.Model):
                 return _GET_OF_MODULE(self, name)
             except AttributeError:
                 pass
-        if name.startswith("_") or name == "student":
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        if name.startswith("_") or name == "student" or hasattr(type(self), name):
+            return object.__getattribute__(self, name)  # raises, for a property with the error that it raised
         return getattr(self.student, name)
 
     def __repr__(self) -> str:
@@ -432,33 +419,23 @@ class SSDModel(keras.Model):
 
     # For callbacks.
 
-    @property
-    def _teaches(self) -> bool:
-        """Return whether training steps run the teachers. If not, they equal those of the plain model, bit for bit.
+    def _set_step_kind(self, **changes: Any) -> None:
+        """Change what training steps do, at the beginning or the end of an epoch; `fit` restores it when it ends.
 
-        Can be assigned between epochs, which compiles the training step again; `fit` restores it at the end.
-        """
-        return self._fit_state.teaches
-
-    @_teaches.setter
-    def _teaches(self, value: bool) -> None:
-        if bool(value) != self._fit_state.teaches:
-            self._fit_state.teaches = bool(value)
-            self._renew_train_function()
-
-    def _observe(self, statistics: Any) -> None:
-        """Pass the teachers of every training step to a metric until `fit` ends; `None` stops this.
+        The compiled function of each kind of step is kept, so none is compiled twice.
 
         Args:
-            statistics: a `keras_ssd.callbacks.statistics.TeacherStatistics`.
+            **changes: fields of `keras_ssd.step.StepKind`.
         """
-        if statistics is not self._fit_state.statistics:
-            self._fit_state.statistics = statistics
-            self._renew_train_function()
-
-    def _renew_train_function(self) -> None:
-        if self.train_function is not None:
-            self.make_train_function(force=True)
+        state = self._fit_state
+        former, state.kind = state.kind, state.kind._replace(**changes)
+        if former != state.kind and self.train_function is not None:
+            state.train_functions[former] = self.train_function
+            self.train_function = state.train_functions.pop(state.kind, None)
+            # `jax.jit` takes the same method for the same function, whatever state it reads; a `partial` is another.
+            self.train_step = functools.partial(type(self).train_step, self)
+            self.make_train_function()
+            del self.train_step
 
     # For users.
 
@@ -610,17 +587,6 @@ class SSDModel(keras.Model):
             )
         is_average = self.settings.kind == "ema" and self.average.holds_average
         return self.distillation.compare(x, self.average.values() if is_average else (), percentile)
-
-
-class _EndOfTraining(keras.callbacks.Callback):
-    """Notes the weights before the other callbacks' `on_train_end`, in which they may load others."""
-
-    def __init__(self, average: WeightAverage) -> None:
-        super().__init__()
-        self._average = average
-
-    def on_train_end(self, logs: Any = None) -> None:
-        self._average.note_end_of_training()
 
 
 def _are_same(variables: list[Any], others: list[Any]) -> bool:

@@ -81,20 +81,32 @@ def as_training_step(train_step: Callable[..., Any]) -> Callable[..., Any]:
     return distilled
 
 
+class StepKind(NamedTuple):
+    """What training steps do.
+
+    Attributes:
+        teaches: whether the teachers run. If not, steps equal those of the plain model, bit for bit.
+        statistics: a metric that gets the teachers of every step, or `None`.
+    """
+
+    teaches: bool = True
+    statistics: Any = None
+
+
 class FitState:
     """State of a running `fit` or evaluation.
 
     Attributes:
         is_running: whether `fit` runs.
         is_evaluating: whether an evaluation runs: its logs hold no values of teachers.
-        teaches: whether training steps run the teachers.
-        statistics: a metric that gets the teachers of every training step, or `None`.
+        kind: the `StepKind` of training steps.
+        train_functions: the compiled functions of the other kinds.
         joined_dataset: the training data of `fit`, if `join_unlabelled` made it.
     """
 
     def __init__(self) -> None:
         self.is_running = False
         self.is_evaluating = False
-        self.teaches = True
-        self.statistics: Any = None
+        self.kind = StepKind()
+        self.train_functions: dict[StepKind, Any] = {}
         self.joined_dataset: Any = None

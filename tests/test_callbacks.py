@@ -262,7 +262,7 @@ def test_fit_restores_its_state_after_an_exception():
     metrics = [metric.name for metric in ssd.metrics]
     with pytest.raises(RuntimeError, match="stop here"):
         fit(ssd, [TeacherSnapshot(at_epoch=1), TeacherMonitor(), Raise()])
-    assert ssd._teaches
+    assert ssd._fit_state.kind.teaches
     assert [metric.name for metric in ssd.metrics] == metrics
     history = fit(ssd, epochs=1)
     assert set(history) == {"loss", "accuracy", "kd_loss"}
@@ -273,10 +273,10 @@ def test_fit_restores_its_state_after_an_exception():
 def test_teaching_can_be_switched_off_by_hand():
     plain = fit(make_model(), epochs=1)
     ssd = make_snapshot_model()
-    ssd._teaches = False
+    ssd._set_step_kind(teaches=False)
     history = fit(ssd, epochs=1)
     assert history["loss"] == plain["loss"]
     assert history["kd_loss"] == [0.0]
-    assert not ssd._teaches
-    ssd._teaches = True
+    assert not ssd._fit_state.kind.teaches
+    ssd._set_step_kind(teaches=True)
     assert fit(ssd, epochs=1)["kd_loss"][0] > 0

@@ -557,15 +557,18 @@ class Sharper(keras_ssd.SSDModel):
     def __init__(self, *args, sharpness=1, **kwargs):
         super().__init__(*args, **kwargs)
         self.sharpness = sharpness
+        self.seen = self.add_weight(shape=(), initializer="zeros", trainable=False, name="seen")
 
     def get_config(self):
         return {**super().get_config(), "sharpness": self.sharpness}
 
 
-def test_options_of_a_subclass_survive_saving(tmp_path):
-    Sharper(network(), num_teachers=3, sharpness=2).save(tmp_path / "ssd.keras")
+def test_options_and_weights_of_a_subclass_survive_saving(tmp_path):
+    ssd = Sharper(network(), num_teachers=3, sharpness=2)
+    ssd.seen.assign(5.0)
+    ssd.save(tmp_path / "ssd.keras")
     loaded = keras_ssd.load_model(tmp_path / "ssd.keras")
-    assert loaded.sharpness == 2 and loaded.settings.num_teachers == 3
+    assert (loaded.sharpness, loaded.settings.num_teachers, float(loaded.seen.value)) == (2, 3, 5.0)
 
 
 def test_configuration_without_a_model_raises():

@@ -8,7 +8,7 @@ import pytest
 
 import keras_ssd
 from callback_runs import Record, Script, fit, make_model, make_snapshot_model
-from keras_ssd.callbacks import TeacherSnapshot
+from keras_ssd.callbacks import TeacherMonitor, TeacherSnapshot
 from keras_ssd.callbacks.snapshot import restart_optimizer
 from same_weights import arrays, assert_same
 
@@ -28,7 +28,7 @@ def test_the_plain_stage_is_plain_training_and_its_weights_become_the_teachers()
     assert snapshot.generation == 1
     assert snapshot.snapshot_epochs == [1]
     assert ssd.optimizer is optimizer
-    assert ssd._teaches
+    assert ssd._fit_state.kind.teaches
 
 
 def test_the_best_weights_become_teacher_and_student_in_every_generation():
@@ -58,7 +58,7 @@ def test_the_best_weights_become_teacher_and_student_in_every_generation():
 
 @pytest.mark.skipif(keras.backend.backend() == "torch", reason="PyTorch runs eagerly, there is nothing to compile")
 @pytest.mark.compiled
-def test_the_switch_compiles_once():
+def test_each_kind_of_step_compiles_once():
     ssd = make_snapshot_model(jit_compile="auto")
     traces, compute_loss = [], ssd.compute_loss
 
@@ -71,6 +71,12 @@ def test_the_switch_compiles_once():
     note = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: epoch_of.append(epoch))
     fit(ssd, [note, TeacherSnapshot(at_epoch=2, restore_best_weights=False)], epochs=5)
     assert [epoch for epoch in traces if epoch > 0] == [2]
+    # Later trainings compile one more kind, that of the monitored steps.
+    epoch_of.append("later")
+    for callbacks in ([], [TeacherMonitor()], [], [TeacherMonitor()]):
+        logs = fit(ssd, callbacks, epochs=2)
+        assert ("teacher_spread" in logs) == bool(callbacks)
+    assert traces.count("later") == traces.count(2)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +157,7 @@ def test_a_run_that_ends_before_the_snapshot_warns():
     with pytest.warns(UserWarning, match="EarlyStopping needs more patience"):
         history = fit(ssd, [Script([1.0, 2.0, 2.0]), stopping, TeacherSnapshot(patience=1)], epochs=3)
     assert len(history["loss"]) == 2
-    assert ssd._teaches
+    assert ssd._fit_state.kind.teaches
 
 
 def test_learning_rate_of_the_distilling_stage_can_be_set():
@@ -214,7 +220,7 @@ def test_unknown_monitor_error_lists_the_logs():
     with pytest.raises(ValueError) as error:
         fit(ssd, [TeacherSnapshot()], epochs=2)
     assert "monitor='val_loss'; the logs hold ['accuracy', 'kd_loss', 'loss']" in str(error.value)
-    assert ssd._teaches
+    assert ssd._fit_state.kind.teaches
 
 
 @pytest.mark.parametrize("restore_best_weights, epoch", [(True, 1), (False, 3)], ids=["best", "last"])

@@ -480,8 +480,8 @@ MUTATIONS = [
     ),
     Mutation(
         "the average not deployed after an exception",
-        "            self._observe(None)\n            self._end_training()",
-        "            self._observe(None)",
+        "            self._set_step_kind(**kind._asdict())\n            self._end_training()",
+        "            self._set_step_kind(**kind._asdict())",
         "averaging",
     ),
     Mutation(

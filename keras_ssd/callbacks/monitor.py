@@ -45,8 +45,15 @@ class TeacherMonitor(TeacherCallback):
         """Attach the metric; `SSDModel.fit` detaches it, after an exception as well."""
         self._first_norm = None
         self._warned = set()
-        with variable_scope(self.model):
-            self.model._observe(TeacherStatistics(has_votes=self.model.distillation.classifies))
+        has_votes = self.model.distillation.classifies
+        state = self.model._fit_state
+        known = [kind.statistics for kind in state.train_functions if kind.statistics is not None]
+        # One metric for all trainings: with another one the step would be compiled again.
+        statistics = next((metric for metric in known if metric.has_votes == has_votes), None)
+        if statistics is None:
+            with variable_scope(self.model):
+                statistics = TeacherStatistics(has_votes)
+        self.model._set_step_kind(statistics=statistics)
 
     def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
         """Measure this epoch, if it is due."""

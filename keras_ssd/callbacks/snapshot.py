@@ -148,7 +148,7 @@ class TeacherSnapshot(TeacherCallback):
     def on_train_begin(self, logs: Logs = None) -> None:
         """Begin with the plain stage."""
         self._forget()
-        self.model._teaches = False
+        self.model._set_step_kind(teaches=False)
 
     def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
         """Restore the stage of a resumed run."""
@@ -162,7 +162,7 @@ class TeacherSnapshot(TeacherCallback):
         self.generation = min(int(ops.convert_to_numpy(steps.value)), self.generations)
         if self.generation == 0 and self.at_epoch is not None and epoch >= self.at_epoch:
             self._take(epoch - 1)
-        self.model._teaches = self.generation > 0
+        self.model._set_step_kind(teaches=self.generation > 0)
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
         """Take the snapshot if it is time."""
@@ -231,7 +231,7 @@ class TeacherSnapshot(TeacherCallback):
             source = f"epoch {epoch + 1}" if self.best_epoch is None else f"epoch {self.best_epoch + 1}, the best"
             print(f"\nEpoch {epoch + 1}: TeacherSnapshot {self.generation} of {self.generations}, weights of {source}")
         self._begin_generation()
-        self.model._teaches = True
+        self.model._set_step_kind(teaches=True)
         for callback in self.restart:
             callback.on_train_begin()
 

@@ -35,6 +35,7 @@ class TeacherStatistics(keras.metrics.Metric):
 
     def __init__(self, has_votes: bool, name: str = "teacher_statistics", **kwargs: Any) -> None:
         super().__init__(name=name, dtype="float32", **kwargs)
+        self.has_votes = has_votes
         if not has_votes:
             self.names = self.names[:-1]
         self.total = self.add_variable((len(self.names),), "zeros", name="total")
