@@ -50,15 +50,12 @@ class SSDModel(keras.Model):
 
     One training step evaluates the student once and a teacher, by default the same network, `num_teachers` times with
     its noise on. The teachers are scored by their similarity to the student, weighted, filtered and averaged to a
-    target, and `kd_weight * L_kd` is added to the task loss. Everything else in `fit` and around it is Keras' own.
-
-    The model owns nothing that the student has: it is compiled with the student's own optimizer, loss and metrics, its
-    layers are the student's, and its files are files of the student.
+    target, and `kd_weight * L_kd` is added to the task loss. Everything else is Keras' own. Optimizer, loss, metrics
+    and layers are the student's, and files are files of the student.
 
     During training the student holds the raw weights, and validation uses their moving average. When `fit` ends, also
-    with an exception, the average is deployed in the student, so that `student`, `predict`, `evaluate` and `export`
-    agree. The next `fit` or `train_on_batch` continues from the raw weights; if the student's weights were changed in
-    the meantime, training starts from them and the average restarts.
+    with an exception, the average is deployed in the student. The next `fit` or `train_on_batch` continues from the raw
+    weights; if the student's weights were changed in the meantime, training and average restart from them.
 
     `keras_ssd.wrap` is the short way to create an `SSDModel`.
 
@@ -75,6 +72,7 @@ class SSDModel(keras.Model):
     """
 
     student: keras.Model
+    train_function: Any
 
     def __init__(self, model: keras.Model, teacher: Any = "self", **options: Any) -> None:
         check_model("model", model, wrapper=SSDModel)
@@ -372,11 +370,8 @@ class SSDModel(keras.Model):
         `keras_ssd.load_model` reads the wrapped model. The student in the file holds the deployed weights.
 
         Args:
-            filepath: path that ends in `.keras`; in `.h5`: then the file holds the student only; or of a folder, with
-                `zipped=False`.
-            overwrite: whether an existing file is replaced without asking.
-            zipped: as for `keras.Model.save`.
-            **kwargs: likewise.
+            filepath: path that ends in `.keras`, or of a folder (`zipped=False`). An `.h5` file holds the student only.
+            overwrite, zipped, **kwargs: as for `keras.Model.save`.
         """
         files.save(self, filepath, overwrite, zipped, **kwargs)
 
@@ -388,8 +383,7 @@ class SSDModel(keras.Model):
 
         Args:
             filepath: path that ends in `.weights.h5`.
-            overwrite: whether an existing file is replaced without asking.
-            **kwargs: as for `keras.Model.save_weights`.
+            overwrite, **kwargs: as for `keras.Model.save_weights`.
         """
         files.save_weights(self, filepath, overwrite, **kwargs)
 
@@ -399,9 +393,7 @@ class SSDModel(keras.Model):
         In the second case the moving average restarts from the loaded weights.
 
         Args:
-            filepath: path of the file.
-            skip_mismatch: whether layers that do not fit are skipped.
-            **kwargs: as for `keras.Model.load_weights`.
+            filepath, skip_mismatch, **kwargs: as for `keras.Model.load_weights`.
         """
         files.load_weights(self, filepath, skip_mismatch, **kwargs)
 
@@ -433,9 +425,9 @@ class SSDModel(keras.Model):
             state.train_functions[former] = self.train_function
             self.train_function = state.train_functions.pop(state.kind, None)
             # `jax.jit` takes the same method for the same function, whatever state it reads; a `partial` is another.
-            self.train_step = functools.partial(type(self).train_step, self)
+            setattr(self, "train_step", functools.partial(type(self).train_step, self))  # noqa: B010
             self.make_train_function()
-            del self.train_step
+            delattr(self, "train_step")
 
     # For users.
 
@@ -461,18 +453,15 @@ class SSDModel(keras.Model):
         return TeacherCost(0.0, 0.0) if self.distillation is None else self.distillation.cost
 
     def training_loss(self, x: Any, y: Any = None, sample_weight: Any = None) -> Tensor:
-        """Return the loss of one training step, which `fit` minimises: task, distillation and regularisation.
+        """Return the loss of one training step: task, distillation and regularisation.
 
-        It is for custom loops, for example under `torch.nn.parallel.DistributedDataParallel`. It updates only the state
-        that a forward pass updates (seeds, BatchNormalization, the metric `kd_loss`). The model must be compiled with a
-        loss; it needs no optimizer. Under `tf.distribute` the loss is divided by the number of replicas, as in
-        `compute_loss`. On JAX, call it within `keras.StatelessScope(..., collect_losses=True)`, which then holds the
-        updated values.
+        It is for custom loops, for example under `torch.nn.parallel.DistributedDataParallel`, and needs a loss but no
+        optimizer. It updates the state that a forward pass updates (seeds, BatchNormalization, the metric `kd_loss`).
+        Under `tf.distribute` the loss is divided by the number of replicas, as in `compute_loss`. On JAX, call it
+        within `keras.StatelessScope(..., collect_losses=True)`, which then holds the updated values.
 
         Args:
-            x: one batch of inputs.
-            y: targets.
-            sample_weight: as for `train_on_batch`.
+            x, y, sample_weight: one batch, as for `train_on_batch`.
 
         Returns:
             Scalar tensor.
@@ -537,13 +526,10 @@ class SSDModel(keras.Model):
         self.distillation.take_snapshot()
 
     def predict_stochastic(self, x: Any, **options: Any) -> Any:
-        """Predict with noise on, many times, and return mean and uncertainty.
-
-        It runs the student with its own noise layers, as after loading it, and with the deployed weights.
+        """Predict many times with the student's own noise on; see `keras_ssd.predict_stochastic`.
 
         Args:
-            x: inputs, as for `predict`.
-            **options: as for `keras_ssd.predict_stochastic`, which documents them.
+            x, **options: as for `keras_ssd.predict_stochastic`.
 
         Returns:
             A `StochasticPrediction`, or several in the structure of the outputs.
@@ -551,9 +537,7 @@ class SSDModel(keras.Model):
         return predict_stochastic(self, x, **options)
 
     def guidance_weights(self, x: Any, percentile: float | None = None) -> np.ndarray:
-        """Return the guidance weights of the teachers for one batch.
-
-        It changes nothing, and returns the same values for the same weights and seed.
+        """Return the guidance weights of the teachers for one batch, always the same for the same weights and seed.
 
         Args:
             x: one batch of inputs, as for `model(x)`.
@@ -565,9 +549,7 @@ class SSDModel(keras.Model):
         return ops.convert_to_numpy(self._compare(x, percentile)[0])
 
     def teacher_representations(self, x: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the features by which the student and the teachers of one batch are compared.
-
-        It changes nothing, and returns the same values for the same weights and seed.
+        """Return the features by which `guidance_weights` compares the student and the teachers.
 
         Args:
             x: one batch of inputs, as for `model(x)`.

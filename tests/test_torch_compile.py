@@ -28,7 +28,15 @@ def network():
 
 X = np.random.default_rng(0).normal(size=(24, 8)).astype("float32")
 Y = np.random.default_rng(1).integers(0, 3, 24)
-OPTIONS = {"plain": {"kd_weight": 0}, "average": {"kd_weight": 0, "ema_momentum": 0.9}, "self": {}}
+OPTIONS = {
+    "plain": {"kd_weight": 0},
+    "average": {"kd_weight": 0, "ema_momentum": 0.9},
+    "self": {},
+    "ema": {"teacher": "ema"},
+    "snapshot": {"teacher": "snapshot"},
+    "paper": keras_ssd.PAPER,
+    "another network": {"teacher": network()},
+}
 
 
 @pytest.fixture(autouse=True)
@@ -54,16 +62,17 @@ def fit(model, **options):
     return model.fit(X, Y, batch_size=8, shuffle=False, validation_data=(X, Y), verbose=0, **options)
 
 
-def results(model):
-    return [fit(model).history, model.evaluate(X, Y, verbose=0), model.predict(X, verbose=0)]
+def results(model, callbacks):
+    return [fit(model, callbacks=callbacks).history, model.evaluate(X, Y, verbose=0), model.predict(X, verbose=0)]
 
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_fit_evaluate_and_predict_compile_once(name):
     ssd = wrapped(OPTIONS[name])
+    callbacks = [keras_ssd.callbacks.TeacherMonitor()] if name == "self" else []
     for limit in (False, True):
         with torch._dynamo.config.patch(error_on_recompile=limit):
-            history, evaluated, predicted = results(ssd)
+            history, evaluated, predicted = results(ssd, callbacks)
     assert ("kd_loss" in history) == ("kd_weight" not in OPTIONS[name])
     assert np.isfinite(keras.tree.flatten([history, evaluated])).all() and predicted.shape == (24, 3)
     assert evaluated[0] == pytest.approx(history["val_loss"][-1], rel=1e-4)
