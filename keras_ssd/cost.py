@@ -1,8 +1,8 @@
 """The cost of teachers in counted multiplications, and the part of each batch that keeps them cheap."""
 
 import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import keras
 
@@ -10,86 +10,49 @@ from keras_ssd.graph import Graph, Step
 from keras_ssd.noise import parts_of
 from keras_ssd.passes import StochasticPasses
 
-# A training step is about three forward passes: the student's own, and two for the gradients.
-_PASSES_OF_A_STEP = 3
-# The largest cost of teachers, relative to a plain step, unless the user sets the fraction.
-_BOUND = 0.25
-# Replaces an unknown length, which is the same for teachers and student.
-_OPEN_LENGTH = 64
+_PASSES_OF_A_STEP = 3  # the forward passes that a training step costs: its own, and about two for the gradients
+_BOUND = 0.25  # the largest cost of teachers, relative to a plain step, unless the user sets the fraction
+_OPEN_LENGTH = 64  # replaces an unknown length, which is the same for teachers and student
 _SMALLEST_FRACTION = 1 / 1024
 
 
 class TeacherCost(NamedTuple):
-    """The cost of the teachers of a training step.
-
-    Attributes:
-        fraction: the part of each batch on which the distillation term is computed.
-        relative: the counted multiplications of the teachers, divided by those of a plain training step.
-    """
+    """The part of each batch that is distilled, and the teachers' multiplications relative to a plain step."""
 
     fraction: float
     relative: float
 
 
-def teacher_cost(
-    student: Graph, passes: StochasticPasses, num_teachers: int, fraction: float | None = None
-) -> TeacherCost:
-    """Count the cost of the teachers, for a given fraction or the largest fraction that keeps them cheap.
-
-    Args:
-        student: the student's `Graph`.
-        passes: the teachers' passes.
-        num_teachers: N.
-        fraction: the part of each batch. Defaults to `None`: the largest of 1, 1/2, 1/4, ... for which the stochastic
-            passes stay below a quarter of a plain training step (three forward passes). Teachers with their own
-            weights also run the layers before the noise once, at most one forward pass. This is counted, but it does
-            not affect the choice.
-    """
-    plain = _PASSES_OF_A_STEP * (_count(student.needed(student.outputs)) or 1)
-    repeated, once = num_teachers * _count(passes.suffix), _count(passes.prefix)
+def teacher_cost(student: Graph, passes: StochasticPasses, num_teachers: int, fraction: float | None) -> TeacherCost:
+    """Count the cost of teachers, on a given fraction or the largest of 1, 1/2, 1/4, ... that is within the bound."""
+    steps = student.needed(student.outputs), passes.suffix, passes.prefix
+    forward, suffix, prefix = (sum(map(multiplications, part)) for part in steps)
     if student.is_opaque and passes.suffix and passes.suffix[0].layer is student.model:
-        plain, repeated = _PASSES_OF_A_STEP, num_teachers  # in calls of the whole model: its layers are unknown
+        forward = suffix = 1  # in calls of the whole model: its layers are unknown
+    plain, repeated = _PASSES_OF_A_STEP * (forward or 1), num_teachers * suffix
     if fraction is None:
         fraction = 1.0
-        if passes.takes_rows:
-            while fraction * repeated > _BOUND * plain and fraction > _SMALLEST_FRACTION:
-                fraction /= 2
-    return TeacherCost(fraction, fraction * (repeated + once) / plain)
-
-
-def _count(steps: Sequence[Step]) -> float:
-    return sum(multiplications(step) for step in steps)
+        while passes.takes_rows and fraction * repeated > _BOUND * plain and fraction > _SMALLEST_FRACTION:
+            fraction /= 2
+    return TeacherCost(fraction, fraction * (repeated + prefix) / plain)  # the prefix does not affect the choice
 
 
 def multiplications(step: Step) -> float:
-    """Return roughly the multiplications of one layer call for one sample, and one for each value that it returns.
-
-    A kernel is applied at every position (of the output, where a convolution has strides), and attention multiplies
-    each position with each other position.
-
-    Args:
-        step: the call.
-    """
-    layer = step.layer
-    total = float(max((_size(x.shape[1:]) for x in step.outputs), default=1))
+    """Return roughly the multiplications of a layer call for one sample, and one for each value that it returns."""
+    layer, values = step.layer, _largest(step.outputs, slice(1, None))
     if not isinstance(layer, keras.layers.Layer):
-        return total
-    channels_first = getattr(layer, "data_format", None) == "channels_first"
-    of_inputs, of_outputs = (
-        max((_size(x.shape[2:] if channels_first else x.shape[1:-1]) for x in tensors), default=1)
-        for tensors in (step.inputs, step.outputs)
-    )
-    # A transposed convolution applies its kernel at every position of the input, which has fewer than the output.
-    positions = min(of_inputs, of_outputs) if hasattr(layer, "kernel_size") else max(of_inputs, of_outputs)
-    looked_up: set[int] = set()
-    for part in parts_of(layer):
-        if isinstance(part, keras.layers.Embedding):
-            looked_up.update(id(v) for v in part.weights)
-        if isinstance(part, keras.layers.MultiHeadAttention) and part.built:
-            total += 2 * of_inputs**2 * math.prod(part.query_dense.kernel.shape[1:])
-    kernels = [v for v in layer.weights if len(v.shape) > 1 and id(v) not in looked_up]
-    return total + positions * sum(math.prod(v.shape) for v in kernels)
+        return values
+    axes = slice(2, None) if getattr(layer, "data_format", None) == "channels_first" else slice(1, -1)
+    positions = _largest(step.inputs, axes), _largest(step.outputs, axes)
+    # A kernel is applied at each position of the smaller side: of the output with strides, of the input if transposed.
+    applied = (min if hasattr(layer, "kernel_size") else max)(positions)
+    parts = parts_of(layer)
+    looked_up = {id(v) for part in parts if isinstance(part, keras.layers.Embedding) for v in part.weights}
+    kernels = sum(math.prod(v.shape) for v in layer.weights if len(v.shape) > 1 and id(v) not in looked_up)
+    attention = (part for part in parts if isinstance(part, keras.layers.MultiHeadAttention) and part.built)
+    size = sum(math.prod(part.query_dense.kernel.shape[1:]) for part in attention)  # heads times their size
+    return values + applied * kernels + 2 * positions[0] ** 2 * size
 
 
-def _size(shape: Sequence[Any]) -> float:
-    return math.prod(_OPEN_LENGTH if n is None else n for n in shape)
+def _largest(tensors: Iterable[keras.KerasTensor], axes: slice) -> float:
+    return max((float(math.prod(n or _OPEN_LENGTH for n in x.shape[axes])) for x in tensors), default=1.0)
