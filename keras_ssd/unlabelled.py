@@ -25,10 +25,9 @@ def join_unlabelled(
 ) -> "JoinedDataset":
     """Join a labelled and an unlabelled data set, to train a model wrapped with `kd_sample_weight=False`.
 
-    Every batch holds labelled and unlabelled samples, evenly mixed, as `(x, y, sample_weight)`. A sample without a
-    label has weight 0 and an arbitrary valid target. A sample with a label has weight `batch / labelled` (times its own
-    weight, if given), so that the task's loss is the mean over the labelled samples. With `kd_sample_weight=False`
-    these weights weigh the task only, and all samples count equally in the distillation term.
+    Every batch holds samples of both sets, evenly mixed, as `(x, y, sample_weight)`. A sample without a label has
+    weight 0 and an arbitrary valid target. A sample with a label has weight `batch / labelled` (times its own weight),
+    so that the task's loss is the mean over the labelled samples. In the distillation term all samples count equally.
 
     Arrays are shuffled as a whole, again in every epoch; the shorter set is repeated, and an epoch ends when each
     sample of the longer set was used once. Sets that come in batches are joined batch by batch, in their own order and
@@ -51,13 +50,12 @@ def join_unlabelled(
         A `keras.utils.PyDataset`, for `fit`.
 
     Raises:
-        ValueError: if an argument is out of range, a set is empty or its size is unknown, or the two sets do not have
-            the same structure and shapes of inputs.
+        ValueError: if an argument is out of range, a set is empty or its size unknown, or the inputs of the sets differ
+            in structure or shape.
 
     Example:
         >>> ssd = keras_ssd.wrap(model, **keras_ssd.SEMI_SUPERVISED)
-        >>> data = keras_ssd.join_unlabelled((x, y), x_unlabelled, ratio=3)
-        >>> history = ssd.fit(data, epochs=2, verbose=0)
+        >>> history = ssd.fit(keras_ssd.join_unlabelled((x, y), x_unlabelled, ratio=3), epochs=2, verbose=0)
     """
     given: Any = ratio  # any kind of real number
     is_real = isinstance(given, numbers.Real) and not isinstance(given, bool)
@@ -99,30 +97,27 @@ class JoinedDataset(keras.utils.PyDataset):
 
     def __getitem__(self, index: int) -> tuple[Any, Any, Any]:
         """Return a batch `(x, y, sample_weight)`."""
-        place = self.epoch * self.num_batches + index
-        (x, y, weight), others = self.labelled.batch(place), self.unlabelled.batch(place)
+        place = self.epoch, self.num_batches, index
+        (x, y, weight), others = self.labelled.batch(*place), self.unlabelled.batch(*place)
         _check_together((x, y, weight), others)
         check_labels(y, self.loss)
         known, unknown = len(tree.flatten(x)[0]), len(tree.flatten(others[0])[0])
-        # Both kinds evenly mixed, so that each of several devices gets its share of labels.
-        order = np.argsort(np.concatenate([(np.arange(n) + 0.5) / n for n in (known, unknown)]), kind="stable")
-
-        def mixed(part: np.ndarray, other: np.ndarray) -> np.ndarray:
-            return np.concatenate([part, other])[order]
-
         if weight is None:  # `(batch, 1, ...)` broadcasts against a loss for each sample and for each position
             weight = tree.map_structure(lambda part: np.ones((known, *[1] * (part.ndim - 1)), "float32"), y)
-        scaled = tree.map_structure(lambda part: part.astype("float32") * ((known + unknown) / known), weight)
-        x = tree.map_structure(mixed, x, others[0])
-        # A valid target replaces the missing ones: the first of the batch.
-        y = tree.map_structure(lambda part: mixed(part, np.repeat(part[:1], unknown, axis=0)), y)
-        weight = tree.map_structure(lambda part: mixed(part, np.zeros((unknown, *part.shape[1:]), "float32")), scaled)
-        # On TensorFlow a PyDataset may not yield lists.
-        return tree.lists_to_tuples((x, y, weight))
+        weight = tree.map_structure(lambda part: part.astype("float32") * ((known + unknown) / known), weight)
+        added = (
+            others[0],
+            tree.map_structure(lambda part: np.repeat(part[:1], unknown, axis=0), y),  # a valid target of the batch
+            tree.map_structure(lambda part: np.zeros((unknown, *part.shape[1:]), "float32"), weight),
+        )
+        # Both kinds evenly mixed, so that each of several devices gets its share of labels.
+        order = np.argsort(np.concatenate([(np.arange(n) + 0.5) / n for n in (known, unknown)]), kind="stable")
+        batch = tree.map_structure(lambda *parts: np.concatenate(parts)[order], (x, y, weight), added)
+        return tree.lists_to_tuples(batch)  # on TensorFlow a PyDataset may not yield lists
 
 
 class _ArrayBatches:
-    """Batches of arrays in memory, in an order that depends only on the epoch."""
+    """Batches of arrays in memory: rows are taken from one order of all rows after the other."""
 
     def __init__(self, name: str, data: Any, size: int, shuffle: bool, seed: np.random.SeedSequence) -> None:
         self.example = _as_numpy(data if isinstance(data, tuple) else (data,))
@@ -130,28 +125,26 @@ class _ArrayBatches:
         if len(lengths) != 1 or lengths == {0}:
             raise ValueError(f"The arrays of `{name}` should have the same, positive length. Received: {lengths}")
         (self._length,) = lengths
-        self._size, self._shuffle, self._seed = size, shuffle, seed
-        self._orders: dict[int, np.ndarray] = {}
+        self._size, self._shuffle, self._seed = size, shuffle, seed.generate_state(2)
+        self._drawn: tuple[Any, Any] = (None, None)  # an epoch and its rows
         self.num_batches = math.ceil(self._length / size)
 
-    def batch(self, place: int) -> Any:
-        """Return a batch: rows are taken from one order of all rows after the other."""
-        rounds, rows = np.divmod(np.arange(place * self._size, (place + 1) * self._size), self._length)
-        order = np.concatenate([self._order(int(number))[rows[rounds == number]] for number in np.unique(rounds)])
-        return tree.map_structure(lambda part: None if part is None else part[order], self.example)
+    def batch(self, epoch: int, num_batches: int, index: int) -> Any:
+        """Return a batch, which depends on nothing but its place."""
+        if epoch != self._drawn[0]:
+            self._drawn = epoch, self._rows(epoch * num_batches * self._size, num_batches * self._size)
+        rows = self._drawn[1][index * self._size : (index + 1) * self._size]
+        return tree.map_structure(lambda part: None if part is None else part[rows], self.example)
 
-    def _order(self, number: int) -> np.ndarray:
-        if number not in self._orders:
-            # An epoch of the longer set meets three orders at most.
-            if len(self._orders) >= max(3, 2**20 // self._length):
-                del self._orders[min(self._orders)]
-            generator = np.random.default_rng(np.random.SeedSequence([*self._seed.generate_state(2), number]))
-            draw = generator.permutation if self._shuffle else np.arange
-            self._orders[number] = draw(self._length)
-        return self._orders[number]
+    def _rows(self, start: int, count: int) -> np.ndarray:
+        orders = []
+        for number in range(start // self._length, math.ceil((start + count) / self._length)):
+            generator = np.random.default_rng(np.random.SeedSequence([*self._seed, number]))
+            orders.append((generator.permutation if self._shuffle else np.arange)(self._length))
+        return np.concatenate(orders)[start % self._length :][:count]
 
     def end_epoch(self) -> None:
-        pass  # the order follows from the place of a batch
+        """The order follows from the epoch."""
 
 
 class _GivenBatches:
@@ -160,28 +153,27 @@ class _GivenBatches:
     def __init__(self, name: str, data: Any) -> None:
         self._name, self._data = name, data
         self._iterator: Any = None
-        self._is_open, self._taken = False, 0  # the present pass
-        try:
-            count = getattr(data, "num_batches", None)
-            self.num_batches = len(data) if count is None else count
-        except TypeError:
-            self.num_batches = None
-        # A first batch, which is not used up, or its shapes; `None` if it cannot be known before training.
-        self.example: Any = None
+        self._taken: int | None = None  # in the present pass; `None` between two passes
+        self.num_batches = getattr(data, "num_batches", None)
+        with contextlib.suppress(TypeError):
+            self.num_batches = self.num_batches or len(data)
+        self.example: Any = None  # a batch, which is not used up, or its shapes; `None` if unknown before training
         if hasattr(data, "element_spec"):
-            self.example = _unpacked(data.element_spec)
+            spec = _unpacked(data.element_spec)
+            is_known = all(part.shape[1:].is_fully_defined() for part in tree.flatten(spec) if part is not None)
+            self.example = spec if is_known else None
         elif isinstance(data, keras.utils.PyDataset):
             with contextlib.suppress(Exception):  # it may need `on_epoch_begin`
                 self.example = _as_numpy(data[0])
-        elif first := list(itertools.islice(iter(data), 1)):
+        elif first := list(itertools.islice(data, 1)):
             self.example = _as_numpy(first[0])
             self._data = itertools.chain(first, data) if iter(data) is data else data
 
-    def batch(self, place: int) -> Any:
+    def batch(self, *place: int) -> Any:
         """Return the next batch, whatever its place."""
         for _ in range(2):
-            if not self._is_open:
-                self._is_open = True
+            if self._taken is None:
+                self._taken = 0
                 getattr(self._data, "on_epoch_begin", lambda: None)()
             if self._iterator is None:
                 # A `PyDataset` by its numbers: its iterator may never end.
@@ -198,11 +190,11 @@ class _GivenBatches:
 
     def end_epoch(self) -> None:
         """End the pass if all batches were taken. If their number is unknown, the next epoch continues after them."""
-        if self._is_open and self.num_batches in (None, self._taken):
+        if self._taken is not None and self.num_batches in (None, self._taken):
             self._end_pass(goes_on=self.num_batches is None)
 
     def _end_pass(self, goes_on: bool = False) -> None:
-        self._is_open, self._taken, self._iterator = False, 0, self._iterator if goes_on else None
+        self._taken, self._iterator = None, self._iterator if goes_on else None
         getattr(self._data, "on_epoch_end", lambda: None)()
 
 
@@ -227,15 +219,15 @@ def as_joined_dataset(data: Any, settings: Settings, y: Any = None, loss: Any = 
 
 def check_labels(y: Any, loss: Any) -> None:
     """Raise if labels are missing, NaN or -1 among classes, and a loss of Keras would take these marks as labels."""
-    labels, losses = tree.flatten(y), tree.flatten(loss)
+    labels, losses = tree.flatten(y), [keras.losses.get(one) for one in tree.flatten(loss)]
     are_paired = len(labels) == len(losses)
     for part, chosen in zip(labels, losses, strict=True) if are_paired else itertools.product(labels, losses):
-        is_known = isinstance(chosen, str) or getattr(chosen, "__module__", "").startswith("keras.")
-        if part is None or not is_known or getattr(chosen, "ignore_class", None) is not None:
+        is_of_keras = getattr(chosen, "__module__", "").startswith("keras.")
+        if part is None or not is_of_keras or getattr(chosen, "ignore_class", None) is not None:
             continue  # a custom loss may handle missing labels
-        name = chosen if isinstance(chosen, str) else getattr(chosen, "__name__", type(chosen).__name__)
         is_nan = np.issubdtype(part.dtype, np.floating) and np.isnan(part).any()
-        if is_nan or ("crossentropy" in name.replace("_", "").lower() and (part == -1).any()):
+        name = getattr(chosen, "__name__", type(chosen).__name__).replace("_", "").lower()
+        if is_nan or ("crossentropy" in name and (part == -1).any()):
             raise ValueError(
                 f"Labels should not mark missing values. Received: {'NaN' if is_nan else -1} among the labels. With "
                 f"`known = {'~np.isnan(y)' if is_nan else 'y >= 0'}`, pass "
@@ -246,14 +238,13 @@ def check_labels(y: Any, loss: Any) -> None:
 
 def weigh_metrics(arguments: dict[str, Any]) -> None:
     """Make metrics `weighted_metrics`, so that samples of weight 0 do not count; changes `arguments`."""
-    if not arguments.get("metrics"):
-        return
-    if arguments.get("weighted_metrics"):
+    if arguments.get("metrics") and arguments.get("weighted_metrics"):
         raise ValueError(
             "With kd_sample_weight=False all metrics are weighted, so that samples of weight 0, which have no label, "
             "do not count. Pass them all as `weighted_metrics`, or all as `metrics`. Received: both."
         )
-    arguments["weighted_metrics"] = arguments.pop("metrics")
+    if arguments.get("metrics"):
+        arguments["weighted_metrics"] = arguments.pop("metrics")
 
 
 def _unpacked(data: Any) -> tuple[Any, Any, Any]:
@@ -268,35 +259,14 @@ def _as_numpy(batch: Any) -> tuple[Any, Any, Any]:
 
 
 def _check_together(labelled: Any, unlabelled: Any) -> None:
-    """Raise unless two batches have inputs of the same structure and shapes; sizes that are `None` fit any other."""
+    """Raise unless two batches have inputs of the same structure and shapes; an unknown one fits any other."""
     if labelled is None or unlabelled is None:
         return
     if labelled[1] is None:
         raise ValueError("`labelled` should hold targets: `(x, y)` or `(x, y, sample_weight)`. Received none.")
-    inputs = labelled[0], unlabelled[0]
-    structures = [tree.map_structure(lambda _: 0, x) for x in inputs]
-    shapes = [[_shape(part) for part in tree.flatten(x)] for x in inputs]
-    if structures[0] != structures[1] or not all(map(_fit, *shapes)):
-        described = [
-            tree.pack_sequence_as(x, [str(shape) for shape in of_one]) for x, of_one in zip(inputs, shapes, strict=True)
-        ]
+    shapes = [tree.map_structure(lambda part: tuple(part.shape[1:]), batch[0]) for batch in (labelled, unlabelled)]
+    if shapes[0] != shapes[1]:
         raise ValueError(
             "`labelled` and `unlabelled` should hold inputs of the same structure and shape, except for the length. "
-            f"Received: {described[0]} and {described[1]}"
+            f"Received: {shapes[0]} and {shapes[1]}"
         )
-
-
-def _shape(part: Any) -> tuple[int | None, ...] | None:
-    """Return the shape of a sample; `None` stands for an unknown rank or size of a `tf.data.Dataset`."""
-    try:
-        return tuple(part.shape)[1:]
-    except ValueError:
-        return None
-
-
-def _fit(shape: Any, other: Any) -> bool:
-    if shape is None or other is None:
-        return True
-    return len(shape) == len(other) and all(
-        None in sizes or sizes[0] == sizes[1] for sizes in zip(shape, other, strict=True)
-    )

@@ -569,7 +569,7 @@ MUTATIONS = [
     # The search.
     Mutation("no plain trial", '{**values, "ssd_distill": False}', '{**values, "ssd_distill": True}', "tuner"),
     # Sets with unlabelled samples.
-    Mutation("an order drawn for every batch", "if number not in self._orders:", "if True:", "unlabelled"),
+    Mutation("an order drawn for every batch", "if epoch != self._drawn[0]:", "if True:", "unlabelled"),
     Mutation(
         "passes of a given set do not begin an epoch",
         'getattr(self._data, "on_epoch_begin", lambda: None)()',
@@ -578,12 +578,12 @@ MUTATIONS = [
     ),
     Mutation(
         "a pass of a given set ends with each epoch",
-        "if self._is_open and self.num_batches in (None, self._taken):",
-        "if self._is_open:",
+        "if self._taken is not None and self.num_batches in (None, self._taken):",
+        "if self._taken is not None:",
         "unlabelled",
     ),
     Mutation(
-        "unlabelled samples weigh", "mixed(part, np.zeros((unknown,", "mixed(part, np.ones((unknown,", "unlabelled"
+        "unlabelled samples weigh", "lambda part: np.zeros((unknown,", "lambda part: np.ones((unknown,", "unlabelled"
     ),
     Mutation(
         "mutual information without the entropy within",
