@@ -567,7 +567,7 @@ MUTATIONS = [
         "crash",
     ),
     # The search.
-    Mutation("no plain trial", '{**values, "ssd_distill": False}', '{**values, "ssd_distill": True}', "tuner"),
+    Mutation("no plain trial", '{**own, "ssd_distill": False}', '{**own, "ssd_distill": True}', "tuner"),
     # Sets with unlabelled samples.
     Mutation("an order drawn for every batch", "if epoch != self._drawn[0]:", "if True:", "unlabelled"),
     Mutation(

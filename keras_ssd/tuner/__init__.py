@@ -1,8 +1,7 @@
-"""Searches over the options of the distillation with Keras Tuner. No other package imports keras-tuner.
+"""Searches over the options of the distillation with Keras Tuner, which no other package imports.
 
-`SSDHyperModel` turns the user's build function into a search space over distillations of its model, for every tuner of
-Keras Tuner; `search` runs the search. A distributed search is Keras Tuner's own: chief and workers run the same script
-with KERASTUNER_TUNER_ID, KERASTUNER_ORACLE_IP and KERASTUNER_ORACLE_PORT set.
+`SSDHyperModel` adds distillation to the search space of the user's build function, for every tuner of Keras Tuner;
+`search` runs it. On a cluster chief and workers run the same script, with the variables KERASTUNER_* of Keras Tuner.
 """
 
 from keras_ssd.tuner.hypermodel import SSDHyperModel

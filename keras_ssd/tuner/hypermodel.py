@@ -40,14 +40,13 @@ class SSDHyperModel(keras_tuner.HyperModel):
 
     The defaults are those of `keras_ssd.wrap`; `ssd_distill` defaults to no. A fixed value is listed, too.
 
-    With `teacher="snapshot"` the first trial trains the plain stage with early stopping, for each combination of the
-    user's own hyper-parameters. All trials, including undistilled ones, which are the control, continue from its
-    weights with a fresh optimizer. `get_best_models` of a tuner returns `SSDModel`s; deploy their `student`.
+    With `teacher="snapshot"` the plain stage is trained with early stopping, once for each combination of the user's
+    own hyper-parameters. All trials, including undistilled ones, which are the control, continue from its weights with
+    a fresh optimizer. `get_best_models` of a tuner returns `SSDModel`s; deploy their `student`.
 
     Args:
-        hypermodel: a function `build(hp)`, or a `keras_tuner.HyperModel`, that returns a compiled, plain model. If the
-            model has no noise layer, `dropout_rate` must be part of the space, as it is by default. If the HyperModel
-            has a `fit`, it is used.
+        hypermodel: a function `build(hp)`, or a `keras_tuner.HyperModel` (with its own `fit`, if it has one), that
+            returns a compiled, plain model. A model without noise layers needs `dropout_rate` in the space.
         teacher: as for `keras_ssd.wrap`. Defaults to `"self"`.
         space: dict from a name (without the prefix) to its range: a tuple `(min, max)`, a list of choices, a single
             value to fix, or `None` for the default of `keras_ssd.wrap`. Defaults to `None`, the table above.
@@ -94,12 +93,12 @@ class SSDHyperModel(keras_tuner.HyperModel):
         self._build_plain: Any = given.build if is_hypermodel else given
         has_fit = is_hypermodel and type(given).fit is not keras_tuner.HyperModel.fit
         self._fit_plain: Any = given.fit if has_fit else super().fit
-        self._tuner: Any = None
-        self._plain_weights: dict[str, list[np.ndarray]] = {}
+        self.start_search(None)
 
-    def start_search(self, tuner: keras_tuner.Tuner) -> None:
+    def start_search(self, tuner: keras_tuner.Tuner | None) -> None:
         """Forget the state of an earlier search. `search` calls it."""
-        self._tuner, self._plain_weights = tuner, {}
+        self._tuner: Any = tuner
+        self._plain_weights: dict[str, list[np.ndarray]] = {}
 
     def declare_hyperparameters(self, hp: keras_tuner.HyperParameters) -> None:
         if isinstance(self.hypermodel, keras_tuner.HyperModel):
@@ -145,14 +144,13 @@ class SSDHyperModel(keras_tuner.HyperModel):
     def _fit(self, hp: keras_tuner.HyperParameters, model: keras.Model, *args: Any, **kwargs: Any) -> Any:
         """Train with the user's `fit` if there is one, and check the reported values in the first epoch."""
         check = keras.callbacks.LambdaCallback(on_epoch_end=lambda _, logs: self._check_objectives(logs))
-        results = self._fit_plain(
-            hp, model, *args, **{**kwargs, "callbacks": [check, *(kwargs.get("callbacks") or [])]}
-        )
+        kwargs["callbacks"] = [check, *(kwargs.get("callbacks") or [])]
+        results = self._fit_plain(hp, model, *args, **kwargs)
         self._check_objectives(results)
         return results
 
     def _check_objectives(self, reported: Any) -> None:
-        objective = None if self._tuner is None else self._tuner.oracle.objective
+        objective = self._tuner and self._tuner.oracle.objective
         for name in getattr(objective, "name_to_direction", [getattr(objective, "name", None)]):
             if isinstance(reported, dict) and name is not None and name not in reported:
                 # A fatal error would end a worker, and the chief would wait for it.
@@ -171,38 +169,35 @@ class SSDHyperModel(keras_tuner.HyperModel):
         overrides = {name: getattr(self._tuner, name, None) for name in ("optimizer", "loss", "metrics")}
         if isinstance(overrides["optimizer"], keras.optimizers.Optimizer):
             overrides["optimizer"] = keras.optimizers.deserialize(keras.optimizers.serialize(overrides["optimizer"]))
-        if any(overrides.values()):
-            plain.compile(**{**compile_arguments(plain), **{name: one for name, one in overrides.items() if one}})
+        if overrides := {name: one for name, one in overrides.items() if one}:
+            plain.compile(**{**compile_arguments(plain), **overrides})
         values = {entry.name: own.values[entry.name] for entry in own.space if own.is_active(entry)}
         key = hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]
-        path = None if self._tuner is None else pathlib.Path(self._tuner.project_dir, f"ssd_plain_{key}.npz")
-        if key not in self._plain_weights and (path is None or not path.exists()):
+        path = self._tuner and pathlib.Path(self._tuner.project_dir, f"ssd_plain_{key}.npz")
+        if key not in self._plain_weights and not (path and path.exists()):
             self._fit(hp, plain, *args, **self._plain_arguments(kwargs))
             self._plain_weights[key] = plain.get_weights()
-            if path is not None and not path.exists():
+            if path and not path.exists():
                 with written_beside(path) as written:
                     np.savez(written, *self._plain_weights[key])
-        if path is not None:  # another worker may have been quicker
+        if path:  # another worker may have been quicker
             with np.load(path) as stored:
-                self._plain_weights[key] = [stored[name] for name in stored.files]
+                self._plain_weights[key] = list(stored.values())
         return self._plain_weights[key]
 
     def _plain_arguments(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Return the arguments of `fit` of the plain stage, with early stopping and without callbacks of tools."""
         kwargs = {name: value for name, value in kwargs.items() if name != "initial_epoch"}
         if self.snapshot_epochs is not None:
             kwargs["epochs"] = self.snapshot_epochs
-        early = keras.callbacks.EarlyStopping(
-            monitor="val_loss" if "validation_data" in kwargs or "validation_split" in kwargs else "loss",
-            patience=max(1, min(20, kwargs.get("epochs", 1) // 4)),
-            restore_best_weights=True,
-        )
-        of_tools = ("keras_tuner", "tensorboard")
+        monitor = "val_loss" if {"validation_data", "validation_split"} & set(kwargs) else "loss"
+        patience = max(1, min(20, kwargs.get("epochs", 1) // 4))
+        early = keras.callbacks.EarlyStopping(monitor, patience=patience, restore_best_weights=True)
+        tools = ("keras_tuner.", "tensorboard.")
         users = [
-            copy.deepcopy(callback)
-            for callback in _without_teachers(kwargs.get("callbacks"))
-            if type(callback).__module__.partition(".")[0] not in of_tools
+            one for one in _without_teachers(kwargs.get("callbacks")) if not type(one).__module__.startswith(tools)
         ]
-        return {**kwargs, "callbacks": [*users, early]}
+        return {**kwargs, "callbacks": [*copy.deepcopy(users), early]}
 
 
 def _without_teachers(callbacks: Any) -> list[keras.callbacks.Callback]:

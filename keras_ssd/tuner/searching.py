@@ -22,19 +22,16 @@ class Trials(list[Any]):
         names = list(dict.fromkeys(name for one in values for name in one if not name.startswith("tuner/")))
         rows = [["trial", "score", *(name.removeprefix("ssd_") for name in names)]]
         for trial, one in zip(self, values, strict=True):
-            rows.append([trial.trial_id, *(_cell(value) for value in (trial.score, *(one.get(n, "") for n in names)))])
+            cells = [trial.score, *(one.get(name, "") for name in names)]
+            rows.append([trial.trial_id, *(f"{x:.4g}" if isinstance(x, float) else str(x) for x in cells)])
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
-
-
-def _cell(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def search(tuner: keras_tuner.Tuner, *args: Any, **kwargs: Any) -> Trials | None:
     """Run a search, and fail loudly where Keras Tuner is quiet.
 
-    It calls `tuner.search(*args, **kwargs)` and adds:
+    It calls `tuner.search(*args, **kwargs)`, and:
 
     - The first trial (of each bracket of Hyperband) is the plain, undistilled model.
     - An objective that a trial does not report is an error after the first epoch.
@@ -48,8 +45,8 @@ def search(tuner: keras_tuner.Tuner, *args: Any, **kwargs: Any) -> Trials | None
         **kwargs: arguments of `fit`.
 
     Returns:
-        A list of the trials that have a finite score, best first, which prints itself as a table. `None` in a worker of
-        a distributed search, which may end before the search does.
+        A list of the trials with a finite score, best first, which prints itself as a table. `None` in a worker of a
+        distributed search, which may end before the search does.
 
     Raises:
         ValueError: if the objective or the project does not fit.
@@ -84,15 +81,13 @@ def search(tuner: keras_tuner.Tuner, *args: Any, **kwargs: Any) -> Trials | None
     stopped = None
     try:
         tuner.search(*args, **kwargs)
-    except keras_tuner.errors.FatalError:
-        raise
     except RuntimeError as error:
+        if isinstance(error, keras_tuner.errors.FatalError):
+            raise
         stopped = error
     finished = [trial for trial in oracle.trials.values() if trial.status == "COMPLETED" and math.isfinite(trial.score)]
-    if finished and stopped is not None:
-        raise stopped
-    if not finished:
-        raise _all_failed(oracle) from stopped
+    if stopped is not None or not finished:
+        raise stopped if finished and stopped is not None else _all_failed(oracle) from stopped
     return Trials(sorted(finished, key=lambda trial: trial.score, reverse=oracle.objective.direction == "max"))
 
 
@@ -104,61 +99,56 @@ class _PlainFirst(keras_tuner.Oracle):
         values = response.get("values")
         if response["status"] != "RUNNING" or values.get("tuner/round", 0) != 0 or "ssd_distill" not in values:
             return response
-        bracket = values.get("tuner/bracket")
         earlier = [trial.hyperparameters.values for trial in self.trials.values()]
-        if any(trial.get("tuner/bracket") == bracket and trial.get("ssd_distill") is False for trial in earlier):
+        plain = [one.get("tuner/bracket") for one in earlier if one.get("ssd_distill") is False]
+        if values.get("tuner/bracket") in plain:
             return response
-        space = self.get_space()
-        space.values = {**values, "ssd_distill": False}
-        # Twice, because a hyper-parameter that depends on an inactive hyper-parameter is inactive, too.
-        for _ in range(2):
-            known = {hp.name for hp in space.space}
-            space.values = {k: v for k, v in space.values.items() if k not in known or space.is_active(k)}
-        return {**response, "values": space.values}
+        own = {name: value for name, value in values.items() if not name.startswith("ssd_")}
+        return {**response, "values": {**own, "ssd_distill": False}}
 
 
 def _all_failed(oracle: keras_tuner.Oracle) -> RuntimeError:
-    trials = [oracle.trials[name] for name in oracle.start_order]
-    if not trials:
+    if not oracle.start_order:
         return RuntimeError("The search ran no trial: `max_trials` is 0 or the space is exhausted.")
+    trials = [oracle.trials[name] for name in oracle.start_order]
     reason = trials[0].message or f"Its {oracle.objective.name} was {trials[0].score}, which is not a finite number."
-    return RuntimeError(
-        f"None of the {len(trials)} trials ended with a finite score. The first, trial {trials[0].trial_id}:\n{reason}"
-    )
+    first = f"The first, trial {trials[0].trial_id}:\n{reason}"
+    return RuntimeError(f"None of the {len(trials)} trials ended with a finite score. {first}")
 
 
 def _check_project(tuner: keras_tuner.Tuner) -> None:
-    """Raise if the project cannot be resumed, or was searched with another space."""
+    """Raise if the project cannot be resumed, or was searched with another space; a new one notes its space."""
     hypermodel, oracle = tuner.hypermodel, tuner.oracle
     path = pathlib.Path(tuner.project_dir, "ssd_space.json")
     with tempfile.TemporaryDirectory() as directory:
         # A fresh oracle: the oracle of a reloaded tuner holds the space of the project.
         fresh = keras_tuner.RandomSearch(hypermodel, keras_tuner.Objective("loss", "min"), directory=directory)
         space = fresh.oracle.get_space().space
-    options = {**{name: one for name, one in hypermodel.space.items() if callable(one)}, **hypermodel.options}
-    options.update(
-        teacher=hypermodel.kind if isinstance(hypermodel.teacher, keras.Model) else hypermodel.teacher,
-        snapshot_epochs=hypermodel.snapshot_epochs,
-        objective=oracle.objective,
-    )
+    options = {
+        **{name: one for name, one in hypermodel.space.items() if callable(one)},
+        **hypermodel.options,
+        "teacher": hypermodel.kind if isinstance(hypermodel.teacher, keras.Model) else hypermodel.teacher,
+        "snapshot_epochs": hypermodel.snapshot_epochs,
+        "objective": oracle.objective,
+    }
     now = {f"{name}={getattr(one, '__name__', one)}" for name, one in options.items()}
     now |= {f"{type(hp).__name__}: {json.dumps(hp.get_config(), default=str)}" for hp in space}
-    if not oracle.trials:
+    n_trials = len(oracle.trials)
+    if not n_trials:
         with written_beside(path) as written:
             pathlib.Path(written).write_text(json.dumps(sorted(now), indent=1))
         return
     before = set(json.loads(path.read_text())) if path.exists() else set()
-    is_grid = isinstance(oracle, keras_tuner.oracles.GridSearchOracle) and not isinstance(oracle, _PlainFirst)
+    is_resumed = not isinstance(oracle, _PlainFirst)  # a second search of the same tuner knows its position
     if not before:
         problem = "The project holds trials that were not run by keras_ssd.tuner.search."
     elif before != now:
+        changes = f"before {sorted(before - now)}, now {sorted(now - before)}"
+        problem = f"The project was searched with another space: {changes}."
+    elif is_resumed and isinstance(tuner, keras_tuner.GridSearch) and n_trials < (oracle.max_trials or math.inf):
         problem = (
-            f"The project was searched with another space: before {sorted(before - now)}, now {sorted(now - before)}."
-        )
-    elif is_grid and len(oracle.trials) < (oracle.max_trials or math.inf):
-        problem = (
-            f"Keras Tuner's GridSearch does not store its position, so that a search of {len(oracle.trials)} trials "
-            "cannot be continued. Use RandomSearch, which can, or read the results from the tuner."
+            f"Keras Tuner's GridSearch does not store its position, so that a search of {n_trials} trials cannot be "
+            "continued. Use RandomSearch, which can, or read the results from the tuner."
         )
     else:
         return
