@@ -151,15 +151,15 @@ def test_missing_data_error_says_where_to_get_the_data(tmp_path, given):
 
 
 DAMAGE = {
-    "truncated": ("tsv", lambda text: text[:-10], "line 2: 'Na' in column 2 is not a number"),
+    "truncated": ("tsv", lambda text: text[:-10], "line 2: .* 'Na' .* column 2"),
     "empty tsv": ("tsv", lambda text: "", "it is empty"),
     "series missing": ("tsv", lambda text: "2\n3\n", "line 1: it should hold a label and a series"),
     "label missing": ("tsv", lambda text: "NaN" + text[1:], "line 1: its label is missing. Received: 'NaN'"),
     "label empty": ("tsv", lambda text: text[1:], "line 1: its label is missing. Received: ''"),
-    "a word": ("tsv", lambda text: text.replace("-0.125", "three"), "line 2: 'three' in column 1 is not a number"),
-    "a gap": ("tsv", lambda text: text.replace("4.0", ""), "line 1: '' in column 2 is not a number"),
-    "a question mark": ("tsv", lambda text: text.replace("4.0", "?"), "line 1: '\\?' in column 2 is not a number"),
-    "decimal commas": ("tsv", lambda text: text.replace(".", ","), "line 1: '3,0' in column 1 is not a number"),
+    "a word": ("tsv", lambda text: text.replace("-0.125", "three"), "line 2: .* 'three' .* column 1"),
+    "a gap": ("tsv", lambda text: text.replace("4.0", ""), "line 1: .* '' .* column 2"),
+    "a question mark": ("tsv", lambda text: text.replace("4.0", "?"), "line 1: .* '\\?' .* column 2"),
+    "decimal commas": ("tsv", lambda text: text.replace(".", ","), "line 1: .* '3,0' .* column 1"),
     "a comment": ("tsv", lambda text: "# mine\n" + text, "line 1: it should hold a label and a series"),
     "infinite": ("tsv", lambda text: text.replace("7.0", "inf"), "line 2: it holds an infinite number"),
     "too large": ("tsv", lambda text: text.replace("7.0", "1e40"), "line 2: it holds an infinite number"),
@@ -173,9 +173,9 @@ DAMAGE = {
     "no data": ("ts", lambda text: text[: text.index("@data")], "no line follows @data"),
     "no label": ("ts", lambda text: text.rsplit(":", 1)[0], "line 6: it should end in a colon and a label"),
     "label unknown": ("ts", lambda text: text.replace(":2\n", ":?\n"), "line 5: its label is missing"),
-    "a word in a ts file": ("ts", lambda text: text.replace("3.0", "three"), "line 5: 'three' in column 1"),
-    "comma at the end": ("ts", lambda text: text.replace("6.0:", "6.0,:"), "line 5: '' in column 5 is not a number"),
-    "two dimensions": ("ts", lambda text: text.replace("6.0:", "6.0:1.0:"), "line 5: '6.0:1.0' in column 4"),
+    "a word in a ts file": ("ts", lambda text: text.replace("3.0", "three"), "line 5: .* 'three' .* column 1"),
+    "comma at the end": ("ts", lambda text: text.replace("6.0:", "6.0,:"), "line 5: .* '' .* column 5"),
+    "two dimensions": ("ts", lambda text: text.replace("6.0:", "6.0:1.0:"), "line 5: .* '6.0:1.0' .* column 4"),
 }
 
 

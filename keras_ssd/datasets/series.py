@@ -35,7 +35,12 @@ def prepare(series: Any, length: int | None = None) -> np.ndarray:
     length = series.shape[1] if length is None else length
     if length < 1:
         raise ValueError(f"`length` should be at least 1. Received: {length}")
-    filled = np.stack([_interpolate(values) for values in series])[:, :length] if len(series) else series[:, :length]
+    filled = series.copy()
+    for values in filled:
+        known = np.flatnonzero(~np.isnan(values))
+        if len(known):
+            values[:] = np.interp(np.arange(len(values)), known, values[known], left=np.nan, right=np.nan)
+    filled = filled[:, :length]
     empty = np.isnan(filled).all(axis=1)
     if empty.any():
         raise ValueError(
@@ -45,13 +50,4 @@ def prepare(series: Any, length: int | None = None) -> np.ndarray:
     centred = filled - np.nanmean(filled, axis=1, keepdims=True)
     deviation = np.nanstd(filled, axis=1, keepdims=True)
     normalised = np.nan_to_num(centred / np.where(deviation > 1e-8, deviation, 1.0))
-    padded = np.pad(normalised, [(0, 0), (0, length - normalised.shape[1])])
-    return padded[..., None].astype("float32")
-
-
-def _interpolate(values: np.ndarray) -> np.ndarray:
-    """Fill the gaps between values; values missing before the first and after the last stay missing."""
-    known = np.flatnonzero(~np.isnan(values))
-    if not len(known):
-        return values
-    return np.interp(np.arange(len(values)), known, values[known], left=np.nan, right=np.nan)
+    return np.pad(normalised, [(0, 0), (0, length - filled.shape[1])])[..., None].astype("float32")

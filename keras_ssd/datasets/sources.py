@@ -15,7 +15,6 @@ except ModuleNotFoundError as error:
 __all__ = ["describe", "download", "given_folder", "tfds"]
 
 TIMEOUT = 5  # seconds
-N_NAMES = 8  # number of names in a folder that an error lists
 
 
 def given_folder(dl_manager: Any) -> Any:
@@ -26,28 +25,21 @@ def given_folder(dl_manager: Any) -> Any:
 
 
 def describe(folder: Any) -> str:
-    """Return a description of the result of `given_folder`, for an error: the folder and its entries."""
+    """Return a description of the result of `given_folder`, for an error: the folder and its first entries."""
     if folder is None:
         return "a folder that does not exist or is empty"
     names = sorted(path.name for path in folder.iterdir())
-    return f"{folder}, which holds {names[:N_NAMES]}{' and more' if len(names) > N_NAMES else ''}"
+    return f"{folder}, which holds {names[:8]}{' and more' if len(names) > 8 else ''}"
 
 
 def download(dl_manager: Any, name: str, url: str, url_infos: dict[str, Any] | None) -> Any:
-    """Return the path of a downloaded file whose checksum is known; a file that was downloaded before is used again.
+    """Return the path of a downloaded file, kept for the next time, whose checksum is in the builder's `url_infos`.
 
-    Args:
-        dl_manager: TFDS' download manager.
-        name: string, name of the data set.
-        url: string.
-        url_infos: the builder's property with this name: sizes and checksums by URL, from its checksums.tsv.
-
-    Raises:
-        Exception: of any kind, if the server does not answer within seconds, or sends another file.
+    If the server does not answer within seconds, or sends another file, an exception of any kind is raised.
     """
-    if url not in (url_infos or {}):
+    if not url_infos or url not in url_infos:
         raise ValueError(f"no checksum of {url} is known")  # TFDS would download it unchecked
-    if not (dl_manager.download_dir / name / resource.get_dl_fname(url, url_infos[url].checksum)).exists():  # type: ignore[index]
+    if not (dl_manager.download_dir / name / resource.get_dl_fname(url, url_infos[url].checksum)).exists():
         with requests.get(url, stream=True, timeout=TIMEOUT) as response:  # TFDS itself would try for minutes
             response.raise_for_status()
     return dl_manager.download(url)

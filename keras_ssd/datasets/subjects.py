@@ -29,13 +29,11 @@ def hold_out_subjects(subjects: Any, fraction: float = 0.2, seed: int = 0) -> tu
             f"`subjects` should hold the subject of each row. Received: {np.sum(subjects < 0)} of {len(subjects)} rows "
             "with subject -1 (unknown). Prepare the data set with its subject files, or split the rows by class."
         )
-    n_subjects = len(np.unique(subjects))
-    if n_subjects < 2:
-        raise ValueError(f"`subjects` should hold at least two subjects. Received: {n_subjects}")
-    if not 0 < fraction < 1 or np.ceil(fraction * n_subjects) == n_subjects:
-        raise ValueError(
-            f"`fraction` should lie between 0 and 1 and leave a subject to train on. Received: {fraction} of "
-            f"{n_subjects} subjects"
-        )
+    count = len(np.unique(subjects))
+    if count < 2:
+        raise ValueError(f"`subjects` should hold at least two subjects. Received: {count}")
+    if not 0 < fraction < 1 or np.ceil(fraction * count) == count:
+        what = "lie between 0 and 1 and leave a subject to train on"
+        raise ValueError(f"`fraction` should {what}. Received: {fraction} of {count} subjects")
     split = GroupShuffleSplit(n_splits=1, test_size=float(fraction), random_state=seed)
     return next(split.split(subjects, groups=subjects))

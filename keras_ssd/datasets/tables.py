@@ -21,39 +21,24 @@ def read_lines(path: Any) -> Lines:
     return lines
 
 
-def to_numbers(lines: Lines, dtype: Any, delimiter: str | None = None) -> np.ndarray:
-    """Turn lines into a table of finite numbers and NaN, of shape `(lines, columns)`.
-
-    Args:
-        lines: list of `(number, text)`, as `read_lines` returns it.
-        dtype: the table's dtype.
-        delimiter: string between two numbers. Defaults to any white space.
-
-    Raises:
-        ValueError: if a line holds a field that is not a number, or more or fewer numbers than the first line.
-    """
-    options: dict[str, Any] = {"dtype": dtype, "delimiter": delimiter, "comments": None, "ndmin": 2}
-    try:
-        table = np.loadtxt([text for _, text in lines], **options)
-    except ValueError as error:
-        raise ValueError(_first_fault(lines, options) or str(error)) from error
-    infinite = np.isinf(table).any(axis=1)
-    if infinite.any():
-        raise ValueError(f"line {lines[infinite.argmax()][0]}: it holds an infinite number")
-    return table
-
-
-def _first_fault(lines: Lines, options: dict[str, Any]) -> str | None:
-    """Describe the first line with a field that is not a number, or of another length than the first; else `None`."""
-    n_columns = len(lines[0][1].strip("\r\n").split(options["delimiter"]))
+def to_rows(lines: Lines, dtype: Any, delimiter: str | None = None) -> list[np.ndarray]:
+    """Turn lines into rows of finite numbers and NaN; a `delimiter` of `None` stands for any white space."""
+    rows = []
     for number, text in lines:
-        fields = text.strip("\r\n").split(options["delimiter"])
-        for column, field in enumerate(fields, start=1):
-            try:
-                np.loadtxt([field], **options) if field.strip() else float("")
-            except ValueError:
-                kind = "whole number" if np.issubdtype(options["dtype"], np.integer) else "number"
-                return f"line {number}: {field.strip()!r} in column {column} is not a {kind}"
-        if len(fields) != n_columns:
-            return f"line {number}: it holds {len(fields)} columns, but the lines before it hold {n_columns}"
-    return None
+        try:
+            row = np.loadtxt([text], dtype, comments=None, delimiter=delimiter, ndmin=1)
+        except ValueError as error:
+            raise ValueError(f"line {number}: {str(error).replace('row 0, ', '')}") from error
+        if np.isinf(row).any():
+            raise ValueError(f"line {number}: it holds an infinite number")
+        rows.append(row)
+    return rows
+
+
+def to_table(lines: Lines, dtype: Any, delimiter: str | None = None) -> np.ndarray:
+    """Turn lines of one length into a table of finite numbers and NaN, `(lines, columns)`."""
+    rows = to_rows(lines, dtype, delimiter)
+    for (number, _), row in zip(lines, rows, strict=True):
+        if len(row) != len(rows[0]):
+            raise ValueError(f"line {number}: it holds {len(row)} columns, but the first holds {len(rows[0])}")
+    return np.stack(rows)

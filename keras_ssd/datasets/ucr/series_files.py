@@ -16,21 +16,19 @@ _NUMBER = re.compile(r"[+-]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]
 def read(path: Any) -> tuple[np.ndarray, list[str]]:
     """Read the series and labels of a .tsv or .ts file; an error names file, line and cause.
 
-    Args:
-        path: A `pathlib.Path`, or an object with the same methods.
+    A line of a .tsv file is a label and values, separated by tabs, as many in each line. A line of a .ts file, after a
+    header up to @data, is values, separated by commas, a colon and a label.
 
     Returns:
-        Tuple `(series, labels)`: floats of shape `(rows, steps)`, NaN where a value or the tail is missing, and a list
-        of the classes' names.
+        Floats of shape `(rows, steps)`, NaN where a value or the tail is missing, and a list of the classes' names.
     """
     try:
-        return (read_ts if path.suffix == ".ts" else read_tsv)(path)
+        return _read_ts(path) if path.suffix == ".ts" else _read_tsv(path)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
-def read_tsv(path: Any) -> tuple[np.ndarray, list[str]]:
-    """Read the archive's own layout: a line is a label and the values, separated by tabs; NaN is a missing value."""
+def _read_tsv(path: Any) -> tuple[np.ndarray, list[str]]:
     rows, labels = [], []
     for number, line in tables.read_lines(path):
         label, _, values = line.rstrip("\t\r ").partition("\t")  # a tab at the end of the line starts no value
@@ -38,11 +36,10 @@ def read_tsv(path: Any) -> tuple[np.ndarray, list[str]]:
             raise ValueError(f"line {number}: it should hold a label and a series, separated by tabs")
         labels.append(_label(number, label))
         rows.append((number, values))
-    return tables.to_numbers(rows, "float32", "\t"), labels
+    return tables.to_table(rows, "float32", "\t"), labels
 
 
-def read_ts(path: Any) -> tuple[np.ndarray, list[str]]:
-    """Read the layout of aeon and sktime: a header up to @data, then lines of values and, after a colon, the label."""
+def _read_ts(path: Any) -> tuple[np.ndarray, list[str]]:
     lines = tables.read_lines(path)
     header = next((place for place, (_, line) in enumerate(lines) if line.strip().lower() == "@data"), len(lines))
     rows, labels = [], []
@@ -51,13 +48,12 @@ def read_ts(path: Any) -> tuple[np.ndarray, list[str]]:
         if not colon:
             raise ValueError(f"line {number}: it should end in a colon and a label")
         labels.append(_label(number, label))
-        rows.append(tables.to_numbers([(number, values.replace("?", "nan"))], "float32", ",")[0])
+        rows.append((number, values.replace("?", "nan")))
     if not rows:
         raise ValueError("no line follows @data")
-    series = np.full((len(rows), max(map(len, rows))), np.nan, dtype="float32")
-    for row, values in enumerate(rows):
-        series[row, : len(values)] = values
-    return series, labels
+    series = tables.to_rows(rows, "float32", ",")
+    length = max(map(len, series))
+    return np.stack([np.pad(one, (0, length - len(one)), constant_values=np.nan) for one in series]), labels
 
 
 def _label(number: int, text: str) -> str:

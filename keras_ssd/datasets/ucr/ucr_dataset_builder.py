@@ -39,18 +39,14 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     )
 
     def _info(self) -> tfds.core.DatasetInfo:
+        doc = "NaN stands for missing values and for a missing tail"
+        features = {
+            "series": tfds.features.Tensor(shape=(None, 1), dtype=np.float32, doc=doc),
+            # Names are set when the files are read: 0 to K-1 are the archive's own labels in sorted order.
+            "label": tfds.features.ClassLabel(),
+        }
         return self.dataset_info_from_configs(
-            features=tfds.features.FeaturesDict(
-                {
-                    "series": tfds.features.Tensor(
-                        shape=(None, 1), dtype=np.float32, doc="NaN stands for missing values and for a missing tail"
-                    ),
-                    # Names are set when the files are read: 0 to K-1 are the archive's own labels in sorted order.
-                    "label": tfds.features.ClassLabel(),
-                }
-            ),
-            supervised_keys=("series", "label"),
-            homepage=HOMEPAGE,
+            features=tfds.features.FeaturesDict(features), supervised_keys=("series", "label"), homepage=HOMEPAGE
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
@@ -77,14 +73,13 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
     def _find(self, folder: Any, split: str) -> Any:
         name = self.builder_config.archive_name
-        files = [f"{name}_{split.upper()}.tsv", f"{name}_{split.upper()}.ts"]
-        if folder is not None:
-            for place in (folder / ARCHIVE / name, folder / name, folder):
-                for file in files:
-                    if (place / file).is_file():
-                        return place / file
+        file = f"{name}_{split.upper()}"
+        places = [folder / ARCHIVE / name, folder / name, folder] if folder is not None else []
+        for path in [place / f"{file}.{ending}" for place in places for ending in ("tsv", "ts")]:
+            if path.is_file():
+                return path
         raise FileNotFoundError(
-            f"The UCR data set {name} is read from a folder that holds {name}/{files[0]} (or .ts), or from one that "
+            f"The UCR data set {name} is read from a folder that holds {name}/{file}.tsv (or .ts), or from one that "
             f"holds the folder {ARCHIVE}. {self.MANUAL_DOWNLOAD_INSTRUCTIONS} "
             f"Received: manual_dir={sources.describe(folder)}"
         )
