@@ -1,12 +1,9 @@
 """Keras layers that randomly augment windows `(batch, steps, channels)`, for example of wearable sensors.
 
 The names follow the literature (Um et al. 2017, arXiv 1706.00527; the mask is from SpecAugment, arXiv 1904.08779). The
-layers work in training only, draw from a `keras.random.SeedGenerator`, and have no weights. They belong in the model,
-after the normalisation of its inputs if their strength is given in standard deviations. They do not count as noise of
-the teachers: teachers see the student's augmented sample, or the clean sample (`augmented_teachers=False`).
-
-Keras itself has such layers for images. Its `GaussianNoise` computes the same as `Jitter`, but counts as noise of the
-teachers.
+layers work in training only and have no weights. They belong in the model, after the normalisation of its inputs if
+their strength is given in standard deviations. They do not count as noise of the teachers, as Keras' `GaussianNoise`
+does: teachers see the student's augmented sample, or the clean sample (`augmented_teachers=False`).
 """
 
 import math
@@ -32,20 +29,15 @@ class Augmentation(keras.layers.Layer):
 
     def __init__(self, seed: int | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.seed = seed
-        self.seed_generator = keras.random.SeedGenerator(seed)
-        self.supports_masking = True
-        self.built = True
+        self.seed, self.seed_generator = seed, keras.random.SeedGenerator(seed)
+        self.supports_masking = self.built = True
+
+    def _set_strength(self, value: float, interval: str) -> None:
+        check_number(self._strength, value, interval)
+        setattr(self, self._strength, float(value))
 
     def augment(self, x: Tensor) -> Tensor:
-        """Augment windows; subclasses define it.
-
-        Args:
-            x: `(batch, steps, channels)`.
-
-        Returns:
-            Windows of the same shape.
-        """
+        """Return augmented windows, `(batch, steps, channels)` as `x`; subclasses define it."""
         raise NotImplementedError(f"{type(self).__name__} should define `augment(x)`.")
 
     def call(self, x: Tensor, training: bool | None = False) -> Tensor:
@@ -76,11 +68,9 @@ class Jitter(Augmentation):
 
     def __init__(self, stddev: float = 0.05, seed: int | None = None, **kwargs: Any) -> None:
         super().__init__(seed, **kwargs)
-        check_number("stddev", stddev, "(0, inf)")
-        self.stddev = float(stddev)
+        self._set_strength(stddev, "(0, inf)")
 
     def augment(self, x: Tensor) -> Tensor:
-        """Return `x + noise`."""
         return x + keras.random.normal(ops.shape(x), 0.0, self.stddev, self.compute_dtype, self.seed_generator)
 
 
@@ -97,11 +87,9 @@ class Scaling(Augmentation):
 
     def __init__(self, stddev: float = 0.1, seed: int | None = None, **kwargs: Any) -> None:
         super().__init__(seed, **kwargs)
-        check_number("stddev", stddev, "(0, inf)")
-        self.stddev = float(stddev)
+        self._set_strength(stddev, "(0, inf)")
 
     def augment(self, x: Tensor) -> Tensor:
-        """Return `factor * x`, with a factor of shape `(batch, 1, channels)`."""
         batch, _, channels = ops.shape(x)
         return x * keras.random.normal((batch, 1, channels), 1.0, self.stddev, self.compute_dtype, self.seed_generator)
 
@@ -120,11 +108,9 @@ class TimeMask(Augmentation):
 
     def __init__(self, max_fraction: float = 0.25, seed: int | None = None, **kwargs: Any) -> None:
         super().__init__(seed, **kwargs)
-        check_number("max_fraction", max_fraction, "(0, 1]")
-        self.max_fraction = float(max_fraction)
+        self._set_strength(max_fraction, "(0, 1]")
 
     def augment(self, x: Tensor) -> Tensor:
-        """Return `x` with a span set to 0."""
         batch, steps, _ = ops.shape(x)
         drawn = keras.random.uniform((2, batch, 1, 1), dtype="float32", seed=self.seed_generator)
         longest = ops.floor(self.max_fraction * ops.cast(steps, "float32"))
@@ -152,11 +138,9 @@ class Rotation(Augmentation):
 
     def __init__(self, max_angle: float = 30.0, seed: int | None = None, **kwargs: Any) -> None:
         super().__init__(seed, **kwargs)
-        check_number("max_angle", max_angle, "(0, 180]")
-        self.max_angle = float(max_angle)
+        self._set_strength(max_angle, "(0, 180]")
 
     def augment(self, x: Tensor) -> Tensor:
-        """Multiply every triple of channels of a window by the window's rotation matrix."""
         batch, steps, channels = ops.shape(x)
         if channels % 3:
             raise ValueError(
@@ -171,14 +155,11 @@ class Rotation(Augmentation):
 
 
 def rotation_matrices(axis: Tensor, angle: Tensor) -> Tensor:
-    """Return matrices that rotate column vectors about an axis (Rodrigues' formula).
+    """Return matrices `(batch, 3, 3)` that rotate column vectors about an axis (Rodrigues' formula).
 
     Args:
         axis: `(batch, 3)`, of any length above 0.
         angle: `(batch,)` in radians, anticlockwise seen from the tip of the axis.
-
-    Returns:
-        `(batch, 3, 3)`.
     """
     x, y, z = ops.unstack(axis / ops.sqrt(ops.sum(ops.square(axis), axis=1, keepdims=True) + 1e-12), axis=1)
     zero = ops.zeros_like(x)
