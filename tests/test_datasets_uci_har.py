@@ -19,6 +19,7 @@ import pytest
 import requests
 import tensorflow_datasets as tfds
 
+from builders import assert_nothing_is_left, make_builder, prepare
 from keras_ssd.datasets import sources
 from keras_ssd.datasets.uci_har import uci_har_dataset_builder
 
@@ -28,11 +29,6 @@ ACTIVITIES = ["WALKING", "WALKING_UPSTAIRS", "WALKING_DOWNSTAIRS", "SITTING", "S
 WINDOWS = {"train": [(5, 1), (6, 1), (1, 3)], "test": [(2, 2), (3, 4)]}
 URL = uci_har_dataset_builder.URL
 ZIP = "human+activity+recognition+using+smartphones.zip"
-
-
-@pytest.fixture(autouse=True)
-def no_progress_bar():
-    tfds.disable_progress_bar()
 
 
 def value(split, row, step, channel):
@@ -77,12 +73,8 @@ def outer_zip():
     return zip_of({"UCI HAR Dataset.zip": inner_zip(), "UCI HAR Dataset.names": "about"})
 
 
-def make_builder(tmp_path):
-    return tfds.builder("uci_har", data_dir=tmp_path / "prepared", file_format="array_record")
-
-
-def prepare(builder, folder):
-    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=folder))
+def har(tmp_path):
+    return make_builder("uci_har", tmp_path)
 
 
 def rows_of(builder, split):
@@ -133,39 +125,31 @@ def test_finds_the_data_in_a_given_folder(tmp_path, layout):
         elif layout == "lower case":
             for path in sorted(given.rglob("*"), key=lambda path: -len(path.parts)):
                 path.rename(path.with_name(path.name.lower()))
-    builder = make_builder(tmp_path)
-    prepare(builder, given)
-    assert_as_written(builder)
+    assert_as_written(prepare(har(tmp_path), given))
 
 
-def lower_case(files):
-    return {name.lower(): content for name, content in files.items()}
-
-
-def without_a_folder(files):
-    return {name.removeprefix("UCI HAR Dataset/"): content for name, content in files.items()}
-
-
-def in_another_folder(files):
-    return {f"downloads/{name}": content for name, content in files.items()} | {"__MACOSX/._y_train.txt": b""}
+LAYOUTS = {
+    "lower case": lambda files: {name.lower(): content for name, content in files.items()},
+    "no folder": lambda files: {name.removeprefix("UCI HAR Dataset/"): content for name, content in files.items()},
+    "another folder": lambda files: {f"mine/{name}": files[name] for name in files} | {"__MACOSX/._y_train.txt": b""},
+}
 
 
 @pytest.mark.parametrize("name", ["har.zip", "UCI HAR Dataset.ZIP"])
-@pytest.mark.parametrize("change", [lower_case, without_a_folder, in_another_folder])
+@pytest.mark.parametrize("change", LAYOUTS.values(), ids=LAYOUTS)
 def test_a_zip_of_another_layout_is_read(tmp_path, change, name):
     with zipfile.ZipFile(io.BytesIO(inner_zip())) as archive:
         files = {entry: archive.read(entry) for entry in archive.namelist()}
     (tmp_path / name).write_bytes(zip_of(change(files)))
     (tmp_path / "a other.zip").write_bytes(zip_of({"readme.txt": b"something else"}))
-    builder = make_builder(tmp_path)
-    prepare(builder, tmp_path)
-    assert_as_written(builder)
+    (tmp_path / "b damaged.zip").write_bytes(b"something else")
+    assert_as_written(prepare(har(tmp_path), tmp_path))
 
 
 def test_error_of_a_zip_with_other_content_lists_it(tmp_path):
     (tmp_path / ZIP).write_bytes(zip_of({"photos/cat.png": b""}))
     with pytest.raises(ValueError, match=r"should hold train/y_train.txt. Received: \['photos/cat.png'\]"):
-        prepare(make_builder(tmp_path), tmp_path)
+        prepare(har(tmp_path), tmp_path)
 
 
 def test_error_of_a_folder_with_other_content_lists_it(tmp_path, monkeypatch):
@@ -173,22 +157,18 @@ def test_error_of_a_folder_with_other_content_lists_it(tmp_path, monkeypatch):
     for name in ("README.txt", "windows.csv"):
         (tmp_path / name).touch()
     with pytest.raises(RuntimeError, match=r"Received: manual_dir=.*, which holds \['README.txt', 'windows.csv'\]"):
-        prepare(tfds.builder("uci_har", data_dir=tmp_path.with_name("prepared")), tmp_path)
+        prepare(har(tmp_path.with_name("other")), tmp_path)
 
 
 def test_missing_subject_files_are_noticed_once(tmp_path):
     folder = write(tmp_path)
     for split in WINDOWS:
         (folder / split / f"subject_{split}.txt").unlink()
-    builder = make_builder(tmp_path)
+    builder = har(tmp_path)
     with pytest.warns(UserWarning, match="no subject file for train and test") as notices:
         prepare(builder, tmp_path)
     assert len(notices) == 1
     assert [row["subject"] for split in WINDOWS for row in builder.as_data_source(split)] == [-1] * 5
-
-
-def cut(text):
-    return text[: len(text) // 2]
 
 
 def in_line_3(old, new):
@@ -200,54 +180,39 @@ def in_line_3(old, new):
     return change
 
 
-TRAINING_X = "train/Inertial Signals/body_acc_x_train.txt"  # its third line begins with 2.0000000e+002
+SIGNAL_X, SIGNAL_Z = "train/Inertial Signals/body_acc_x_train.txt", "test/Inertial Signals/total_acc_z_test.txt"
+LABELS, SUBJECTS = "train/y_train.txt", "train/subject_train.txt"
+FIRST = "2.0000000e+002"  # what the third line of the signal x begins with
 DAMAGE = {
-    "truncated": (
-        "train/Inertial Signals/body_gyro_y_train.txt",
-        cut,
-        "line 2: it holds .* columns, but the first holds 128",
-    ),
-    "row missing": (
-        "test/Inertial Signals/total_acc_z_test.txt",
-        lambda text: text[: text.index("\n") + 1],
-        r"2 lines of 128 numbers. Received: \(1, 128\)",
-    ),
-    "empty": ("test/Inertial Signals/body_acc_x_test.txt", lambda text: "", "it is empty"),
-    "not a number": (TRAINING_X, in_line_3("e+002", "e+002x"), "line 3: .* '2.0000000e.002x' .* column 1"),
-    "decimal comma": (TRAINING_X, in_line_3(".", ","), "line 3: .* '2,0000000e.002' .* column 1"),
-    "infinite": (TRAINING_X, in_line_3("2.0000000e+002", "inf"), "line 3: it holds an infinite number"),
-    "NaN": (TRAINING_X, in_line_3("2.0000000e+002", "nan"), "no missing values. Received: some in row 3"),
-    "no labels": ("train/y_train.txt", lambda text: "", "it is empty"),
-    "two labels": ("train/y_train.txt", lambda text: "1 2\n3 4\n5 6\n", r"3 lines of 1 numbers. Received: \(3, 2\)"),
-    "label 7": (
-        "train/y_train.txt",
-        lambda text: text.replace("6", "7"),
-        "labels between 1 and 6. Received: 7 as label 2",
-    ),
-    "label 1.5": ("train/y_train.txt", lambda text: text.replace("6", "1.5"), "line 2: .* '1.5' to int64 .* column 1"),
-    "subject missing": ("train/subject_train.txt", lambda text: "1\n3\n", r"3 lines of 1 numbers. Received: \(2, 1\)"),
-    "file missing": ("test/Inertial Signals/body_gyro_z_test.txt", None, "it is missing"),
+    "truncated": (SIGNAL_X, lambda text: text[: len(text) // 2], "line 2: it holds .* columns, .* first holds 128"),
+    "row missing": (SIGNAL_Z, lambda text: text[: text.index("\n") + 1], r"2 lines of 128 .* Received: \(1, 128\)"),
+    "empty": (SIGNAL_Z, lambda text: "", "it is empty"),
+    "not a number": (SIGNAL_X, in_line_3(FIRST, "2,0"), "line 3: .* '2,0' .* column 1"),
+    "infinite": (SIGNAL_X, in_line_3(FIRST, "inf"), "line 3: it holds an infinite number"),
+    "NaN": (SIGNAL_X, in_line_3(FIRST, "nan"), "no missing values. Received: some in row 3"),
+    "two labels": (LABELS, lambda text: "1 2\n3 4\n5 6\n", r"3 lines of 1 numbers. Received: \(3, 2\)"),
+    "label 7": (LABELS, lambda text: text.replace("6", "7"), "labels between 1 and 6. Received: 7 as label 2"),
+    "label 1.5": (LABELS, lambda text: text.replace("6", "1.5"), "line 2: .* '1.5' to int64"),
+    "subject missing": (SUBJECTS, lambda text: "1\n3\n", r"3 lines of 1 numbers. Received: \(2, 1\)"),
+    "file missing": (SIGNAL_Z, None, "it is missing"),
 }
 
 
 @pytest.mark.parametrize(("file", "change", "cause"), DAMAGE.values(), ids=DAMAGE)
 def test_damaged_file_is_named_and_nothing_is_left_behind(tmp_path, monkeypatch, file, change, cause):
     path = write(tmp_path) / file
-    whole = path.read_text()
     if change is None:
         path.unlink()
     else:
+        whole = path.read_text()
         assert change(whole) != whole
         path.write_text(change(whole))
-    builder = make_builder(tmp_path)
+    builder = har(tmp_path)
     monkeypatch.setattr(sources, "download", None)  # it is not passed over for a download
     with pytest.raises(ValueError, match=f"UCI HAR cannot be read from .*{cause}") as error:
         prepare(builder, tmp_path)
     assert str(path) in str(error.value) and URL in str(error.value)
-    assert not builder.data_path.exists() and not list(builder.data_path.parent.glob("*"))
-    path.write_text(whole)
-    prepare(builder, tmp_path)
-    assert_as_written(builder)
+    assert_nothing_is_left(builder)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "a byte changed", "bytes of the zip inside changed", "not a zip"])
@@ -265,7 +230,7 @@ def test_damaged_zip(tmp_path, damage):
     if damage == "a byte changed":
         content[len(content) // 2] ^= 1
     (tmp_path / ZIP).write_bytes(content)
-    builder = make_builder(tmp_path)
+    builder = har(tmp_path)
     with pytest.raises(ValueError, match="UCI HAR cannot be read from .*complete zip file") as error:
         prepare(builder, tmp_path)
     assert str(tmp_path / ZIP) in str(error.value)
@@ -275,7 +240,7 @@ def test_damaged_zip(tmp_path, damage):
 def test_file_missing_in_the_zip(tmp_path):
     (tmp_path / ZIP).write_bytes(zip_of({"UCI HAR Dataset.zip": zip_of({"UCI HAR Dataset/train/y_train.txt": "1\n"})}))
     with pytest.raises(ValueError, match="body_acc_x_train.txt: it is missing") as error:
-        prepare(make_builder(tmp_path), tmp_path)
+        prepare(har(tmp_path), tmp_path)
     assert f"{tmp_path / ZIP}/UCI HAR Dataset.zip/UCI HAR Dataset/train/Inertial Signals" in str(error.value)
 
 
@@ -313,14 +278,12 @@ def know_checksum(monkeypatch, checksum):
 
 def test_downloads_once_and_reads_the_zip_in_the_zip(tmp_path, monkeypatch, server):
     know_checksum(monkeypatch, hashlib.sha256(outer_zip()).hexdigest())
-    builder = make_builder(tmp_path)
-    prepare(builder, None)
+    builder = prepare(har(tmp_path), None)
     assert_as_written(builder)
     server.shutdown()
     server.server_close()
     builder.data_path.rmtree()
-    prepare(make_builder(tmp_path), None)
-    assert_as_written(make_builder(tmp_path))
+    assert_as_written(prepare(har(tmp_path), None))
 
 
 def assert_download_fails(builder, *words):
@@ -333,7 +296,7 @@ def assert_download_fails(builder, *words):
 
 def test_a_download_with_another_checksum_is_refused(tmp_path, monkeypatch, server):
     know_checksum(monkeypatch, "0" * 64)
-    assert_download_fails(make_builder(tmp_path), "NonMatchingChecksumError")
+    assert_download_fails(har(tmp_path), "NonMatchingChecksumError")
 
 
 def test_offline_or_without_a_checksum_nothing_is_downloaded(tmp_path, monkeypatch):
@@ -341,9 +304,9 @@ def test_offline_or_without_a_checksum_nothing_is_downloaded(tmp_path, monkeypat
         raise requests.ConnectionError("no network")
 
     monkeypatch.setattr(requests, "get", no_network)
-    assert_download_fails(make_builder(tmp_path), URL, "no network")
+    assert_download_fails(har(tmp_path), URL, "no network")
     monkeypatch.setattr(uci_har_dataset_builder.Builder, "url_infos", None)
-    assert_download_fails(make_builder(tmp_path), "no checksum")
+    assert_download_fails(har(tmp_path), "no checksum")
 
 
 def test_download_from_a_silent_server_times_out(tmp_path, monkeypatch):
@@ -353,7 +316,7 @@ def test_download_from_a_silent_server_times_out(tmp_path, monkeypatch):
         monkeypatch.setattr(uci_har_dataset_builder, "URL", url)
         monkeypatch.setattr(sources, "TIMEOUT", 0.05)
         know_checksum(monkeypatch, "0" * 64)
-        assert_download_fails(make_builder(tmp_path), "timed out")
+        assert_download_fails(har(tmp_path), "timed out")
 
 
 def test_without_tfds_arrays_are_prepared_and_the_builders_say_what_to_install(monkeypatch):
