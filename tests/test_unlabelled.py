@@ -2,6 +2,7 @@
 
 import copy
 import fractions
+import itertools
 import pickle
 
 import keras
@@ -180,54 +181,36 @@ POSITIONS = np.random.default_rng(4).integers(0, 4, (8, 5))
 SAMPLE_WEIGHTS = np.linspace(0.5, 2.0, 8).astype("float32")
 
 
-def network(*heads):
-    """Without noise of its own, so that a sample's gradient does not depend on what else is in its batch.
+HEADS = {
+    "classes": [layers.GlobalAveragePooling1D, lambda: layers.Dense(4, activation="softmax")],
+    "values": [layers.Flatten, lambda: layers.Dense(2)],
+    "positions": [lambda: layers.Dense(4, activation="softmax")],
+    "score": [layers.Flatten, lambda: layers.Dense(1)],
+}
 
-    Args:
-        *heads: functions of the features of each position, `(batch, 5, 6)`.
-    """
+
+def network(*heads, as_dict=False):
+    """Without noise of its own, so that a sample's gradient does not depend on what else is in its batch."""
     inputs = keras.Input((5, 3))
     features = layers.Dense(6, activation="tanh")(inputs)
-    outputs = [head(features) for head in heads]
-    return inputs, outputs
-
-
-def classes(x):
-    return layers.Dense(4, activation="softmax", name="classes")(layers.GlobalAveragePooling1D()(x))
-
-
-def values(x):
-    return layers.Dense(2, name="values")(layers.Flatten()(x))
-
-
-def in_time(x):
-    return layers.Dense(4, activation="softmax", name="in_time")(x)
-
-
-def single(head):
-    inputs, (output,) = network(head)
-    return keras.Model(inputs, output)
-
-
-def listed():
-    inputs, outputs = network(classes, values)
-    return keras.Model(inputs, outputs)
-
-
-def named():
-    inputs, outputs = network(classes, values)
-    return keras.Model(inputs, dict(zip(("classes", "values"), outputs, strict=True)))
+    outputs = [keras.Sequential([make() for make in HEADS[head]], name=head)(features) for head in heads]
+    outputs = dict(zip(heads, outputs, strict=True)) if as_dict else outputs
+    return keras.Model(inputs, outputs if len(heads) > 1 else outputs[0])
 
 
 SPARSE, ONE_HOT = "sparse_categorical_crossentropy", "categorical_crossentropy"
 TASKS = {
-    "classes": (lambda: single(classes), LABELS, SPARSE),
-    "one-hot": (lambda: single(classes), np.eye(4, dtype="float32")[LABELS], ONE_HOT),
-    "regression": (lambda: single(values), VALUES, "mse"),
-    "positions": (lambda: single(in_time), POSITIONS, SPARSE),
-    "one-hot positions": (lambda: single(in_time), np.eye(4, dtype="float32")[POSITIONS], ONE_HOT),
-    "list": (listed, (LABELS, VALUES), [SPARSE, "mse"]),
-    "dict": (named, {"classes": LABELS, "values": VALUES}, {"classes": SPARSE, "values": "mse"}),
+    "classes": (lambda: network("classes"), LABELS, SPARSE),
+    "one-hot": (lambda: network("classes"), np.eye(4, dtype="float32")[LABELS], ONE_HOT),
+    "regression": (lambda: network("values"), VALUES, "mse"),
+    "positions": (lambda: network("positions"), POSITIONS, SPARSE),
+    "one-hot positions": (lambda: network("positions"), np.eye(4, dtype="float32")[POSITIONS], ONE_HOT),
+    "list": (lambda: network("classes", "values"), (LABELS, VALUES), [SPARSE, "mse"]),
+    "dict": (
+        lambda: network("classes", "values", as_dict=True),
+        {"classes": LABELS, "values": VALUES},
+        {"classes": SPARSE, "values": "mse"},
+    ),
 }
 
 
@@ -261,12 +244,6 @@ def test_given_weights_weigh_as_in_plain_training(task):
     assert_close(trained(make, loss, taught, data), own, tolerance=1e-5)  # of weights after several steps
 
 
-def batches(*arrays):
-    """Batches of 4 labelled or 8 unlabelled rows, as tuples."""
-    size = len(arrays[0]) // 2
-    return [tuple(part[start : start + size] for part in arrays) for start in (0, size)]
-
-
 def as_tf_data(*arrays):
     import tensorflow as tf
 
@@ -274,130 +251,103 @@ def as_tf_data(*arrays):
 
 
 def as_data_loader(*arrays):
-    torch = pytest.importorskip("torch")
-    tensors = [torch.tensor(part) for part in arrays]
-    return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*tensors), batch_size=len(arrays[0]) // 2)
+    import torch
+
+    dataset = torch.utils.data.TensorDataset(*map(torch.tensor, arrays))
+    return torch.utils.data.DataLoader(dataset, batch_size=len(arrays[0]) // 2)
 
 
-class Batches(keras.utils.PyDataset):
-    """Batches in a list."""
+class Halves(keras.utils.PyDataset):
+    """Two batches, in an order that is drawn when a pass begins; it notes the calls."""
 
-    def __init__(self, content):
+    def __init__(self, *arrays, shuffle=False):
         super().__init__()
-        self.content = content
-
-    def __getitem__(self, index):
-        return self.content[index]
-
-    @property
-    def num_batches(self):
-        return len(self.content)
-
-
-def for_ever(*arrays):
-    while True:
-        yield from batches(*arrays)
-
-
-SOURCES = {
-    "arrays": lambda *arrays: arrays,
-    "tf.data": as_tf_data,
-    "PyDataset": lambda *arrays: Batches(batches(*arrays)),
-    "DataLoader": as_data_loader,
-    "generator": for_ever,
-}
-
-
-@pytest.mark.parametrize("unlabelled", SOURCES)
-@pytest.mark.parametrize("labelled", SOURCES)
-def test_sets_of_every_kind_are_joined(labelled, unlabelled):
-    if "DataLoader" in (labelled, unlabelled):
-        pytest.importorskip("torch")
-    if "tf.data" in (labelled, unlabelled):
-        pytest.importorskip("tensorflow")
-    data = keras_ssd.join_unlabelled(
-        SOURCES[labelled](ROWS, LABELS),
-        SOURCES[unlabelled](OTHERS),
-        ratio=2,
-        batch_size=4,
-        shuffle=False,
-        steps_per_epoch=2 if "generator" in (labelled, unlabelled) else None,
-    )
-    assert data.num_batches == 2
-    for _ in range(2):  # the second epoch is the first one again
-        for index, (x, y, weight) in enumerate(epoch(data)):
-            assert all(isinstance(part, np.ndarray) for part in (x, y, weight))
-            np.testing.assert_array_equal(x[weight > 0], ROWS[4 * index : 4 * index + 4])
-            np.testing.assert_array_equal(x[weight == 0], OTHERS[8 * index : 8 * index + 8])
-            np.testing.assert_array_equal(y[weight > 0], LABELS[4 * index : 4 * index + 4])
-
-
-@pytest.mark.parametrize("source", SOURCES)
-def test_every_kind_of_set_is_trained_on(source):
-    """Both batches of each set are equal: Keras looks at one before it trains, which moves a set that comes so."""
-    make, y, loss = TASKS["classes"]
-    data = keras_ssd.join_unlabelled(
-        SOURCES[source](np.tile(ROWS, (2, 1, 1)), np.tile(y, 2)),
-        SOURCES[source](np.tile(OTHERS, (2, 1, 1))),
-        ratio=2,
-        batch_size=8,
-        shuffle=False,
-        steps_per_epoch=2 if source == "generator" else None,
-    )
-    own = trained(make, loss, lambda model: model, np.tile(ROWS, (2, 1, 1)), np.tile(y, 2), batch_size=8)
-    assert_close(trained(make, loss, taught, data), own, tolerance=1e-6)
-
-
-@pytest.mark.parametrize("source", ["tf.data", "PyDataset", "DataLoader", "generator"])
-def test_sets_of_other_shapes_are_rejected_before_training(source):
-    if source == "tf.data":
-        pytest.importorskip("tensorflow")
-    with pytest.raises(ValueError, match=r"same structure and shape.*\(5, 3\) and \(5, 2\)"):
-        keras_ssd.join_unlabelled((ROWS, LABELS), SOURCES[source](OTHERS[..., :2]), steps_per_epoch=2)
-
-
-@pytest.mark.parametrize("shape", [(None, None, 3), None], ids=str)
-def test_shapes_that_tf_data_does_not_know_fit(shape):
-    tf = pytest.importorskip("tensorflow")
-    signature = (tf.TensorSpec(shape, "float32"),)
-    unlabelled = tf.data.Dataset.from_generator(lambda: batches(OTHERS), output_signature=signature)
-    data = keras_ssd.join_unlabelled((ROWS, LABELS), unlabelled, batch_size=4, steps_per_epoch=2)
-    assert data[0][0].shape == (12, 5, 3)
-
-
-def test_shapes_that_tf_data_does_not_know_are_checked_in_each_batch():
-    tf = pytest.importorskip("tensorflow")
-    signature = (tf.TensorSpec(None, "float32"),)
-    unlabelled = tf.data.Dataset.from_generator(lambda: batches(OTHERS[..., :2]), output_signature=signature)
-    data = keras_ssd.join_unlabelled((ROWS, LABELS), unlabelled, batch_size=4, steps_per_epoch=2)
-    with pytest.raises(ValueError, match=r"same structure and shape.*\(5, 3\) and \(5, 2\)"):
-        data[0]
-
-
-class Shuffled(keras.utils.PyDataset):
-    """Draws the order of a pass when it begins, and notes the calls."""
-
-    def __init__(self, *arrays):
-        super().__init__()
-        self.arrays, self.calls = arrays, []
+        self.arrays, self.shuffle, self.calls = arrays, shuffle, []
 
     def __len__(self):
         return 2
 
     def on_epoch_begin(self):
         self.calls.append("begin")
-        self.order = np.random.default_rng(len(self.calls)).permutation(8)
+        rows = np.arange(len(self.arrays[0]))
+        self.order = np.random.default_rng(len(self.calls)).permutation(rows) if self.shuffle else rows
 
     def on_epoch_end(self):
         self.calls.append("end")
         del self.order
 
     def __getitem__(self, index):
-        return tuple(part[self.order[4 * index : 4 * index + 4]] for part in self.arrays)
+        return tuple(part[np.split(self.order, 2)[index]] for part in self.arrays)
+
+
+def for_ever(*arrays):
+    while True:
+        yield from zip(*(np.split(part, 2) for part in arrays), strict=True)
+
+
+SOURCES = {
+    "arrays": lambda *arrays: arrays,
+    "tf.data": as_tf_data,
+    "PyDataset": Halves,
+    "DataLoader": as_data_loader,
+    "generator": for_ever,
+}
+NEEDED = {"tf.data": "tensorflow", "DataLoader": "torch"}
+
+
+def joined_halves(labelled, unlabelled, y=LABELS, others=OTHERS, repeats=1):
+    """Sets of two kinds, each of two batches, in their own order."""
+    for kind in (labelled, unlabelled):
+        pytest.importorskip(NEEDED.get(kind, "numpy"))
+    x, y, others = (np.concatenate([part] * repeats) for part in (ROWS, y, others))
+    steps = 2 if "generator" in (labelled, unlabelled) else None
+    sets = SOURCES[labelled](x, y), SOURCES[unlabelled](others)
+    return keras_ssd.join_unlabelled(*sets, ratio=2, batch_size=len(x) // 2, shuffle=False, steps_per_epoch=steps)
+
+
+@pytest.mark.parametrize("labelled, unlabelled", list(zip(SOURCES, [*SOURCES][1:] + ["arrays"], strict=True)))
+def test_sets_of_every_kind_are_joined(labelled, unlabelled):
+    data = joined_halves(labelled, unlabelled)
+    assert data.num_batches == 2
+    for _ in range(2):  # the second epoch is the first one again
+        for index, (x, y, weight) in enumerate(epoch(data)):
+            assert all(isinstance(part, np.ndarray) for part in (x, y, weight))
+            np.testing.assert_array_equal(x[weight > 0], np.split(ROWS, 2)[index])
+            np.testing.assert_array_equal(x[weight == 0], np.split(OTHERS, 2)[index])
+            np.testing.assert_array_equal(y[weight > 0], np.split(LABELS, 2)[index])
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_every_kind_of_set_is_trained_on(source):
+    """Both batches of each set are equal: Keras looks at one before it trains, which moves a set that comes so."""
+    make, y, loss = TASKS["classes"]
+    data = joined_halves(source, source, repeats=2)
+    own = trained(make, loss, lambda model: model, np.tile(ROWS, (2, 1, 1)), np.tile(y, 2), batch_size=8)
+    assert_close(trained(make, loss, taught, data), own, tolerance=1e-6)
+
+
+@pytest.mark.parametrize("source", ["tf.data", "DataLoader", "generator"])
+def test_sets_of_other_shapes_are_rejected_before_training(source):
+    with pytest.raises(ValueError, match=r"same structure and shape.*\(5, 3\) and \(5, 2\)"):
+        joined_halves("arrays", source, others=OTHERS[..., :2])
+
+
+@pytest.mark.parametrize("shape", [(None, None, 3), None], ids=str)
+def test_shapes_that_tf_data_does_not_know_are_checked_in_each_batch(shape):
+    tf = pytest.importorskip("tensorflow")
+    for others in (OTHERS, OTHERS[:, :2]):
+        signature = (tf.TensorSpec(shape, "float32"),)
+        unlabelled = tf.data.Dataset.from_generator(lambda others=others: for_ever(others), output_signature=signature)
+        data = keras_ssd.join_unlabelled((ROWS, LABELS), unlabelled, batch_size=4, steps_per_epoch=2)
+        if others is OTHERS:
+            assert data[0][0].shape == (12, 5, 3)
+        else:
+            with pytest.raises(ValueError, match=r"same structure and shape.*\(5, 3\) and \(2, 3\)"):
+                data[0]
 
 
 def test_epochs_of_given_sets_begin_and_end_with_each_pass():
-    labelled, unlabelled = Shuffled(ROWS, LABELS), Shuffled(OTHERS[:8])
+    labelled, unlabelled = Halves(ROWS, LABELS, shuffle=True), Halves(OTHERS[:8], shuffle=True)
     data = keras_ssd.join_unlabelled(labelled, unlabelled, steps_per_epoch=4)  # two passes in an epoch
     seen = np.concatenate([x[weight == 0] for x, _, weight in epoch(data)])
     assert labelled.calls == unlabelled.calls == ["begin", "end"] * 2
@@ -406,16 +356,30 @@ def test_epochs_of_given_sets_begin_and_end_with_each_pass():
 
 
 def test_a_pass_of_a_given_set_goes_on_in_the_next_epoch():
-    labelled = Shuffled(ROWS, LABELS)
+    labelled = Halves(ROWS, LABELS, shuffle=True)
     data = keras_ssd.join_unlabelled(labelled, OTHERS, steps_per_epoch=1)
     seen = np.concatenate([x[weight > 0] for _ in range(2) for x, _, weight in epoch(data)])
     assert labelled.calls == ["begin", "end"]
     np.testing.assert_array_equal(np.unique(seen, axis=0), np.unique(ROWS, axis=0))
 
 
-def test_fit_begins_the_epochs_of_given_sets():
-    labelled, unlabelled = Shuffled(ROWS, LABELS), Shuffled(OTHERS[:8])
-    taught(compiled(single(classes))).fit(keras_ssd.join_unlabelled(labelled, unlabelled), epochs=2, verbose=0)
+class Endless(Halves):
+    """As `Halves`, without a number of batches; Keras reads it as long as it likes."""
+
+    num_batches = None
+
+    def __len__(self):
+        raise TypeError
+
+    def __iter__(self):
+        return (self[index % 2] for index in itertools.count())
+
+
+def test_fit_begins_and_ends_the_epochs_of_given_sets():
+    """A set of unknown length begins and ends with each epoch, as in Keras."""
+    labelled, unlabelled = Halves(ROWS, LABELS), Endless(OTHERS[:8])
+    data = keras_ssd.join_unlabelled(labelled, unlabelled, steps_per_epoch=2)
+    taught(compiled(network("classes"))).fit(data, epochs=2, verbose=0)
     for calls in (labelled.calls, unlabelled.calls):
         assert len(calls) >= 4
         assert calls == (["begin", "end"] * len(calls))[: len(calls)]
@@ -426,10 +390,10 @@ def test_samples_without_a_label_are_distilled():
     drops = []
     for kd_weight in (1e-12, 10.0):
         keras.utils.set_random_seed(3)
-        model = compiled(single(values), keras.optimizers.SGD(0.5), "mse", metrics=())
+        model = compiled(network("values"), keras.optimizers.SGD(0.5), "mse", metrics=())
         ssd = taught(model, kd_weight=kd_weight)
         data = keras_ssd.join_unlabelled((np.zeros_like(ROWS), np.zeros_like(VALUES)), OTHERS, ratio=2, batch_size=4)
-        model.layers[-1].bias.assign([0.0, 0.0])  # so the rows with labels have no loss and no gradient
+        model.weights[-1].assign([0.0, 0.0])  # so the rows with labels have no loss and no gradient
         before = model.get_weights()
         ssd.fit(data, verbose=0)
         drops.append(max(np.abs(a - b).max() for a, b in zip(before, model.get_weights(), strict=True)))
@@ -438,7 +402,7 @@ def test_samples_without_a_label_are_distilled():
 
 def test_metrics_of_compile_are_weighted_by_the_labels():
     """The accuracy over what has a label, by hand: a head that always says class 0, half of the labels are 0."""
-    model = single(classes)
+    model = network("classes")
     model.layers[-1].set_weights([np.zeros((6, 4)), np.float32([1, 0, 0, 0])])
     labels = np.int32([0, 0, 0, 0, 1, 2, 3, 1])
     ssd = taught(compiled(model, keras.optimizers.SGD(0.0), metrics=["accuracy"]))
@@ -457,32 +421,28 @@ def test_metrics_of_compile_are_weighted_by_the_labels():
     ids=["weighed", "no teachers", "both"],
 )
 def test_fit_rejects_unlabelled_data_without_distillation(options, what):
-    ssd = taught(compiled(single(classes)), **options)
+    ssd = taught(compiled(network("classes")), **options)
     data = keras_ssd.join_unlabelled((ROWS, LABELS), OTHERS)
     with pytest.raises(ValueError, match=f"{what}.*kd_sample_weight=False.*SEMI_SUPERVISED"):
         ssd.fit(data, verbose=0)
 
 
 NAN = np.where(np.arange(8)[:, None] == 0, np.nan, VALUES)
+MARKED = np.where(np.arange(8) == 0, -1, LABELS)
 
 
 @pytest.mark.parametrize(
-    "make, y, loss, mark",
+    "heads, y, loss, mark",
     [
-        (lambda: single(classes), np.where(np.arange(8) == 0, -1, LABELS), SPARSE, "-1"),
-        (
-            lambda: single(classes),
-            np.where(np.arange(8) == 0, -1, LABELS),
-            keras.losses.SparseCategoricalCrossentropy(),
-            "-1",
-        ),
-        (lambda: single(values), NAN, "mse", "NaN"),
-        (listed, (LABELS, NAN), [SPARSE, "mse"], "NaN"),
+        (["classes"], MARKED, SPARSE, "-1"),
+        (["classes"], MARKED, keras.losses.SparseCategoricalCrossentropy(), "-1"),
+        (["values"], NAN, "mse", "NaN"),
+        (["classes", "values"], (LABELS, NAN), [SPARSE, "mse"], "NaN"),
     ],
     ids=["-1", "-1, loss object", "NaN", "NaN in the second output"],
 )
-def test_labels_that_mark_missing_values_are_rejected(make, y, loss, mark):
-    ssd = taught(compiled(make(), loss=loss, metrics=()))
+def test_labels_that_mark_missing_values_are_rejected(heads, y, loss, mark):
+    ssd = taught(compiled(network(*heads), loss=loss, metrics=()))
     for data in ((ROWS, y), (keras_ssd.join_unlabelled((ROWS, y), OTHERS),)):
         with pytest.raises(ValueError, match=rf"Received: {mark} among the labels.*known = .*join_unlabelled"):
             ssd.fit(*data, verbose=0)
@@ -491,13 +451,13 @@ def test_labels_that_mark_missing_values_are_rejected(make, y, loss, mark):
 @pytest.mark.parametrize("loss", ["hinge", keras.losses.MeanSquaredError(), lambda y, p: keras.ops.mean(p, -1)])
 def test_minus_one_is_accepted_where_the_loss_accepts_it(loss):
     signs = np.sign(VALUES[:, :1]).astype("int32")
-    ssd = taught(compiled(keras.Model(*network(lambda x: layers.Dense(1)(layers.Flatten()(x)))), loss=loss, metrics=()))
+    ssd = taught(compiled(network("score"), loss=loss, metrics=()))
     assert np.isfinite(ssd.fit(ROWS, signs, verbose=0).history["loss"][0])
 
 
 def test_class_weights_of_a_joined_set_are_rejected():
     """Keras takes one or the other; so does it here."""
-    ssd = taught(compiled(single(classes)))
+    ssd = taught(compiled(network("classes")))
     data = keras_ssd.join_unlabelled((ROWS, LABELS), OTHERS)
     with pytest.raises(ValueError, match="class_weight.*sample_weight"):
         ssd.fit(data, class_weight={0: 2.0, 1: 0.5}, verbose=0)
@@ -508,7 +468,7 @@ def test_resumed_run_gets_the_batches_of_its_epochs():
 
     def weights(*spans):
         keras.utils.set_random_seed(1)
-        ssd = taught(compiled(single(classes)), kd_weight=0.1)
+        ssd = taught(compiled(network("classes")), kd_weight=0.1)
         for first, last in spans:
             data = keras_ssd.join_unlabelled((ROWS, LABELS), OTHERS, batch_size=4, seed=0)
             seeds = [keras_ssd.callbacks.SeedEachEpoch(7)]
@@ -523,6 +483,6 @@ def test_resumed_run_gets_the_batches_of_its_epochs():
 
 
 def test_metrics_of_both_kinds_are_rejected():
-    ssd = keras_ssd.wrap(keras.Model(*network(classes)), dropout_rate=0.3, **keras_ssd.SEMI_SUPERVISED)
+    ssd = keras_ssd.wrap(network("classes"), dropout_rate=0.3, **keras_ssd.SEMI_SUPERVISED)
     with pytest.raises(ValueError, match="Pass them all as `weighted_metrics`"):
         ssd.compile("sgd", "sparse_categorical_crossentropy", metrics=["accuracy"], weighted_metrics=["accuracy"])
