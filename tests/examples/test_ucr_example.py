@@ -111,7 +111,7 @@ def test_trailing_tab_of_each_line_is_not_a_value(tmp_path):
         pytest.param(GOOD.replace(".", ","), "line 1: .* '0,5' .* column 1", id="decimal comma"),
         pytest.param("# mine\n" + GOOD, "line 1: it should hold a label and a series", id="comment"),
         pytest.param(GOOD.encode("utf-16"), "it should be UTF-8 text", id="UTF-16"),
-        pytest.param(GOOD + "2\t5\t6\n", "line 3: it holds 2 columns, but the lines before it hold 3", id="short line"),
+        pytest.param(GOOD + "2\t5\t6\n", "line 3: it holds 2 columns, but the first holds 3", id="short line"),
         pytest.param(GOOD.replace("6", ""), "line 2: .* '' .* column 2", id="empty cell"),
         pytest.param(GOOD.replace("6", "inf"), "line 2: it holds an infinite number", id="infinite"),
         pytest.param("", "it is empty", id="empty"),
