@@ -131,9 +131,10 @@ class _ArrayBatches:
 
     def batch(self, epoch: int, num_batches: int, index: int) -> Any:
         """Return a batch, which depends on nothing but its place."""
-        if epoch != self._drawn[0]:
-            self._drawn = epoch, self._rows(epoch * num_batches * self._size, num_batches * self._size)
-        rows = self._drawn[1][index * self._size : (index + 1) * self._size]
+        drawn = self._drawn  # read once: a `PyDataset` may be read by several threads
+        if epoch != drawn[0]:
+            self._drawn = drawn = epoch, self._rows(epoch * num_batches * self._size, num_batches * self._size)
+        rows = drawn[1][index * self._size : (index + 1) * self._size]
         return tree.map_structure(lambda part: None if part is None else part[rows], self.example)
 
     def _rows(self, start: int, count: int) -> np.ndarray:
