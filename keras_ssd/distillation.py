@@ -9,7 +9,7 @@ from keras import ops, tree
 
 from keras_ssd import _backend
 from keras_ssd._typing import Tensor
-from keras_ssd.copies import WeightCopies, arrays, assign, copied_variables
+from keras_ssd.copies import WeightCopies, arrays, assign
 from keras_ssd.cost import TeacherCost
 from keras_ssd.graph import Graph
 from keras_ssd.output_records import OutputRecords, teacher_logits
@@ -22,15 +22,12 @@ from keras_ssd.untracked import Untracked
 
 
 class Distillation(keras.layers.Layer):
-    """The teachers of a student, and the distillation term of one training step.
-
-    It holds what belongs to the teachers: their frozen weights, the generator of their noise, the weight of the term
-    and its mean. It refers to the student and to the network of the teachers, but does not own them.
+    """The teachers of a student (their frozen weights and the generator of their noise), and the term of one step.
 
     Args:
-        student: a built `keras.Model`.
+        student: a built `keras.Model`. It and the network of the teachers are not tracked as parts of the layer.
         settings: `Settings` with a `kd_weight` above 0.
-        teacher: another network (`settings.kind == "model"`), or a wrapped model that holds it.
+        teacher: another network (`settings.kind == "model"`), or a wrapped model that holds it. Defaults to `None`.
         network: the network itself. Defaults to `None`: the student's.
 
     Attributes:
@@ -56,23 +53,19 @@ class Distillation(keras.layers.Layer):
     ) -> None:
         super().__init__(trainable=False, dtype="float32", autocast=False, name="distillation")
         graph = Graph(student)
-        wiring = StudentTeacherGraph(graph, None if network is None else Graph(network), settings)
-        if settings.stochastic_layers is not None:
-            # A predicate is stored as the names of the chosen layers.
-            settings = dataclasses.replace(settings, stochastic_layers=wiring.noise.names)
-        self.settings = dataclasses.replace(settings, kd_fraction=wiring.cost.fraction)
-        self.wiring, self._student = wiring, Untracked(student)
-        of_teacher = None
-        if network is not None and settings.needs_outputs:
-            of_teacher = teacher_logits(student, network, teacher)
-        self.output_records = OutputRecords(student, graph, settings.temperature, of_teacher)
+        self.wiring = StudentTeacherGraph(graph, None if network is None else Graph(network), settings)
+        # A predicate is stored as the names of the chosen layers.
+        chosen = None if settings.stochastic_layers is None else self.wiring.noise.names
+        fraction = self.wiring.cost.fraction
+        self.settings = dataclasses.replace(settings, stochastic_layers=chosen, kd_fraction=fraction)
+        is_compared = network is not None and settings.needs_outputs
+        logits = teacher_logits(student, network, teacher) if is_compared else None
+        self.output_records = OutputRecords(student, graph, settings.temperature, logits)
         seed = _backend.derived_seed() if settings.seed is None else int(settings.seed)
         self.seed_generator = keras.random.SeedGenerator(seed)
         self.teacher_weights: Any = None
-        self._teacher_variables = Untracked([])
         if settings.kind in ("snapshot", "model"):
-            self._teacher_variables = Untracked(copied_variables(wiring.teacher_network))
-            self.teacher_weights = WeightCopies(self._teacher_variables.content, name="teacher_weights")
+            self.teacher_weights = WeightCopies(self.wiring.frozen_variables, name="teacher_weights")
         self.num_snapshots = self._add_number("num_snapshots", "int32")
         self.kd_weight = self._add_number("kd_weight", "float32")
         self.kd_weight.assign(settings.kd_weight)
@@ -100,12 +93,8 @@ class Distillation(keras.layers.Layer):
         return self.settings.needs_outputs and any(output.kind != "regression" for output in known)
 
     def student_pass(self, x: Any) -> StudentPass:
-        """Run the student once, in training mode.
-
-        Args:
-            x: one batch of inputs, structured as the model takes them.
-        """
-        return StudentPass(*self.wiring.student_pass(x))
+        """Run the student once, in training mode, on one batch of inputs."""
+        return self.wiring.student_pass(x)
 
     @_backend.not_compiled
     def term(
@@ -129,8 +118,7 @@ class Distillation(keras.layers.Layer):
             Scalar tensor.
         """
         records = self.output_records.describe(y_pred)
-        representation, cut_values = student_pass.representation, student_pass.cut_values
-        scales = None
+        representation, cut_values, scales = student_pass.representation, student_pass.cut_values, None
         if self.settings.kd_fraction < 1:
             whole = tree.flatten(y_pred)
             rows = draw_rows(ops.shape(whole[0])[0], self.settings.kd_fraction, self.seed_generator)
@@ -149,15 +137,9 @@ class Distillation(keras.layers.Layer):
         return loss
 
     def run_teachers(self, student_pass: StudentPass, average: Any = ()) -> StepOutputs:
-        """Run the teachers of a batch.
-
-        Args:
-            student_pass: the result of `student_pass`.
-            average: as for `term`.
-        """
-        weights = average
-        if self.teacher_weights is not None:
-            weights = self.teacher_weights.values(self._teacher_variables.content)
+        """Run the teachers of a batch; `average` is as for `term`."""
+        frozen = self.teacher_weights
+        weights = average if frozen is None else frozen.values(self.wiring.frozen_variables)
         passes = self.wiring.teacher_pass(student_pass.cut_values, self.settings, self.seed_generator, weights)
         return StepOutputs(tree.flatten(student_pass.outputs), student_pass.representation, *passes)
 
@@ -174,7 +156,7 @@ class Distillation(keras.layers.Layer):
         Returns:
             `(batch, teachers)`, `(batch, features)` and `(batch, teachers, features)`.
         """
-        variables = [*self._student.content.variables, *self.variables]
+        variables = [*self.wiring.student.variables, *self.variables]
         scope = keras.StatelessScope([(v, v.value) for v in variables], collect_losses=True)
         with scope, _backend.teacher_scope(ops.convert_to_tensor(self.settings.seed or 0)):
             student_pass = self.student_pass(x)
@@ -184,10 +166,8 @@ class Distillation(keras.layers.Layer):
 
     def take_snapshot(self) -> None:
         """Copy the student's current weights to the teacher."""
-        self.teacher_weights.copy(self._teacher_variables.content)
+        self.teacher_weights.copy(self.wiring.frozen_variables)
         self.num_snapshots.assign(np.array(ops.convert_to_numpy(self.num_snapshots.value) + 1, "int32"))
-
-    # The state in a file.
 
     def state(self) -> dict[str, np.ndarray]:
         """Return the state as arrays by name, for a file."""

@@ -1,7 +1,6 @@
-"""The options of a distillation, declared once: names, defaults for each kind of teacher, and all checks."""
+"""The options of a distillation: names, defaults for each kind of teacher, and checks."""
 
 import dataclasses
-import math
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -16,9 +15,9 @@ DISTILL = ("outputs", "representation", "both")
 
 # The paper's released code; "snapshot" is the paper's pipeline. The guidance temperature is the one for "dot" below.
 _PAPER: dict[str, Any] = dict(
-    num_teachers=30, distill="representation", kd_weight=1.0, similarity="dot", percentile=90.0, ema_momentum=0.0
+    num_teachers=30, distill="representation", kd_weight=1.0, kd_fraction=1.0, similarity="dot", percentile=90.0
 )
-_PAPER["kd_fraction"] = 1.0
+_PAPER["ema_momentum"] = 0.0
 # Teachers that move with the student must have little influence: on outputs, with a small weight and soft guidance they
 # do no harm; representations with dot products make the norms of both diverge.
 _MOVING: dict[str, Any] = dict(
@@ -66,34 +65,23 @@ class Settings:
     ema_momentum: float
 
     def __post_init__(self) -> None:
-        self._check_names()
-        self._check_numbers()
-
-    def _check_names(self) -> None:
-        if self.distill not in DISTILL:
-            raise ValueError(f"`distill` should be one of {DISTILL}. Received: distill={self.distill!r}")
-        if not callable(self.similarity) and self.similarity not in SIMILARITIES:
-            raise ValueError(
-                f"`similarity` should be one of {SIMILARITIES} or a callable. Received: similarity={self.similarity!r}"
-            )
-
-    def _check_numbers(self) -> None:
+        for name, known, remedy in (("distill", DISTILL, ""), ("similarity", SIMILARITIES, " or a callable")):
+            value = getattr(self, name)
+            if value not in known and not (remedy and callable(value)):
+                raise ValueError(f"`{name}` should be one of {known}{remedy}. Received: {name}={value!r}")
         least = 1 if self.similarity == "uniform" else 2
         guided = ' (a single teacher needs no guidance: pass similarity="uniform")' if least == 2 else ""
         check_integer("num_teachers", self.num_teachers, least, guided)
-        if self.teacher_chunk is not None:
-            check_integer("teacher_chunk", self.teacher_chunk, 1, ", or None for all teachers at once")
-        if self.seed is not None:
-            check_integer("seed", self.seed, None, " or None")
+        check_integer("teacher_chunk", self.teacher_chunk, 1, ", or None for all teachers at once", optional=True)
+        check_integer("seed", self.seed, None, " or None", optional=True)
         check_number("kd_weight", self.kd_weight, "[0, inf)")
-        for name in ("temperature", "guidance_temperature"):
-            check_number(name, getattr(self, name), "(0, inf)")
+        check_number("temperature", self.temperature, "(0, inf)")
+        check_number("guidance_temperature", self.guidance_temperature, "(0, inf)")
         check_number("percentile", self.percentile, "[0, 100]", " (0 keeps all)")
-        if self.dropout_rate is not None:
-            check_number("dropout_rate", self.dropout_rate, "(0, 1)", ", or None to keep the model's own rates")
-        if self.kd_fraction is not None:
-            cheap = ", or None for the largest part of a batch that keeps teachers cheap"
-            check_number("kd_fraction", self.kd_fraction, "(0, 1]", cheap)
+        own = ", or None to keep the model's own rates"
+        check_number("dropout_rate", self.dropout_rate, "(0, 1)", own, optional=True)
+        cheap = ", or None for the largest part of a batch that keeps teachers cheap"
+        check_number("kd_fraction", self.kd_fraction, "(0, 1]", cheap, optional=True)
         check_number("ema_momentum", self.ema_momentum, "[0, 1)", ", or None for the default; 0 switches averaging off")
         if self.kind == "ema" and self.ema_momentum == 0 and self.distills:
             raise ValueError(
@@ -133,7 +121,7 @@ _COMMON: dict[str, Any] = dict(temperature=3.0, kd_sample_weight=True, augmented
 
 
 def resolve(kind: str, defaults: str | None = None, **given: Any) -> Settings:
-    """Return the settings for options as given by the user, in which `None` means the default of the kind of teacher.
+    """Return the `Settings` of a `kind` for the options that the user gave; `None` means the default of that kind.
 
     Args:
         kind: `"self"`, `"snapshot"`, `"ema"` or `"model"`.
@@ -141,7 +129,7 @@ def resolve(kind: str, defaults: str | None = None, **given: Any) -> Settings:
         **given: options of `wrap`.
 
     Raises:
-        ValueError: if an option is out of range. The message names it, the received value and the remedy.
+        ValueError: if an option is out of range.
         TypeError: if an option is unknown.
     """
     unknown = sorted(set(given) - set(OPTIONS))
@@ -153,12 +141,10 @@ def resolve(kind: str, defaults: str | None = None, **given: Any) -> Settings:
         options["ema_momentum"] = 0.0
     options.update({name: value for name, value in given.items() if value is not None or name in _COMMON})
     similarity = options["similarity"]
-    named = similarity if isinstance(similarity, str) else ""
-    options.setdefault("guidance_temperature", GUIDANCE_TEMPERATURES.get(named, 1.0))
-    for name in ("augmented_teachers", "kd_sample_weight"):
-        options[name] = bool(options[name])
-    checked: dict[str, Any] = {name: options.get(name) for name in OPTIONS}
-    settings = Settings(kind, **checked)
+    usual = GUIDANCE_TEMPERATURES.get(similarity, 1.0) if isinstance(similarity, str) else 1.0
+    options = {**dict.fromkeys(OPTIONS), "guidance_temperature": usual, **options}
+    options.update({name: bool(options[name]) for name in ("augmented_teachers", "kd_sample_weight")})
+    settings = Settings(kind, **options)
     if kind == "self" and similarity == "dot" and settings.distill != "outputs":
         warnings.warn(
             f'teacher="self" with similarity="dot" and distill={settings.distill!r} makes the norm of the '
@@ -174,42 +160,29 @@ def resolve(kind: str, defaults: str | None = None, **given: Any) -> Settings:
     return settings
 
 
-def check_number(name: str, value: Any, interval: str, remedy: str = "") -> None:
-    """Raise unless `value` is a finite number in an interval, for example `"[0, 1)"` or `"(0, inf)"`.
+def check_number(name: str, value: Any, interval: str, remedy: str = "", optional: bool = False) -> None:
+    """Raise `ValueError` unless an option is a number (no bool) in an interval.
 
     Args:
         name: name of the option.
         value: the value as given.
-        interval: its bounds, with a square bracket where the bound itself is allowed.
+        interval: for example `"[0, 1)"` or `"(0, inf)"`; a square bracket where the bound itself is allowed.
         remedy: what else is allowed, for the message. Defaults to nothing.
+        optional: whether `None` is allowed. Defaults to `False`.
     """
-    low, high = interval[1:-1].split(", ")
-    at_least, at_most = interval[0] == "[", interval[-1] == "]"
-    if is_number(value):
-        above = value >= float(low) if at_least else value > float(low)
-        if above and (value <= float(high) if at_most else value < float(high)):
-            return
-    lower = f"{'of at least' if at_least else 'above'} {low}"
-    upper = "" if high == "inf" else f" and {'at most' if at_most else 'below'} {high}"
-    raise ValueError(f"`{name}` should be a finite float {lower}{upper}{remedy}. Received: {name}={value!r}")
+    low, high = map(float, interval[1:-1].split(", "))
+    is_number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    excluded = ([low] if interval[0] == "(" else []) + ([high] if interval[-1] == ")" else [])
+    if not (is_number and low <= value <= high and value not in excluded) and not (optional and value is None):
+        raise ValueError(f"`{name}` should be a float in {interval}{remedy}. Received: {name}={value!r}")
 
 
-def check_integer(name: str, value: Any, least: int | None, remedy: str = "") -> None:
-    """Raise unless `value` is an integer, of at least `least`; `remedy` is as for `check_number`."""
-    if not is_integer(value) or (least is not None and value < least):
+def check_integer(name: str, value: Any, least: int | None, remedy: str = "", optional: bool = False) -> None:
+    """Raise `ValueError` unless an option is an integer (no bool), of at least `least`; see `check_number`."""
+    is_integer = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not (is_integer and (least is None or value >= least)) and not (optional and value is None):
         lower = "" if least is None else f" of at least {least}"
         raise ValueError(f"`{name}` should be an integer{lower}{remedy}. Received: {name}={value!r}")
-
-
-def is_integer(value: Any) -> bool:
-    """Return whether `value` is an integer (bools excluded)."""
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-
-
-def is_number(value: Any) -> bool:
-    """Return whether `value` is a finite number (bools excluded)."""
-    is_real = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-    return is_real and math.isfinite(value)
 
 
 def level_of_user() -> int:

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 
 from keras_ssd._typing import Tensor
+from keras_ssd.copies import copied_variables
 from keras_ssd.cost import teacher_cost
 from keras_ssd.graph import Graph, output_structure
 from keras_ssd.masks import flatten_features, merge_axes
@@ -16,6 +17,7 @@ from keras_ssd.passes import StochasticPasses
 from keras_ssd.representation import check_representations, check_single_head, find_representation, layer_names
 from keras_ssd.rows import take
 from keras_ssd.settings import KINDS, Settings
+from keras_ssd.step import StudentPass
 
 
 def resolve_kind(teacher: Any) -> tuple[str, keras.Model | None]:
@@ -76,14 +78,17 @@ class StudentTeacherGraph:
     Attributes:
         passes: `StochasticPasses` of the teacher.
         noise: the `Noise` of the teachers.
-        teacher_network: the model that the teachers run.
+        student: the student.
+        frozen_variables: the weights of the teacher network that a frozen teacher copies.
         cost: the `TeacherCost`, with the fraction of each batch on which the term is computed.
     """
 
     def __init__(self, student: Graph, teacher: Graph | None, settings: Settings) -> None:
         is_shared = teacher is None
         teacher = student if teacher is None else teacher
-        self.teacher_network = teacher.model
+        self.student = student.model
+        is_frozen = settings.kind in ("snapshot", "model")
+        self.frozen_variables = copied_variables(teacher.model) if is_frozen else []
         self.noise = choose_noise(teacher, settings.stochastic_layers, settings.dropout_rate)
         if not is_shared:
             _check_inputs(student, teacher)
@@ -116,16 +121,8 @@ class StudentTeacherGraph:
         self._read_cut = None if is_shared else teacher.reader(self.passes.cut)
         self._structure = None if student.is_opaque else output_structure(student.model)
 
-    def student_pass(self, x: Any) -> tuple[Any, Tensor | None, list[Tensor]]:
-        """Run the student once, in training mode.
-
-        Args:
-            x: a batch of inputs, structured as the model takes them.
-
-        Returns:
-            `(outputs, representation, cut_values)`: outputs structured as the model's, the representation
-            `(batch, features)` or `None`, and the values at the cut.
-        """
+    def student_pass(self, x: Any) -> StudentPass:
+        """Run the student once, in training mode, on a batch of inputs, structured as the model takes them."""
         results = self._read_student(x, training=True)
         student_results, cut_values = results[: self._num_student_reads], results[self._num_student_reads :]
         representation = flatten_features(student_results.pop()) if self._has_representation else None
@@ -135,7 +132,7 @@ class StudentTeacherGraph:
             outputs = keras.tree.pack_sequence_as(self._structure, student_results)
         if self._read_cut is not None:
             cut_values = self._read_cut(x, training=False)
-        return outputs, representation, cut_values
+        return StudentPass(outputs, representation, cut_values)
 
     def take_rows(self, cut_values: Sequence[Tensor], rows: Tensor) -> list[Tensor]:
         """Return the drawn rows of the values at the cut; values without a batch stay whole."""

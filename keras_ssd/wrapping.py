@@ -1,4 +1,4 @@
-"""`wrap`: the short way from a Keras model to an `SSDModel`, and the documentation of all options."""
+"""`wrap`, which makes an `SSDModel`, and the documentation of all options."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -33,19 +33,19 @@ def wrap(
 ) -> SSDModel:
     """Wrap a Keras model so that `fit` trains it by stochastic self-distillation.
 
-    The model itself is trained in place: `ssd.student` is the same object that was passed, ready to be saved, exported
-    and deployed, with the same architecture, size and latency. If it was compiled, its own optimizer (with its state),
-    loss and metrics are used, as in a further `model.fit`; otherwise call `ssd.compile(...)` as usual. Two wrappers of
-    one model share its optimizer. For a fresh optimizer compile the model again.
+    The model is trained in place: `ssd.student` is the object that was passed, with the same architecture, size and
+    latency. If it is compiled, its optimizer (with its state), loss and metrics are used, as in a further `model.fit`;
+    otherwise call `ssd.compile(...)`. Two wrappers of one model share its optimizer. For a fresh optimizer compile the
+    model again.
 
     Args:
-        model: a built `keras.Model` for any task, trained or not. Functional or Sequential; a subclassed model has no
-            graph of layers, so only its outputs can be distilled, and the whole model is run for every teacher.
+        model: a built `keras.Model` for any task, trained or not. A subclassed model has no graph of layers, so only
+            its outputs can be distilled, and the whole model is run for every teacher.
         teacher: where the teachers' weights come from.
             `"self"`: the student's current weights; the teachers branch off its forward pass at the first noise layer.
             `"snapshot"`: a frozen copy of the model's weights at the time of wrapping (`take_snapshot` renews it).
-            `"ema"`: an exponential moving average of the student's weights.
-            A `keras.Model`, or the path of a `.keras` file: another network, frozen. It is not changed.
+            `"ema"`: the exponential moving average of the student's weights.
+            A `keras.Model`, or the path of a `.keras` file: another network, frozen.
 
         num_teachers: (teacher) N, number of stochastic passes per step, at least 1 (2 with guidance).
         teacher_chunk: number of teachers evaluated in one batch; fewer need less memory, with the same result in
@@ -56,15 +56,13 @@ def wrap(
             regression), `"representation"` (mean squared error), or `"both"`.
         kd_weight: weight of the distillation term, >= 0. With 0 no teacher is evaluated and training is that of the
             plain model, bit for bit.
-        kd_sample_weight: whether `sample_weight` and `class_weight` weigh the distillation term, too. With `False` they
-            weigh only the task, and every sample counts fully in the term, so that a sample of weight 0 takes part
-            without a label (`keras_ssd.join_unlabelled`); `metrics` given to `compile` are then weighted. Defaults to
-            `True`.
+        kd_sample_weight: whether `sample_weight` and `class_weight` weigh the distillation term, too. With `False` a
+            sample of weight 0, which needs no label, is distilled as any other (`keras_ssd.join_unlabelled`), and
+            `metrics` given to `compile` are weighted. Defaults to `True`.
         kd_fraction: fraction of each batch used for the term, in (0, 1]: evenly spaced rows, at least one, which are
-            redrawn in every step, so the estimate is unbiased. The student's own pass is not affected. Defaults to
-            `None`: with `"snapshot"` 1, as in the paper; else the largest of 1, 1/2, 1/4, ... for which the
-            multiplications of the passes stay below a quarter of a plain training step. The attribute `teacher_cost` of
-            the result reports both.
+            redrawn in every step, so the estimate is unbiased. Defaults to `None`: with `"snapshot"` 1, as in the
+            paper; else the largest of 1, 1/2, 1/4, ... for which the multiplications of the passes stay below a quarter
+            of a plain training step. The attribute `teacher_cost` of the result reports both.
         temperature: T > 0 of the softmax when outputs are distilled or compared. Defaults to `3.0`.
         representation: name of the layer whose output, flattened, is the representation. Defaults to `None`: the input
             of the last Dense layer. It is looked up only if representations are distilled or compared.
@@ -78,23 +76,22 @@ def wrap(
 
         stochastic_layers: (noise) names of the layers that are random in the teachers, or a predicate on layers. A
             noise layer makes its own noise; the output of any other layer goes through dropout at `dropout_rate` (of
-            whole channels if there are positions), in the teachers only. Defaults to `None`: every noise layer except
-            augmentation. An empty tuple makes one deterministic teacher, as a control without stochasticity.
-        dropout_rate: dropout rate in (0, 1) in the teachers only. In a model without noise layers it is enough on
-            its own: the input of the head (the last layer with weights) then goes through dropout. It replaces the
-            rates of Keras' layers, and of custom layers that name theirs, as `keras_ssd_rates = ("rate",)` in the
-            class. Defaults to `None`: the rates of the noise layers.
+            whole channels if there are positions). Defaults to `None`: every noise layer except augmentation. An empty
+            tuple makes one deterministic teacher, as a control.
+        dropout_rate: dropout rate in (0, 1) in the teachers only. It replaces the rates of Keras' layers, and of custom
+            layers whose class names theirs, `keras_ssd_rates = ("rate",)`. In a model without noise layers the input of
+            the head (the last layer with weights) goes through dropout. Defaults to `None`: the rates of the noise
+            layers.
         augmented_teachers: whether teachers see the same augmented sample as the student, made by augmentation layers
             in the model (from Keras or `keras_ssd.augmentation`), or the clean sample, so that the student learns to
-            give the same answer for both (consistency, as in mean teacher and FixMatch). The clean sample is run
-            through the layers that the teachers otherwise share with the student: with `"self"` this is one more pass,
-            without gradient, with BatchNormalization's moving statistics. Another model always sees the clean sample.
-            Defaults to `True`.
+            give the same answer for both (consistency, as in mean teacher and FixMatch). With `"self"` the clean sample
+            takes one more pass of the layers before the noise, without gradient, with BatchNormalization's moving
+            statistics. Another model always sees the clean sample. Defaults to `True`.
 
         ema_momentum: (average) momentum in [0, 1) of an exponential moving average of the student's weights, which
-            validation uses and which the student holds after `fit`. 0 switches it off. It does not change the raw
-            weights, except with `"ema"`, where it teaches. Defaults to `None`: 0.99 with `"ema"`, and with `"self"`
-            unless `kd_weight` is 0; else 0.
+            validation uses and which the student holds after `fit`. 0 switches it off. Except with `"ema"` it does
+            not change the raw weights. Defaults to `None`: 0.99 with `"ema"`, and with `"self"` unless `kd_weight` is
+            0; else 0.
 
     | | `"self"`, `"ema"` | a model | `"snapshot"` (the paper) |
     |---|---|---|---|
@@ -107,16 +104,15 @@ def wrap(
     | kd_fraction | bounded | bounded | 1 |
     | ema_momentum | 0.99 | 0 | 0 |
 
-    Moving teachers get a small weight because larger weights, and representations with dot products, cost accuracy. A
-    subclassed model with `"snapshot"` takes the middle column: it has no representation. `keras_ssd.PAPER` and
-    `keras_ssd.SEMI_SUPERVISED` are dicts of options: `wrap(model, **keras_ssd.PAPER)`.
+    With moving teachers, larger weights and representations with dot products cost accuracy. A subclassed model with
+    `"snapshot"` takes the middle column: it has no representation. `keras_ssd.PAPER` and `keras_ssd.SEMI_SUPERVISED`
+    are dicts of options: `wrap(model, **keras_ssd.PAPER)`.
 
     Returns:
         An `SSDModel`.
 
     Raises:
-        ValueError: if an option is out of range, no layer makes noise, or the model cannot be distilled this way; the
-            message names the argument, the received value and the remedy.
+        ValueError: if an option is out of range, no layer makes noise, or the model cannot be distilled this way.
 
     Example:
         >>> model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
@@ -133,18 +129,14 @@ def wrap(
 
 def _warn_of_an_ended_schedule(optimizer: Any) -> None:
     """Warn if a learning-rate schedule has come to (nearly) 0, so that training would change nothing."""
-    schedule = None if optimizer is None else keras_names.learning_rate_schedule(optimizer)
+    schedule: Any = None if optimizer is None else keras_names.learning_rate_schedule(optimizer)
     steps = 0 if schedule is None else int(keras.ops.convert_to_numpy(optimizer.iterations))
-    if steps and float(optimizer.learning_rate) <= 1e-3 * _rate_at(schedule, 0):
+    is_schedule = isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule)
+    start = float(schedule(0)) if is_schedule else 0.0  # that of another callable is not known
+    if steps and float(optimizer.learning_rate) <= 1e-3 * start:
         warnings.warn(
             f"`model` has an optimizer whose learning-rate schedule has ended: after {steps} steps the rate is "
             f"{float(optimizer.learning_rate):.3g}. The wrapped model goes on with this optimizer and its state. For a "
             "fresh start compile the model again before wrapping: model.compile(...).",
             stacklevel=3,
         )
-
-
-def _rate_at(schedule: Any, step: int) -> float:
-    """Return the rate of a schedule at a step; the rate of a callable without arguments is not known: 0."""
-    is_schedule = isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule)
-    return float(schedule(step)) if is_schedule else 0.0
