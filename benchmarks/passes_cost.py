@@ -77,9 +77,7 @@ def main():
     print(f"{keras.backend.backend()}, N = {N_PASSES}, batch {BATCH_SIZE}")
     for case in ("head", "blocks"):
         model = network(case)
-        options = dict(stochastic_layers=None, dropout_rate=None, loss=None, chunk=None)
-        passes = uncertainty.UncertaintyPasses(model, N_PASSES, **options)
-        predictor = uncertainty.Predictor(model, model.weights, passes, seed=0)
+        predictor = uncertainty.Predictor(model, N_PASSES, seed=0)
         timed = (model, predictor, network(case, AlwaysOn), noise_alone(case))
         taken = [[seconds(one.predict, x) for one in timed] for _ in range(WARM_UP + REPEATS)]
         plain, stochastic, single, noise = 1000 * np.median(taken[WARM_UP:], axis=0)

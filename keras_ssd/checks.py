@@ -6,44 +6,18 @@ import keras
 
 from keras_ssd.keras_names import is_hub_task, model_classes, package_of
 
-# Methods for training and prediction, which the wrapper would replace by its own.
-_REPLACED = (
-    "compile",
-    "compute_loss",
-    "compute_metrics",
-    "evaluate",
-    "fit",
-    "get_metrics_result",
-    "metrics",
-    "predict",
-    "predict_on_batch",
-    "predict_step",
-    "stateless_compute_loss",
-    "test_on_batch",
-    "test_step",
-    "train_on_batch",
-    "train_step",
-)
 # The methods in which a task of KerasHub runs its preprocessor. Without a preprocessor they do what Keras' own do.
-_PREPROCESSING = (
-    "compile",
-    "evaluate",
-    "fit",
-    "predict",
-    "predict_on_batch",
-    "test_on_batch",
-    "train_on_batch",
+_PREPROCESSING = "compile evaluate fit predict predict_on_batch test_on_batch train_on_batch".split()
+# Methods for training and prediction, which the wrapper would replace by its own.
+_REPLACED = sorted(
+    "compute_loss compute_metrics get_metrics_result metrics predict_step stateless_compute_loss test_step "
+    "train_step".split()
+    + _PREPROCESSING
 )
 
 
 def check_model(argument: str, model: Any, wrapper: Any = None) -> None:
-    """Raise unless `model` is a plain, built `keras.Model`.
-
-    Args:
-        argument: name of the argument, for the error.
-        model: value of the argument.
-        wrapper: a class of which `model` must not be an instance.
-    """
+    """Raise unless the value of an argument is a plain, built `keras.Model`, and no instance of a class `wrapper`."""
     if wrapper is not None and isinstance(model, wrapper):
         raise ValueError(
             f"`{argument}` is wrapped already: {model.name!r} is an {type(model).__name__}. Pass the plain model, "
@@ -59,11 +33,7 @@ def check_model(argument: str, model: Any, wrapper: Any = None) -> None:
 
 
 def check_overrides(model: keras.Model) -> None:
-    """Refuse a model whose class overrides methods for training or prediction, which the wrapper would not call.
-
-    Raises:
-        ValueError: if there are such methods. The message names them and the remedy.
-    """
+    """Raise if a model's class overrides methods for training or prediction, which the wrapper would not call."""
     is_task = is_hub_task(model)
     if is_task and getattr(model, "preprocessor", None) is not None:
         raise ValueError(
@@ -72,7 +42,14 @@ def check_overrides(model: keras.Model) -> None:
             "preprocessor=None (or wrap its backbone with a head) and preprocess the data before training: "
             "dataset.map(preprocessor)."
         )
-    overridden = [name for name in _REPLACED if _is_overridden(model, name, is_task)]
+    owners = {name: next((c for c in type(model).__mro__ if name in vars(c)), None) for name in _REPLACED}
+    # The methods of a task only add its preprocessor to those of `keras.Model`.
+    adds_nothing = _PREPROCESSING if is_task else []
+    overridden = [
+        name
+        for name, owner in owners.items()
+        if owner not in (None, *model_classes()) and not (name in adds_nothing and package_of(owner) == "keras_hub")
+    ]
     if not overridden:
         return
     what = f"`model` has a class that overrides {overridden}: {model.name!r} of type {type(model).__name__}."
@@ -86,11 +63,3 @@ def check_overrides(model: keras.Model) -> None:
         "model (for a functional model: keras.Model(model.inputs, model.outputs)) and move the code of these methods "
         "into a layer, the loss, the data or a subclass of keras_ssd.SSDModel."
     )
-
-
-def _is_overridden(model: keras.Model, name: str, is_task: bool) -> bool:
-    """Return whether a method is neither that of `keras.Model` nor a task's, which only adds a preprocessor to it."""
-    owner = next((c for c in type(model).__mro__ if name in vars(c)), None)
-    if owner is None or owner in model_classes():
-        return False
-    return not (is_task and name in _PREPROCESSING and package_of(owner) == "keras_hub")

@@ -12,7 +12,8 @@ from keras_ssd._typing import Tensor
 from keras_ssd.copies import WeightCopies, arrays, assign
 from keras_ssd.cost import TeacherCost
 from keras_ssd.graph import Graph
-from keras_ssd.output_records import OutputRecords, teacher_logits
+from keras_ssd.masks import merge_axes
+from keras_ssd.output_records import OutputRecords, per_output, teacher_logits
 from keras_ssd.rows import draw_rows, mask_scales, take
 from keras_ssd.settings import Settings
 from keras_ssd.step import StudentPass
@@ -45,36 +46,30 @@ class Distillation(keras.layers.Layer):
     """
 
     def __init__(
-        self,
-        student: keras.Model,
-        settings: Settings,
-        teacher: keras.Model | None = None,
-        network: keras.Model | None = None,
+        self, student: keras.Model, settings: Settings, teacher: Any = None, network: keras.Model | None = None
     ) -> None:
         super().__init__(trainable=False, dtype="float32", autocast=False, name="distillation")
         graph = Graph(student)
         self.wiring = StudentTeacherGraph(graph, None if network is None else Graph(network), settings)
         # A predicate is stored as the names of the chosen layers.
         chosen = None if settings.stochastic_layers is None else self.wiring.noise.names
-        fraction = self.wiring.cost.fraction
-        self.settings = dataclasses.replace(settings, stochastic_layers=chosen, kd_fraction=fraction)
-        is_compared = network is not None and settings.needs_outputs
-        logits = teacher_logits(student, network, teacher) if is_compared else None
+        self.settings = dataclasses.replace(settings, stochastic_layers=chosen, kd_fraction=self.wiring.cost.fraction)
+        logits = None
+        if network is not None and settings.needs_outputs:
+            logits = teacher_logits(student, network, teacher)
         self.output_records = OutputRecords(student, graph, settings.temperature, logits)
         seed = _backend.derived_seed() if settings.seed is None else int(settings.seed)
         self.seed_generator = keras.random.SeedGenerator(seed)
         self.teacher_weights: Any = None
         if settings.kind in ("snapshot", "model"):
             self.teacher_weights = WeightCopies(self.wiring.frozen_variables, name="teacher_weights")
-        self.num_snapshots = self._add_number("num_snapshots", "int32")
-        self.kd_weight = self._add_number("kd_weight", "float32")
+        number: dict[str, Any] = dict(shape=(), initializer="zeros", trainable=False, autocast=False)
+        self.num_snapshots = self.add_weight(dtype="int32", name="num_snapshots", **number)
+        self.kd_weight = self.add_weight(dtype="float32", name="kd_weight", **number)
         self.kd_weight.assign(settings.kd_weight)
         # Untracked, so that a model around the wrapped one does not list it.
         self._kd_loss = Untracked(keras.metrics.Mean(name="kd_loss"))
         self.built = True
-
-    def _add_number(self, name: str, dtype: str) -> Any:
-        return self.add_weight(shape=(), initializer="zeros", dtype=dtype, trainable=False, autocast=False, name=name)
 
     @property
     def kd_loss(self) -> keras.metrics.Metric:
@@ -105,7 +100,7 @@ class Distillation(keras.layers.Layer):
         average: Any = (),
         statistics: Any = None,
     ) -> Tensor:
-        """Return the distillation loss of one batch, without its weight (section 3 of the paper).
+        """Return the distillation loss of one batch, a scalar without its weight (section 3 of the paper).
 
         Args:
             student_pass: the result of `student_pass`.
@@ -113,9 +108,6 @@ class Distillation(keras.layers.Layer):
             sample_weight: the user's sample weights for the outputs. Defaults to `None`.
             average: with `teacher="ema"` the `(variable, average)` pairs of the student. Defaults to none.
             statistics: a `TeacherStatistics` that gets the teachers. Defaults to `None`.
-
-        Returns:
-            Scalar tensor.
         """
         records = self.output_records.describe(y_pred)
         representation, cut_values, scales = student_pass.representation, student_pass.cut_values, None
@@ -123,35 +115,36 @@ class Distillation(keras.layers.Layer):
             whole = tree.flatten(y_pred)
             rows = draw_rows(ops.shape(whole[0])[0], self.settings.kd_fraction, self.seed_generator)
             y_pred, representation, sample_weight = take((y_pred, representation, sample_weight), rows)
-            cut_values = self.wiring.take_rows(cut_values, rows)
+            pairs = zip(cut_values, self.wiring.passes.cut_has_batch, strict=True)
+            cut_values = [take(x, rows) if has_batch else x for x, has_batch in pairs]
             scales = mask_scales(whole, tree.flatten(y_pred))
         step = self.run_teachers(StudentPass(y_pred, representation, cut_values), average)._replace(scales=scales)
         guidance = weigh_teachers(step, records, self.settings)
         if statistics is not None:
             predictions = list(zip(records, step.teacher_outputs, step.masks, strict=False))
             statistics.update_state(guidance, *step.compared, predictions)
-        weights = self.output_records.weights_of(sample_weight if self.settings.kd_sample_weight else None, y_pred)
+        given = sample_weight if self.settings.kd_sample_weight else None
+        weights = per_output(given, y_pred, self.output_records.names)
         loss = distillation_loss(step, guidance, records, self.settings, weights)
         num_samples = ops.shape(tree.flatten(student_pass.outputs)[0])[0]
         self.kd_loss.update_state(loss * _backend.replicas_in_sync(), sample_weight=num_samples)
         return loss
 
     def run_teachers(self, student_pass: StudentPass, average: Any = ()) -> StepOutputs:
-        """Run the teachers of a batch; `average` is as for `term`."""
+        """Run the teachers from the values at the cut; `average` is as for `term`."""
         frozen = self.teacher_weights
         weights = average if frozen is None else frozen.values(self.wiring.frozen_variables)
-        passes = self.wiring.teacher_pass(student_pass.cut_values, self.settings, self.seed_generator, weights)
-        return StepOutputs(tree.flatten(student_pass.outputs), student_pass.representation, *passes)
+        passes, num_teachers, chunk = self.wiring.passes, self.settings.num_teachers, self.settings.teacher_chunk
+        teachers = passes.run(student_pass.cut_values, num_teachers, self.seed_generator, weights, chunk)
+        representation = merge_axes(teachers.pop(), 2) if self.settings.needs_representation else None
+        outputs = tree.flatten(student_pass.outputs)
+        return StepOutputs(outputs, student_pass.representation, tree.flatten(teachers), representation)
 
     def compare(self, x: Any, average: Any = (), percentile: float | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the guidance weights, and the compared features of student and teachers, for one batch.
+        """Return the guidance weights, and the compared features of student and teachers, for one batch of inputs.
 
-        It changes nothing, and returns the same values for the same weights and seed.
-
-        Args:
-            x: one batch of inputs.
-            average: as for `term`.
-            percentile: overrides the percentile of the settings. Defaults to `None`.
+        It changes nothing, and returns the same values for the same weights and seed. `average` is as for `term`; a
+        given `percentile` replaces that of the settings.
 
         Returns:
             `(batch, teachers)`, `(batch, features)` and `(batch, teachers, features)`.

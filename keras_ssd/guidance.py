@@ -84,9 +84,8 @@ def guidance_weights(scores: Tensor, temperature: float = 5.0, percentile: float
     percentile of 90 keeps 3 of 30 teachers but only 1 of 8. The gradient passes through the weights that are kept, as
     in the paper's released code; the filter itself has none.
 
-    A teacher whose score is not finite gets weight 0, so the result stays finite. If no score of a row is finite, all
-    of its weights are equal (and if its teachers are not finite, neither is its target; the training step then omits
-    the term for this sample).
+    A teacher whose score is not finite gets weight 0. If no score of a row is finite, all of its weights are equal (and
+    if its teachers are not finite, neither is its target; the training step then omits the term for this sample).
 
     Args:
         scores: `(batch, teachers)`.
@@ -121,7 +120,11 @@ def guidance_weights(scores: Tensor, temperature: float = 5.0, percentile: float
     exponentials = ops.where(valid, exponentials, ops.zeros_like(scores))
     weights = exponentials / ops.sum(exponentials, axis=-1, keepdims=True)
     if percentile > 0 and scores.shape[-1] != 1:
-        threshold = _least_kept(ops.stop_gradient(weights), percentile)
+        # The smallest weight that is kept is the upper order statistic, wherever the interpolation falls between two.
+        # Rounded, because 100 * 5 / 29 should fall on an order statistic.
+        position = math.ceil(round(percentile * (weights.shape[-1] - 1) / 100, 9))
+        # Not `ops.top_k`: under data parallelism XLA would gather the whole batch for it on every device.
+        threshold = ops.sort(ops.stop_gradient(weights), axis=-1)[:, position : position + 1]
         weights = ops.where(weights >= threshold, weights, ops.zeros_like(weights))
         weights = weights / ops.sum(weights, axis=-1, keepdims=True)
     return weights
@@ -154,7 +157,6 @@ def _weighted_sum(weights: Tensor, teachers: Tensor) -> Tensor:
 
 
 def _custom_scores(student: Tensor, teachers: Tensor, similarity: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Return the scores of a user's similarity, after a check."""
     shapes = f"a student of shape {tuple(student.shape)} and teachers of shape {tuple(teachers.shape)}"
     try:
         scores = ops.convert_to_tensor(similarity(student, teachers))
@@ -173,8 +175,7 @@ def _custom_scores(student: Tensor, teachers: Tensor, similarity: Callable[[Tens
     if not keras.backend.is_float_dtype(dtype):
         raise ValueError(f"`similarity` should return floats. Received: scores of dtype {dtype}")
     if is_concrete(scores) and is_concrete(student):
-        found = ops.any(ops.isfinite(scores), axis=-1)
-        given = ops.all(ops.isfinite(student), axis=-1)
+        found, given = ops.any(ops.isfinite(scores), axis=-1), ops.all(ops.isfinite(student), axis=-1)
         if not bool(ops.all(ops.logical_or(found, ops.logical_not(given)))):
             raise ValueError(
                 "`similarity` should return finite scores. Received: a sample with a finite student, for which no "
@@ -191,14 +192,3 @@ def _unit(x: Tensor) -> Tensor:
     # A vector of zeros stays zero, and its gradient small.
     squared_norm = ops.sum(ops.square(x), axis=-1, keepdims=True)
     return x * ops.rsqrt(ops.where(squared_norm < 1e-24, ops.ones_like(squared_norm), squared_norm))
-
-
-def _least_kept(weights: Tensor, percentile: float) -> Tensor:
-    """Return the smallest weight of each row that is not below its percentile, for a static number of teachers.
-
-    If the percentile lies between two order statistics, this is the upper one, wherever the interpolation falls.
-    """
-    # Rounded, because 100 * 5 / 29 should fall on an order statistic.
-    position = math.ceil(round(percentile * (weights.shape[-1] - 1) / 100, 9))
-    # Not `ops.top_k`: under data parallelism XLA would gather the whole batch for it on every device.
-    return ops.sort(weights, axis=-1)[:, position : position + 1]

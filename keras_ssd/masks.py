@@ -9,20 +9,10 @@ from keras import ops
 from keras_ssd._typing import Tensor
 
 
-def mask_of(x: Tensor) -> Tensor | None:
-    """Return the Keras mask of a layer's output, `None` if it has none."""
-    return _read_mask(x)
-
-
 def fitted(mask: Tensor | None, x: Tensor) -> Tensor | None:
-    """Return a mask with an element for each element of a tensor.
+    """Return a boolean mask of the shape of a tensor, from a mask of its first axes, `(batch, time)` for example.
 
-    Args:
-        mask: boolean tensor of the first axes of `x`, `(batch, time)` for example, or `None`.
-        x: `(batch, ...)`.
-
-    Returns:
-        Boolean tensor of the shape of `x`; `None` without a mask, or if its axes are not the first axes of `x`.
+    The result is `None` without a mask, or if its axes are not the first axes of `x`.
     """
     if mask is None:
         return None
@@ -37,9 +27,9 @@ def fitted(mask: Tensor | None, x: Tensor) -> Tensor | None:
     return ops.logical_and(ops.cast(mask, "bool"), ops.ones_like(x, dtype="bool"))
 
 
-def without_masked(x: Tensor, mask: Tensor | None) -> Tensor:
+def without_masked(x: Tensor, mask: Tensor) -> Tensor:
     """Return a tensor with zeros at its masked elements; the mask may have axes of size 1."""
-    return x if mask is None else ops.where(mask, x, ops.zeros_like(x))
+    return ops.where(mask, x, ops.zeros_like(x))
 
 
 def masked_mean(x: Tensor, mask: Tensor | None, axis: int) -> Tensor:
@@ -50,13 +40,6 @@ def masked_mean(x: Tensor, mask: Tensor | None, axis: int) -> Tensor:
     return ops.sum(without_masked(x, mask), axis=axis) / ops.maximum(count, 1.0)
 
 
-def kept_share(mask: Tensor) -> Tensor:
-    """Return the share of the elements that a mask keeps, as a scalar above 0."""
-    mask = ops.cast(mask, "float32")
-    size = ops.cast(math.prod(ops.shape(mask)), "float32")
-    return ops.maximum(ops.sum(mask) / ops.maximum(size, 1.0), 1e-30)
-
-
 def merge_axes(x: Tensor, start: int, stop: int | None = None) -> Tensor:
     """Merge the axes of a tensor from `start` to before `stop` into one, an axis of size 1 if there are none."""
     shape = ops.shape(x)
@@ -64,21 +47,22 @@ def merge_axes(x: Tensor, start: int, stop: int | None = None) -> Tensor:
     return ops.reshape(x, (*shape[:start], math.prod(shape[start:stop]), *shape[stop:]))
 
 
-def flatten_features(x: Tensor) -> Tensor:
-    """Return the features of each sample, `(batch, features)`, with a mask of the same shape if `x` has a mask."""
-    return _flatten_features(x)
+class MaskLayer(keras.layers.Layer):
+    """A layer without state, because Keras gives masks to layers only.
 
+    An instance is shared by all models: no model tracks it, and `keras.RematScope` does not apply to it.
+    """
 
-class _MaskLayer(keras.layers.Layer):
-    """A layer without state. Keras gives masks to layers only."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(autocast=False, dtype="float32", name=name)
+    def __init__(self) -> None:
+        # TensorFlow opens a scope with the name, which must not begin with an underscore.
+        super().__init__(autocast=False, dtype="float32", name=type(self).__name__.strip("_"))
         self.supports_masking = True
         self.built = True
 
 
-class _ReadMask(_MaskLayer):
+class _MaskOf(MaskLayer):
+    """Returns the Keras mask of a layer's output, `None` if it has none."""
+
     def call(self, x: Tensor, mask: Tensor | None = None) -> Tensor | None:
         return mask
 
@@ -86,7 +70,9 @@ class _ReadMask(_MaskLayer):
         return None
 
 
-class _FlattenFeatures(_MaskLayer):
+class _FlattenFeatures(MaskLayer):
+    """Returns the features of each sample, `(batch, features)`, with a mask of the same shape if there is a mask."""
+
     def call(self, x: Tensor) -> Tensor:
         return merge_axes(x, 1)
 
@@ -95,5 +81,4 @@ class _FlattenFeatures(_MaskLayer):
         return None if mask is None else merge_axes(mask, 1)
 
 
-# Shared by all models: no model tracks them, and `keras.RematScope` does not apply to them.
-_read_mask, _flatten_features = _ReadMask("read_mask"), _FlattenFeatures("flatten_features")
+mask_of, flatten_features = _MaskOf(), _FlattenFeatures()

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 from keras import tree
 
+from keras_ssd._typing import Tensor
 from keras_ssd.graph import Graph, is_functional, output_structure
 from keras_ssd.keras_names import compile_arguments
 from keras_ssd.outputs import Output
@@ -16,218 +17,124 @@ _REGRESSION_LOSSES = frozenset(
     "meansquarederror mse meanabsoluteerror mae meanabsolutepercentageerror mape meansquaredlogarithmicerror msle "
     "huber logcosh cosinesimilarity poisson".split()
 )
+# Layers that only move or average values.
+_TRANSPARENT = tuple(
+    getattr(keras.layers, name)
+    for name in "Average Concatenate Cropping1D Cropping2D Dropout Flatten GlobalAveragePooling1D "
+    "GlobalAveragePooling2D Identity Permute Reshape".split()
+)
 
 
 class OutputRecords:
-    """The record of each output of a model, made once for every `compile`.
+    """The `Output` of each output of a model, found again after every `compile`.
 
-    The records of a subclassed model are known after its first call.
+    A categorical or binary cross-entropy defines the kind of the output; if it has no `from_logits`, the output holds
+    probabilities only if the last activation is a softmax or sigmoid. With any other loss (a custom loss, for example)
+    a softmax or sigmoid defines the kind; any other output is a regression. If only some outputs have a loss, the
+    others are not distilled. Loss weights weigh the terms of several outputs as the task losses.
 
     Args:
-        student: the model.
-        graph: its `Graph`; `None` if nothing is distilled.
+        model: the model. If it is subclassed, its outputs are known after its first call.
+        graph: its `Graph`.
         temperature: T.
-        teacher_from_logits: for the outputs of another network, the result of `teacher_logits`; `None`: the student's.
+        teacher_from_logits: for teachers that are another network, the result of `teacher_logits`. Defaults to `None`:
+            as for the model itself.
 
     Attributes:
-        loss: the loss as given to `compile`.
+        names: names of the outputs of a functional model, or `None`.
     """
 
     def __init__(
-        self,
-        student: keras.Model,
-        graph: Graph | None,
-        temperature: float,
-        teacher_from_logits: list[bool | None] | None,
+        self, model: keras.Model, graph: Graph, temperature: float, teacher_from_logits: list[bool | None] | None = None
     ) -> None:
-        self._student, self._temperature, self._of_teacher = student, temperature, teacher_from_logits
-        self._forms = [] if graph is None or graph.is_opaque else [output_form(graph, x) for x in graph.outputs]
+        self.names = getattr(model, "output_names", None)
+        self._forms, self._temperature, self._of_teacher = _output_forms(graph), temperature, teacher_from_logits
+        self._structure = None if graph.is_opaque else output_structure(model)
         self._records: list[Output] | None = None
-        self.loss: Any = None
+        self._loss: Any = None
         self._loss_weights: Any = None
 
     @property
     def are_known(self) -> bool:
         """Return whether the outputs can be described before the model is called."""
-        return bool(self._forms or self._records)
+        return self._structure is not None or self._records is not None
 
-    def note_compile(self, loss: Any, loss_weights: Any) -> None:
+    def note_compile(self, loss: Any, loss_weights: Any = None) -> None:
         """Describe the outputs again, by the arguments of `compile`."""
-        self.loss, self._loss_weights, self._records = loss, loss_weights, None
-        if self._forms:
+        self._loss, self._loss_weights, self._records = loss, loss_weights, None
+        if self.are_known:
             self.describe()
 
     def describe(self, y_pred: Any = None) -> list[Output]:
-        """Return the records, in the order of the flat outputs.
-
-        Args:
-            y_pred: outputs of the model. Defaults to `None`: the outputs of its graph.
-        """
+        """Return the `Output` of each of the flat outputs; a subclassed model needs its outputs `y_pred`."""
         if self._records is None:
-            structure = output_structure(self._student) if y_pred is None and self._forms else y_pred
-            num_outputs = len(tree.flatten(structure))
-            of_teacher = self._of_teacher
-            if of_teacher is not None and len(of_teacher) != num_outputs:
-                of_teacher = [of_teacher[0]] * num_outputs
-            self._check_axes(structure)
-            self._records = describe_outputs(
-                self._forms if len(self._forms) == num_outputs else [None] * num_outputs,
-                tree.map_structure(lambda _: 0, structure),
-                getattr(self._student, "output_names", None),
-                self._temperature,
-                self.loss,
-                self._loss_weights,
-                of_teacher,
-            )
+            structure = y_pred if self._structure is None else self._structure
+            flat = tree.flatten(structure)
+            given = (per_output(setting, structure, self.names) for setting in (self._loss, self._loss_weights))
+            found = (_for_each(setting, len(flat)) for setting in (self._forms, self._of_teacher or [None]))
+            parts = zip(flat, *given, *found, strict=True)
+            self._records = [self._describe(place, *settings) for place, settings in enumerate(parts)]
         return self._records
 
-    def weights_of(self, sample_weight: Any, y_pred: Any) -> list[Any]:
-        """Return the sample weights of each output, `None` where there are none.
-
-        Args:
-            sample_weight: one tensor for all outputs, a structure like theirs, or a dict of the outputs that have some.
-            y_pred: the outputs.
-        """
-        return per_output(sample_weight, y_pred, getattr(self._student, "output_names", None))
-
-    def _check_axes(self, structure: Any) -> None:
-        losses = per_output(self.loss, structure, getattr(self._student, "output_names", None))
-        for place, (x, loss) in enumerate(zip(tree.flatten(structure), losses, strict=True)):
-            axis = getattr(loss, "axis", -1)
-            if isinstance(axis, int) and axis not in (-1, len(x.shape) - 1):
-                raise ValueError(
-                    f"The classes of output {place} should lie on its last axis, where they are distilled. Received: a "
-                    f"loss with axis={axis}, outputs of shape {tuple(x.shape)}. End the model with "
-                    "keras.layers.Permute and leave `axis` out, or wrap with kd_weight=0."
-                )
-
-
-def describe_outputs(
-    forms: Sequence[str | None],
-    structure: Any,
-    names: Sequence[str] | None,
-    temperature: float,
-    loss: Any = None,
-    loss_weights: Any = None,
-    teacher_from_logits: Sequence[bool | None] | None = None,
-) -> list[Output]:
-    """Describe each output, first by its compiled loss, then by its last activation.
-
-    A categorical or binary cross-entropy defines the kind of the output; if it has no `from_logits`, the output holds
-    probabilities only if the last activation is a softmax or sigmoid. With any other loss (a custom loss, for example)
-    a softmax or sigmoid defines the kind; any other output is a regression. If only some outputs have a loss, the
-    others are not distilled.
-
-    Args:
-        forms: the result of `output_form` for each output.
-        structure: the structure of the outputs, with any leaves.
-        names: names of the outputs of a functional model, by which losses may be given, or `None`.
-        temperature: T.
-        loss: as given to `compile`: a single loss, a structure of losses, or a dict by output name.
-        loss_weights: likewise; they weigh the terms of several outputs as the task losses. May hold variables.
-        teacher_from_logits: for the outputs of another network, the result of `teacher_logits`. Defaults to `None`: as
-            for the student.
-
-    Returns:
-        An `Output` for each output, in the order of the flat outputs.
-
-    Raises:
-        ValueError: if it is unknown whether a classification by another network consists of logits or probabilities.
-    """
-    losses = per_output(loss, structure, names)
-    weights = per_output(loss_weights, structure, names)
-    outputs = []
-    for place, (form, output_loss, weight) in enumerate(zip(forms, losses, weights, strict=True)):
-        kind, from_logits = _kind(output_loss, form)
+    def _describe(self, place: int, x: Tensor, loss: Any, weight: Any, form: str | None, is_logits: Any) -> Output:
+        axis = getattr(loss, "axis", -1)
+        if isinstance(axis, int) and axis not in (-1, len(x.shape) - 1):
+            raise ValueError(
+                f"The classes of output {place} should lie on its last axis. Received: a loss with axis={axis}, and "
+                f"outputs of shape {tuple(x.shape)}. End the model with keras.layers.Permute and leave `axis` out, or "
+                'wrap with kd_weight=0, or pass loss="mse" to `predict_stochastic`, for mean and variance only.'
+            )
+        kind, from_logits = _kind(loss, form)
         weight = 1.0 if weight is None else weight
-        if output_loss is None and loss is not None:
-            # Outputs without a loss are not distilled.
+        if loss is None and self._loss is not None:
             weight = 0.0
-        of_teacher = None if teacher_from_logits is None else teacher_from_logits[place]
-        if teacher_from_logits is not None and of_teacher is None and kind != "regression" and weight != 0.0:
+        if self._of_teacher is not None and is_logits is None and kind != "regression" and weight != 0.0:
             raise ValueError(
                 f"`teacher` does not say whether its output {place} holds logits or probabilities: neither its last "
                 "layer nor a loss says so. Compile it with its loss before wrapping, for example "
                 "teacher.compile(loss=keras.losses.CategoricalCrossentropy(from_logits=True)), or end it with a "
                 "softmax, a sigmoid or a layer without activation."
             )
-        outputs.append(Output(kind, from_logits, temperature, weight, of_teacher))
-    return outputs
+        return Output(kind, from_logits, self._temperature, weight, is_logits)
 
 
-def output_form(graph: Graph, tensor: Any) -> str | None:
-    """Return the last activation on the path to an output.
+def _output_forms(graph: Graph) -> list[str | None]:
+    """Return "softmax", "sigmoid", "linear" or `None` (unknown) for each output; a subclassed model's is unknown."""
+    return [None] if graph.is_opaque else [_form(graph, x) for x in graph.outputs]
 
-    Layers without weights and activation that only move or average values are skipped.
 
-    Args:
-        graph: the `Graph`.
-        tensor: a symbolic output of the graph.
-
-    Returns:
-        `"softmax"`, `"sigmoid"`, `"linear"`, or `None` if it is unknown.
-    """
-    step = None if graph.is_opaque else graph.producer(tensor)
+def _form(graph: Graph, tensor: Any) -> str | None:
+    step = graph.producer(tensor)
     if step is None:
         return None
     activation = getattr(step.layer, "activation", None)
     name = getattr(activation, "__name__", type(step.layer).__name__).lower()
     if name in ("softmax", "sigmoid"):
         return name
-    if not isinstance(step.layer, keras.layers.Layer):
-        return None
-    if step.layer.weights:
+    if getattr(step.layer, "weights", None):
         return "linear" if name == "linear" else None
-    if isinstance(step.layer, _TRANSPARENT):
-        forms = {output_form(graph, x) for x in step.inputs}
-        return forms.pop() if len(forms) == 1 else None
-    return None
+    forms = {_form(graph, x) for x in step.inputs} if isinstance(step.layer, _TRANSPARENT) else set()
+    return forms.pop() if len(forms) == 1 else None
 
 
-_TRANSPARENT = (
-    keras.layers.Average,
-    keras.layers.Concatenate,
-    keras.layers.Cropping1D,
-    keras.layers.Cropping2D,
-    keras.layers.Dropout,
-    keras.layers.Flatten,
-    keras.layers.GlobalAveragePooling1D,
-    keras.layers.GlobalAveragePooling2D,
-    keras.layers.Identity,
-    keras.layers.Permute,
-    keras.layers.Reshape,
-)
+def teacher_logits(model: keras.Model, network: keras.Model, teacher: Any) -> list[bool | None] | None:
+    """Return for each output of another network whether it holds logits (`None`: unknown), by its layers or its loss.
 
-
-def teacher_logits(model: keras.Model, network: keras.Model, teacher: keras.Model) -> list[bool | None] | None:
-    """Return for each output of another network whether it holds logits, by its last layer or its compiled loss.
-
-    Args:
-        model: the student.
-        network: the teacher's network.
-        teacher: the user's argument: the network, or a wrapper of it, either of which may be compiled.
-
-    Returns:
-        A list with `True`, `False` or `None` (unknown) for each output. For a subclassed network of the student's own
-        class `None` instead of the list: both have the same kind of output.
+    The user's argument `teacher` is the network or a wrapper of it, either of which may be compiled. For a subclassed
+    network of the student's own class the result is `None`: both have the same kind of output.
     """
     if type(network) is type(model) and not is_functional(network):
         return None
     compiled = teacher if teacher.compiled else network
     loss = compile_arguments(compiled).get("loss") if compiled.compiled else None
     graph = Graph(network)
-    forms = [output_form(graph, x) for x in graph.outputs]
     losses = per_output(loss, list(graph.outputs), getattr(network, "output_names", None))
-    return [
-        declared_logits(output_loss) if form is None else form == "linear"
-        for form, output_loss in zip(forms, losses, strict=True)
-    ]
+    pairs = zip(_output_forms(graph), losses, strict=True)
+    return [_declared_logits(loss) if form is None else form == "linear" for form, loss in pairs]
 
 
-def declared_logits(loss: Any) -> bool | None:
+def _declared_logits(loss: Any) -> bool | None:
     """Return the `from_logits` of a loss; `None` if it has none."""
-    if isinstance(loss, functools.partial) and "from_logits" in loss.keywords:
-        return bool(loss.keywords["from_logits"])
     if isinstance(loss, str):
         try:
             loss = keras.losses.get(loss)
@@ -235,61 +142,49 @@ def declared_logits(loss: Any) -> bool | None:
             return None
     if hasattr(loss, "from_logits"):
         return bool(loss.from_logits)
-    function = loss.func if isinstance(loss, functools.partial) else loss
-    if inspect.isfunction(function):
-        parameter = inspect.signature(function).parameters.get("from_logits")
+    if inspect.isfunction(loss) or isinstance(loss, functools.partial):
+        parameter = inspect.signature(loss).parameters.get("from_logits")
         if parameter is not None and parameter.default is not inspect.Parameter.empty:
             return bool(parameter.default)
     return None
 
 
 def per_output(setting: Any, structure: Any, names: Sequence[str] | None) -> list[Any]:
-    """Return the setting of each output from one for all outputs, a structure like theirs, or a dict by name.
+    """Return the setting of each flat output, for losses or weights as given to `compile`.
 
-    Args:
-        setting: losses or weights, as given to `compile`.
-        structure: the structure of the outputs, with any leaves.
-        names: names of the outputs.
-
-    Returns:
-        A list in the order of the flat outputs.
+    A setting is one for all outputs, a structure like theirs, or a dict by the keys of the structure or by the names
+    of the outputs; outputs that a dict leaves out get `None`.
     """
-    flat = keras.tree.flatten(structure)
-    if isinstance(setting, dict) and isinstance(structure, dict):
-        keys = sorted(structure)
-        known_by_key = set(setting) <= set(keys)
-        if known_by_key or not names:
-            return [x for key in keys for x in per_output(setting.get(key), structure[key], None)]
+    count = len(tree.flatten(structure))
     if isinstance(setting, dict):
-        known = list(names or [])
-        return [setting.get(name) for name in known] if len(known) == len(flat) else [None] * len(flat)
-    if isinstance(setting, (list, tuple)):
-        if isinstance(structure, (list, tuple)) and len(setting) == len(structure):
-            return [x for s, part in zip(setting, structure, strict=True) for x in per_output(s, part, None)]
-        return list(setting) if len(setting) == len(flat) else [setting[0]] * len(flat)
-    return [setting] * len(flat)
+        if isinstance(structure, dict) and (set(setting) <= set(structure) or not names):
+            return [x for key in sorted(structure) for x in per_output(setting.get(key), structure[key], None)]
+        return [setting.get(name) for name in names] if names and len(names) == count else [None] * count
+    if not isinstance(setting, (list, tuple)):
+        return [setting] * count
+    if isinstance(structure, (list, tuple)) and len(setting) == len(structure):
+        return [x for s, part in zip(setting, structure, strict=True) for x in per_output(s, part, None)]
+    return _for_each(setting, count)
+
+
+def _for_each(items: Sequence[Any], count: int) -> list[Any]:
+    """Return an item for each output; the first item stands for all if there are more or fewer."""
+    return list(items) if len(items) == count else [items[0]] * count
 
 
 def _kind(loss: Any, form: str | None) -> tuple[str, bool]:
     """Return the kind of an output, and whether it holds logits."""
-    name = _name(loss)
-    if "crossentropy" in name or name in ("bce", "kldivergence", "kld"):
-        is_binary = "binary" in name or name == "bce"
-        # The kind of a custom loss ("weighted_crossentropy") follows only from the activation.
-        is_open = not is_binary and "categorical" not in name and name not in ("kldivergence", "kld")
-        kind = "binary" if is_binary or (is_open and form == "sigmoid") else "categorical"
-        declared = declared_logits(loss)
-        if declared is None:
-            # Divergences of distributions take probabilities; for a custom loss only the activation decides.
-            declared = form not in ("softmax", "sigmoid") and name not in ("kldivergence", "kld")
-        return kind, declared
-    if name in _REGRESSION_LOSSES:
-        return "regression", False
-    return {"softmax": "categorical", "sigmoid": "binary"}.get(form or "", "regression"), False
-
-
-def _name(loss: Any) -> str:
-    if isinstance(loss, functools.partial):
-        loss = loss.func
-    name = loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
-    return name.lower().replace("_", "")
+    function = loss.func if isinstance(loss, functools.partial) else loss
+    name = function if isinstance(function, str) else getattr(function, "__name__", type(function).__name__)
+    name = name.lower().replace("_", "")
+    is_divergence = name in ("kldivergence", "kld")  # of distributions: it takes probabilities
+    if "crossentropy" not in name and name != "bce" and not is_divergence:
+        by_form = {"softmax": "categorical", "sigmoid": "binary"}.get(form or "", "regression")
+        return "regression" if name in _REGRESSION_LOSSES else by_form, False
+    # The kind of a custom loss ("weighted_crossentropy") follows only from the activation.
+    is_open = not is_divergence and "categorical" not in name
+    is_binary = "binary" in name or name == "bce" or (is_open and form == "sigmoid")
+    declared = _declared_logits(loss)
+    if declared is None:
+        declared = form not in ("softmax", "sigmoid") and not is_divergence
+    return "binary" if is_binary else "categorical", declared

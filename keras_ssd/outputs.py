@@ -1,74 +1,62 @@
 """One output of a model, and the distance between student and teachers on it: scores, targets and losses."""
 
+import dataclasses
 from typing import Any
 
 import keras
 from keras import ops
 
-from keras_ssd import _backend, guidance
+from keras_ssd import guidance
+from keras_ssd._backend import wide
 from keras_ssd._typing import Tensor
 from keras_ssd.masks import fitted, masked_mean, merge_axes, without_masked
 
 
+@dataclasses.dataclass
 class Output:
     """One output of a model: its kind, scores, targets and loss.
 
-    The kind is one of
-    - `"categorical"`: logits or probabilities of exclusive classes, the last axis;
-    - `"binary"`: one logit or probability per unit;
-    - `"regression"`: values.
-
-    The first two are distilled by the Kullback-Leibler divergence of tempered distributions,
-    `T^2 * KL(sum_i a_i softmax(z_T,i / T) || softmax(z_S / T))`, the last by the mean squared error. A unit of a binary
-    output is a distribution over two classes; the divergence is averaged over the units, as in Keras' binary
+    Classifications are distilled by the Kullback-Leibler divergence of tempered distributions,
+    `T^2 * KL(sum_i a_i softmax(z_T,i / T) || softmax(z_S / T))`, regressions by the mean squared error. A unit of a
+    binary output is a distribution over two classes; the divergence is averaged over the units, as in Keras' binary
     cross-entropy.
 
-    Args:
-        kind: one of the three above.
+    In the methods, `student` is the student's output `(batch, ...)`, `teachers` that of the teachers `(batch, teachers,
+    ...)`, `weights` the guidance weights `(batch, teachers)`, and `mask` the Keras mask of the student's output.
+
+    Attributes:
+        kind: `"categorical"` (exclusive classes, the last axis), `"binary"` (one value per unit) or `"regression"`.
         from_logits: whether the student's output holds logits, not probabilities.
         temperature: T > 0.
-        weight: factor of this output's term, a number or a variable.
+        weight: factor of this output's term, a number or a variable. Defaults to 1.
         teacher_from_logits: whether the teachers' output holds logits. Defaults to `None`: as the student's.
     """
 
-    def __init__(
-        self,
-        kind: str,
-        from_logits: bool,
-        temperature: float,
-        weight: Any = 1.0,
-        teacher_from_logits: bool | None = None,
-    ) -> None:
-        self.kind = kind
-        self.from_logits = from_logits
-        self.teacher_from_logits = from_logits if teacher_from_logits is None else teacher_from_logits
-        self.temperature = temperature
-        self.weight = weight
+    kind: str
+    from_logits: bool
+    temperature: float
+    weight: Any = 1.0
+    teacher_from_logits: bool | None = None
 
-    def __repr__(self) -> str:
-        return f"Output({self.kind!r}, from_logits={self.from_logits}, weight={self.weight})"
+    def __post_init__(self) -> None:
+        if self.teacher_from_logits is None:
+            self.teacher_from_logits = self.from_logits
 
     @property
     def is_distilled(self) -> bool:
-        """Return whether the output is distilled: its weight is not zero, or is a variable."""
+        """Return whether the weight is not zero, or is a variable."""
         return not isinstance(self.weight, (int, float)) or self.weight > 0
 
     def scores(self, student: Tensor, teachers: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return minus the divergence of each teacher from the student, averaged over unmasked positions.
 
-        Args:
-            student: `(batch, ...)`.
-            teachers: `(batch, teachers, ...)`.
-            mask: the Keras mask of the student's output, or `None`.
-
-        Returns:
-            `(batch, teachers)`, 0 for a sample without unmasked positions. For regression, minus half the mean squared
-            difference: the divergence of two normal distributions of unit variance.
+        It is `(batch, teachers)`, and 0 for a sample without unmasked positions. For regression it is minus half the
+        mean squared difference: the divergence of two normal distributions of unit variance.
         """
         batch, num_teachers = ops.shape(student)[0], teachers.shape[1]
         mask = self._position_mask(mask, student)
-        student = ops.stop_gradient(self._features(student, self.from_logits, 1))
-        teachers = self._features(teachers, self.teacher_from_logits, 2)
+        student = ops.stop_gradient(self._features(student))
+        teachers = self._features(teachers, 2)
         if self.kind == "regression":
             width = ops.cast(ops.shape(student)[1], student.dtype)
             if mask is not None:
@@ -77,41 +65,26 @@ class Output:
                 width = ops.maximum(ops.sum(ops.cast(mask, student.dtype), axis=1, keepdims=True), 1.0)
             return guidance.similarity_scores(student, teachers, "euclidean") / (2 * width)
         # A row for each position, so that the equations take (batch * positions, teachers, classes).
-        scores = guidance.similarity_scores(
-            merge_axes(student, 0, 2), merge_axes(ops.swapaxes(teachers, 1, 2), 0, 2), "kl"
-        )
-        scores = ops.reshape(scores, (batch, ops.shape(student)[1], num_teachers))
+        rows = merge_axes(student, 0, 2), merge_axes(ops.swapaxes(teachers, 1, 2), 0, 2)
+        scores = ops.reshape(guidance.similarity_scores(*rows, "kl"), (batch, ops.shape(student)[1], num_teachers))
         return masked_mean(scores, None if mask is None else ops.expand_dims(mask, -1), axis=1)
 
     def target(self, weights: Tensor, student: Tensor, teachers: Tensor) -> Tensor:
         """Return the weighted mean of the teachers' tempered distributions (or values), without a gradient to them.
 
-        If a sample's target is not finite, the student's own distribution replaces it: no term, no gradient.
-
-        Args:
-            weights: `(batch, teachers)`.
-            student: `(batch, ...)`.
-            teachers: `(batch, teachers, ...)`.
-
-        Returns:
-            `(batch, ...)`, for a binary output `(batch, ..., 2)`.
+        It is `(batch, ...)`, for a binary output `(batch, ..., 2)`. If a sample's target is not finite, the student's
+        own distribution replaces it: no term, no gradient.
         """
         shape = ops.shape(student) + ((2,) if self.kind == "binary" else ())
-        own = merge_axes(ops.stop_gradient(self._probabilities(student, self.from_logits, 1)), 1)
-        teachers = merge_axes(self._probabilities(teachers, self.teacher_from_logits, 2), 2)
+        own = merge_axes(ops.stop_gradient(self._probabilities(student)), 1)
+        teachers = merge_axes(self._probabilities(teachers, 2), 2)
         return ops.reshape(finite_or(guidance.guided_target(weights, teachers), own), shape)
 
     def loss(self, target: Tensor, student: Tensor, sample_weight: Tensor | None) -> Tensor:
-        """Return the distillation loss, reduced, weighted, masked and scaled over replicas as Keras' own losses.
-
-        Args:
-            target: the result of `target`.
-            student: `(batch, ...)`.
-            sample_weight: the user's sample weights, or `None`.
-        """
-        loss = _OutputLoss(self, dtype=keras.backend.standardize_dtype(target.dtype))(
-            target, student, sample_weight=sample_weight
-        )
+        """Return the distillation loss, reduced, weighted, masked and scaled over replicas as Keras' own losses."""
+        loss_of = _OutputLoss(name="kd_loss", dtype=keras.backend.standardize_dtype(target.dtype))
+        loss_of.output = self
+        loss = loss_of(target, student, sample_weight=sample_weight)
         is_number = isinstance(self.weight, (int, float))
         return (self.weight if is_number else ops.cast(ops.convert_to_tensor(self.weight), loss.dtype)) * loss
 
@@ -119,74 +92,61 @@ class Output:
         """Return the loss of each sample and position."""
         if self.kind == "regression":
             return ops.mean(ops.square(target - student), axis=-1)
-        log_student = ops.log_softmax(self._features(student, self.from_logits, 1), axis=-1)
+        log_student = ops.log_softmax(self._features(student), axis=-1)
         target = ops.reshape(target, ops.shape(log_student))
-        # 0 log 0 = 0
-        log_target = ops.log(ops.maximum(target, 1e-30))
+        log_target = ops.log(ops.maximum(target, 1e-30))  # 0 log 0 = 0
         divergence = ops.sum(target * (log_target - log_student), axis=-1) * self.temperature**2
         if self.kind == "binary":
             return ops.mean(ops.reshape(divergence, ops.shape(student)), axis=-1)
         return ops.reshape(divergence, ops.shape(student)[:-1])
 
     def disagreement(self, teachers: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Return the share of the teachers outside the majority, averaged over unmasked positions (or binary units).
+        """Return the share of the teachers outside the majority, averaged over unmasked positions or units, `(batch,)`.
 
-        Args:
-            teachers: the teachers' classifications, `(batch, teachers, ...)`.
-            mask: the Keras mask of the student's output, or `None`.
-
-        Returns:
-            `(batch,)`.
+        It is for classifications.
         """
         mask = self._position_mask(mask, teachers[:, 0])
         if self.kind == "binary":
             votes = merge_axes(teachers, 2) > (0.0 if self.teacher_from_logits else 0.5)
             share = ops.mean(ops.cast(votes, "float32"), axis=1)
-            return masked_mean(1.0 - ops.maximum(share, 1.0 - share), mask, axis=1)
-        classes = ops.argmax(merge_axes(teachers, 2, len(teachers.shape) - 1), axis=-1)
-        votes = ops.one_hot(classes, teachers.shape[-1], dtype="float32")
-        return masked_mean(1.0 - ops.max(ops.mean(votes, axis=1), axis=-1), mask, axis=1)
+            majority = ops.maximum(share, 1.0 - share)
+        else:
+            classes = ops.argmax(merge_axes(teachers, 2, len(teachers.shape) - 1), axis=-1)
+            votes = ops.one_hot(classes, teachers.shape[-1], dtype="float32")
+            majority = ops.max(ops.mean(votes, axis=1), axis=-1)
+        return masked_mean(1.0 - majority, mask, axis=1)
 
     def _position_mask(self, mask: Tensor | None, x: Tensor) -> Tensor | None:
         """Return the mask of each position (of each unit or value unless categorical), `(batch, positions)`."""
-        mask = None if mask is None else fitted(mask, x[..., 0] if self.kind == "categorical" else x)
+        mask = fitted(mask, x[..., 0] if self.kind == "categorical" else x)
         return None if mask is None else merge_axes(mask, 1)
 
-    def _features(self, x: Tensor, from_logits: bool, start: int) -> Tensor:
+    def _features(self, x: Tensor, start: int = 1) -> Tensor:
         """Return tempered logits, over two classes for a binary output; the values themselves for regression.
 
-        All positions are on one axis, because TensorFlow's softmax takes at most five axes.
-
-        Args:
-            x: the output of the student, `(batch, ...)`, or of the teachers, `(batch, teachers, ...)`.
-            from_logits: whether it holds logits.
-            start: number of axes before the positions, 1 or 2.
-
-        Returns:
-            `(batch, [teachers,] positions, classes)`; for regression `(batch, [teachers,] values)`.
+        `start` is the number of axes before the positions, 2 for the teachers. The positions are merged into one axis,
+        because TensorFlow's softmax takes at most five axes.
         """
-        x = _backend.wide(x)
+        x = wide(x)
         if self.kind == "regression":
             return merge_axes(x, start)
         x = merge_axes(x, start, len(x.shape) - (self.kind == "categorical"))
-        if not from_logits:
+        if not (self.from_logits if start == 1 else self.teacher_from_logits):
             floor = keras.config.epsilon()
             x = ops.clip(x, floor, 1.0 - floor) if self.kind == "binary" else ops.maximum(x, floor)
             x = ops.log(x) - ops.log1p(-x) if self.kind == "binary" else ops.log(x)
         x = x / self.temperature
         return ops.stack([x, ops.zeros_like(x)], axis=-1) if self.kind == "binary" else x
 
-    def _probabilities(self, x: Tensor, from_logits: bool, start: int) -> Tensor:
-        features = self._features(x, from_logits, start)
+    def _probabilities(self, x: Tensor, start: int = 1) -> Tensor:
+        features = self._features(x, start)
         return features if self.kind == "regression" else ops.softmax(features, axis=-1)
 
 
 class _OutputLoss(keras.losses.Loss):
     """`Output.values` as a Keras loss: the base class handles weights, masks, reduction and replicas."""
 
-    def __init__(self, output: Output, dtype: str) -> None:
-        super().__init__(name="kd_loss", dtype=dtype)
-        self.output = output
+    output: Output
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         return self.output.values(y_true, y_pred)

@@ -1,6 +1,6 @@
-"""Plots of a distillation. matplotlib is imported only when a function is called."""
+"""Plots of a distillation. matplotlib is imported when a figure is made."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -34,11 +34,9 @@ def plot_teacher_weights(ssd: SSDModel, x: Any, ax: "Axes | None" = None) -> "Ax
     num_teachers = before.shape[1]
     gap = np.full((len(before), 1), np.nan)
     image = ax.imshow(np.hstack([before, gap, after]), aspect="auto", interpolation="nearest", vmin=0.0)
-    middle = (num_teachers - 1) / 2
     labels = [f"before the percentile\n({num_teachers} teachers)", f"after ({ssd.settings.percentile:g})"]
-    ax.set_xticks([middle, num_teachers + 1 + middle], labels)
-    ax.set_ylabel("sample")
-    ax.set_title("weights of the teachers")
+    ax.set_xticks([(num_teachers - 1) / 2, (3 * num_teachers + 1) / 2], labels)
+    ax.set(ylabel="sample", title="weights of the teachers")
     ax.figure.colorbar(image, ax=ax)
     return ax
 
@@ -75,25 +73,25 @@ def plot_representations(
             f"samples={samples!r}"
         )
     ax = _axes(ax)
-    points = [np.vstack([teachers[s], target[s : s + 1], student[s : s + 1]]) for s in samples]
-    project, shares = _principal_components(np.concatenate(points))
-    for number, (sample, own) in enumerate(zip(samples, points, strict=True)):
-        places = project(own)
+    points = np.concatenate([[*teachers[s], target[s], student[s]] for s in samples])
+    points = points - points.mean(axis=0)
+    _, singular, axes = np.linalg.svd(points, full_matrices=False)
+    # With fewer than two features or points there are fewer than two principal axes.
+    axes = np.vstack([axes, np.zeros((2, points.shape[1]))])[:2]
+    shares = np.append(np.square(singular), [0.0, 0.0])[:2] / max(np.square(singular).sum(), 1e-30)
+    for number, (sample, places) in enumerate(zip(samples, np.split(points @ axes.T, len(samples)), strict=True)):
         color = f"C{number % 10}"
         ax.scatter(places[:-2, 0], places[:-2, 1], s=14, alpha=0.5, color=color, label=f"teachers of sample {sample}")
         marks: dict[str, Any] = dict(s=110, color=color, edgecolors="black", zorder=3)
         ax.scatter(*places[-2], marker="*", label=f"target of sample {sample}", **marks)
         ax.scatter(*places[-1], marker="X", label=f"student, sample {sample}", **marks)
-    ax.set_xlabel(f"first principal component ({shares[0]:.0%} of the variance)")
-    ax.set_ylabel(f"second ({shares[1]:.0%})")
+    ax.set(xlabel=f"first principal component ({shares[0]:.0%} of the variance)", ylabel=f"second ({shares[1]:.0%})")
     ax.legend(fontsize="small")
     return ax
 
 
 def plot_history(
-    history: "keras.callbacks.History | dict[str, list[float]]",
-    names: Iterable[str] | None = None,
-    ax: "Axes | None" = None,
+    history: "keras.callbacks.History | dict[str, Any]", names: Iterable[str] | None = None, ax: "Axes | None" = None
 ) -> "Axes":
     """Draw the curves of a training run: losses, and on a second axis the statistics of `TeacherMonitor`, if any.
 
@@ -119,39 +117,20 @@ def plot_history(
     if unknown or not names:
         raise ValueError(f"`names` should be taken from {sorted(history)}. Received: {unknown or names}")
     ax = _axes(ax)
-    second = None
+    second = ax.twinx() if any(name in TeacherStatistics.names for name in names) else None
     handles = []
     for number, name in enumerate(names):
-        axis = ax
-        if name in TeacherStatistics.names:
-            second = axis = ax.twinx() if second is None else second
+        axis, style = (second, "--") if second is not None and name in TeacherStatistics.names else (ax, "-")
         epochs = np.arange(1, len(history[name]) + 1)
-        style = "--" if axis is second else "-"
         handles += axis.plot(epochs, history[name], style, marker=".", color=f"C{number % 10}", label=name)
-    ax.set_xlabel("epoch")
-    left = [name for name in names if name not in TeacherStatistics.names]
-    ax.set_ylabel("loss" if all(name.endswith("loss") for name in left) else "value")
+    are_losses = all(name.endswith("loss") or name in TeacherStatistics.names for name in names)
+    ax.set(xlabel="epoch", ylabel="loss" if are_losses else "value")
     if second is not None:
         second.set_ylabel("teachers")
     # A single legend for both axes, above them, where there are no curves.
-    (ax if second is None else second).legend(
-        handles=handles,
-        fontsize="small",
-        loc="lower center",
-        bbox_to_anchor=(0.5, 1),
-        ncols=2 if len(handles) < 6 else 3,
-    )
+    places: dict[str, Any] = dict(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2 if len(handles) < 6 else 3)
+    (ax if second is None else second).legend(handles=handles, fontsize="small", **places)
     return ax
-
-
-def _principal_components(points: np.ndarray) -> tuple[Callable[[np.ndarray], np.ndarray], np.ndarray]:
-    """Return a projection on the two main axes of `(points, features)`, and their shares of the variance."""
-    center = points.mean(axis=0)
-    _, singular, axes = np.linalg.svd(points - center, full_matrices=False)
-    # With fewer than two features or points there are fewer than two axes.
-    axes = np.vstack([axes, np.zeros((2, points.shape[1]))])[:2]
-    power = np.concatenate([np.square(singular), np.zeros(2)])
-    return (lambda x: (x - center) @ axes.T), power[:2] / max(power.sum(), 1e-30)
 
 
 def _axes(ax: "Axes | None") -> "Axes":
@@ -160,9 +139,8 @@ def _axes(ax: "Axes | None") -> "Axes":
     try:
         from matplotlib import pyplot
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "Plots need matplotlib, which is not installed: pip install matplotlib.", name="matplotlib"
-        ) from error
+        message = "Plots need matplotlib, which is not installed: pip install matplotlib."
+        raise ModuleNotFoundError(message, name="matplotlib") from error
     return pyplot.subplots(layout="constrained")[1]
 
 

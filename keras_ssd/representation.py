@@ -11,10 +11,9 @@ from keras_ssd.settings import Settings
 
 
 def find_representation(graph: Graph, name: str | None) -> Any:
-    """Return the symbolic tensor of the representation: a named layer's output, or the input of the last Dense layer.
+    """Return the symbolic output of the layer with a name, or the input of the last Dense layer if it is `None`.
 
-    Returns:
-        A symbolic tensor; `None` for a subclassed model if no name is given.
+    A subclassed model has no layers: the result is `None` without a name.
 
     Raises:
         ValueError: if there is no such layer, or several layers have the name.
@@ -27,16 +26,26 @@ def find_representation(graph: Graph, name: str | None) -> Any:
             f"Received: representation={name!r}. Build the model with the functional API, or distil the outputs."
         )
     if name is None:
-        dense = _dense_steps(graph)
-        if not dense or _has_weights_after(dense[-1], graph):
+        dense = [step for step in graph.needed(graph.outputs) if isinstance(step.layer, keras.layers.Dense)]
+        after = list(_steps_after(dense[-1], graph)) if dense else []
+        # With weights after it, the last Dense layer is not the head.
+        if not dense or any(isinstance(step.layer, keras.Layer) and step.layer.weights for step, _ in after):
             raise ValueError(
                 f"`representation` is None, which means the input of the last Dense layer, but the model "
                 f"{graph.model.name!r} has no Dense layer as its head. Pass the name of one of its layers: "
                 f"{layer_names(graph)}"
             )
+        # In an ensemble the input of the last head belongs to only one member.
+        leads_to_last = graph.needed(dense[-1].inputs)
+        for later, others in after:
+            if any(step in dense and step not in leads_to_last for step in graph.needed(others)):
+                raise ValueError(
+                    f"`representation` is not a layer of the model {graph.model.name!r}, so it means the input of the "
+                    f"last Dense layer, but {later.layer.name!r} merges the outputs of several Dense layers. Name a "
+                    'layer, or distil only the outputs: distill="outputs" with similarity="kl" or "uniform".'
+                )
         return dense[-1].inputs[0]
-    called = [(step.layer, step.outputs) for step in graph.steps] + graph.nested
-    called = [(layer, outputs) for layer, outputs in called if layer.name == name]
+    called = [(layer, outputs) for layer, outputs in _called(graph) if layer.name == name]
     if not called:
         raise ValueError(
             f"`representation` should name a layer of the model {graph.model.name!r}. Received: "
@@ -50,43 +59,28 @@ def find_representation(graph: Graph, name: str | None) -> Any:
     return called[-1][1][0]
 
 
-def check_single_head(graph: Graph) -> None:
-    """Refuse merged heads: the input of the last head belongs to only one member of an ensemble."""
-    dense = _dense_steps(graph)
-    leads_to_last = graph.needed(dense[-1].inputs)
-    for later, others in _steps_after(dense[-1], graph):
-        if any(step in dense and step not in leads_to_last for step in graph.needed(others)):
-            raise ValueError(
-                f"`representation` is not a layer of the model {graph.model.name!r}, so it means the input of the last "
-                f"Dense layer, but {later.layer.name!r} merges the outputs of several Dense layers. Name a layer, or "
-                'distil only the outputs: distill="outputs" with similarity="kl" or "uniform".'
-            )
+def find_representations(student: Graph, teacher: Graph, settings: Settings) -> list[Any]:
+    """Return the symbolic representations of student and teacher, which may be the same graph.
 
-
-def check_representations(student: Any, teacher: Any, settings: Settings) -> None:
-    """Raise unless student and teacher have representations of the same width."""
-    if student is None or teacher is None:
+    Raises:
+        ValueError: if a representation is not found, or the two differ in width.
+    """
+    name = settings.representation
+    names = [name if graph is student or name in layer_names(graph) else None for graph in (student, teacher)]
+    found = [find_representation(graph, one) for graph, one in zip((student, teacher), names, strict=True)]
+    if any(x is None for x in found):
         raise ValueError(
             "A subclassed model has no graph of layers in which a representation could be found. Pass "
             'distill="outputs" with similarity="kl" or "uniform", or build the model with the functional API. '
             f"Received: distill={settings.distill!r}, similarity={settings.similarity!r}"
         )
-    widths = [None if None in x.shape[1:] else math.prod(x.shape[1:]) for x in (student, teacher)]
+    widths = [None if None in x.shape[1:] else math.prod(x.shape[1:]) for x in found]
     if widths[0] != widths[1]:
         raise ValueError(
             f"`teacher` has a representation of {widths[1]} features, but the student's has {widths[0]}. Name layers "
             'of equal width by `representation`, or pass distill="outputs" with similarity="kl" or "uniform".'
         )
-
-
-def _dense_steps(graph: Graph) -> list[Step]:
-    """Return the calls of Dense layers that lead to the outputs, in order."""
-    return [step for step in graph.needed(graph.outputs) if isinstance(step.layer, keras.layers.Dense)]
-
-
-def _has_weights_after(step: Step, graph: Graph) -> bool:
-    """Return whether there are layers with weights between a step and the outputs: then it is not the head."""
-    return any(isinstance(later.layer, keras.Layer) and later.layer.weights for later, _ in _steps_after(step, graph))
+    return found
 
 
 def _steps_after(step: Step, graph: Graph) -> Iterator[tuple[Step, list[Any]]]:
@@ -102,4 +96,8 @@ def _steps_after(step: Step, graph: Graph) -> Iterator[tuple[Step, list[Any]]]:
 
 def layer_names(graph: Graph) -> list[str]:
     """Return the names of the layers of a graph, and of the nested models that were expanded."""
-    return [step.layer.name for step in graph.steps] + [model.name for model, _ in graph.nested]
+    return [layer.name for layer, _ in _called(graph)]
+
+
+def _called(graph: Graph) -> list[tuple[Any, list[Any]]]:
+    return [(step.layer, step.outputs) for step in graph.steps] + graph.nested

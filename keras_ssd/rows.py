@@ -1,5 +1,6 @@
 """The distillation term on a part of each batch: how rows are drawn and taken."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ from keras import ops, tree
 
 from keras_ssd import _backend
 from keras_ssd._typing import Tensor
-from keras_ssd.masks import kept_share, mask_of
+from keras_ssd.masks import MaskLayer, mask_of
 
 
 def draw_rows(batch: Any, fraction: float, seed_generator: keras.random.SeedGenerator) -> Tensor:
@@ -30,8 +31,7 @@ def draw_rows(batch: Any, fraction: float, seed_generator: keras.random.SeedGene
         places in each group.
     """
     share = keras.random.uniform((), seed=seed_generator)
-    start = ops.cast(ops.floor(share * ops.cast(batch, "float32")), "int32")
-    return spaced_rows(start, batch, fraction)
+    return spaced_rows(ops.cast(ops.floor(share * ops.cast(batch, "float32")), "int32"), batch, fraction)
 
 
 def spaced_rows(start: Tensor, batch: Any, fraction: float) -> Tensor:
@@ -57,12 +57,7 @@ def spaced_rows(start: Tensor, batch: Any, fraction: float) -> Tensor:
 
 
 def take_rows(x: Tensor, rows: Tensor) -> Tensor:
-    """Return the drawn rows of a tensor `(batch, ...)`.
-
-    Args:
-        x: the tensor.
-        rows: the result of `draw_rows`.
-    """
+    """Return the drawn rows (the result of `draw_rows`) of a tensor `(batch, ...)`."""
     (groups, count), shape = ops.shape(rows), ops.shape(x)
     # Rows are taken along an axis that is not split over devices: otherwise XLA would sum the parts of all devices.
     grouped = ops.reshape(x, (groups, shape[0] // groups, *shape[1:]))
@@ -75,36 +70,29 @@ def take(structure: Any, rows: Tensor) -> Any:
     `None`, scalars and tensors of one row, which broadcast, are returned as they are.
     """
 
-    def of_one(x: Any) -> Any:
+    def taken(x: Any) -> Any:
         shape: Any = getattr(x, "shape", ())
         return x if len(shape) == 0 or shape[0] == 1 else _take_rows([x, rows])
 
-    return tree.map_structure(of_one, structure)
+    return tree.map_structure(taken, structure)
 
 
 def mask_scales(whole: Sequence[Tensor], taken: Sequence[Tensor]) -> list[Tensor | None]:
-    """Return factors for the losses of the drawn rows of masked outputs, `None` for outputs without a mask.
+    """Return factors for the losses of the drawn rows of outputs, `None` for outputs without a mask.
 
     They correct masked means, because the drawn rows may contain more or fewer unmasked values than the batch.
-
-    Args:
-        whole: the outputs for the whole batch.
-        taken: the outputs for the drawn rows.
     """
+
+    def kept_share(mask: Tensor) -> Tensor:
+        size = ops.cast(math.prod(ops.shape(mask)), "float32")
+        return ops.maximum(ops.sum(ops.cast(mask, "float32")) / ops.maximum(size, 1.0), 1e-30)
+
     masks = [(mask_of(x), mask_of(part)) for x, part in zip(whole, taken, strict=True)]
     return [None if mask is None else kept_share(part) / kept_share(mask) for mask, part in masks]
 
 
-class _TakeRows(keras.layers.Layer):
-    """`take_rows` as a layer, because Keras gives masks to layers only.
-
-    The rows are part of the first argument, because `compute_mask` gets no other.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(autocast=False, dtype="float32", name="take_rows")
-        self.supports_masking = True
-        self.built = True
+class _TakeRows(MaskLayer):
+    """`take_rows` with its mask. The rows are part of the first argument, because `compute_mask` gets no other."""
 
     def call(self, inputs: Sequence[Tensor]) -> Tensor:
         return take_rows(*inputs)
@@ -114,5 +102,4 @@ class _TakeRows(keras.layers.Layer):
         return None if mask is None else take_rows(mask, inputs[1])
 
 
-# Shared by all models: no model tracks it, and `keras.RematScope` does not apply to it.
 _take_rows = _TakeRows()

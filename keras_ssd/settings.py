@@ -42,26 +42,21 @@ class Settings:
     """
 
     kind: str
-    # teacher
     num_teachers: int
     teacher_chunk: int | None
     seed: int | None
-    # term
     distill: str
     kd_weight: float
     kd_sample_weight: bool
     kd_fraction: Any  # a float; `None` until the cost of the teachers is known
     temperature: float
     representation: str | None
-    # guidance
     similarity: str | Callable
     guidance_temperature: float
     percentile: float
-    # noise
     stochastic_layers: str | Sequence[str] | Callable | None
     dropout_rate: float | None
     augmented_teachers: bool
-    # average
     ema_momentum: float
 
     def __post_init__(self) -> None:
@@ -121,12 +116,9 @@ _COMMON: dict[str, Any] = dict(temperature=3.0, kd_sample_weight=True, augmented
 
 
 def resolve(kind: str, defaults: str | None = None, **given: Any) -> Settings:
-    """Return the `Settings` of a `kind` for the options that the user gave; `None` means the default of that kind.
+    """Return the `Settings` for a kind of teacher and the options that the user gave (`None`: the kind's default).
 
-    Args:
-        kind: `"self"`, `"snapshot"`, `"ema"` or `"model"`.
-        defaults: the kind whose defaults apply. Defaults to `None`: `kind`.
-        **given: options of `wrap`.
+    `defaults` names another kind whose defaults apply.
 
     Raises:
         ValueError: if an option is out of range.
@@ -161,14 +153,10 @@ def resolve(kind: str, defaults: str | None = None, **given: Any) -> Settings:
 
 
 def check_number(name: str, value: Any, interval: str, remedy: str = "", optional: bool = False) -> None:
-    """Raise `ValueError` unless an option is a number (no bool) in an interval.
+    """Raise `ValueError` unless the option `name` is a number (no bool) in an interval.
 
-    Args:
-        name: name of the option.
-        value: the value as given.
-        interval: for example `"[0, 1)"` or `"(0, inf)"`; a square bracket where the bound itself is allowed.
-        remedy: what else is allowed, for the message. Defaults to nothing.
-        optional: whether `None` is allowed. Defaults to `False`.
+    In the interval, `"[0, 1)"` for example, a square bracket allows the bound itself. `remedy` is the part of the
+    message that says what else is allowed. `optional` allows `None`.
     """
     low, high = map(float, interval[1:-1].split(", "))
     is_number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)

@@ -19,8 +19,7 @@ class StepOutputs(NamedTuple):
 
     Attributes:
         outputs: the student's outputs, a flat list, `(batch, ...)` each, with their Keras masks.
-        representation: the student's representation, `(batch, features)`, with a mask of this shape or without one, or
-            `None`.
+        representation: the student's, `(batch, features)`, with a mask of this shape or without one; or `None`.
         teacher_outputs: a flat list, `(batch, teachers, ...)` each, empty if the teachers stop at the representation.
         teacher_representations: `(batch, teachers, features)`, or `None`.
         scales: the result of `rows.mask_scales` if these are only some rows of the batch, or `None`.
@@ -38,11 +37,9 @@ class StepOutputs(NamedTuple):
 
         These are the representations, or the first output if there are no representations; zeros if they are masked.
         """
-        if self.representation is None:
-            student = flatten_features(self.outputs[0])
-            teachers = merge_axes(self.teacher_outputs[0], 2)
-        else:
-            student, teachers = self.representation, self.teacher_representations
+        student, teachers = self.representation, self.teacher_representations
+        if student is None:
+            student, teachers = flatten_features(self.outputs[0]), merge_axes(self.teacher_outputs[0], 2)
         mask = mask_of(student)
         if mask is None:
             return student, teachers
@@ -57,19 +54,11 @@ class StepOutputs(NamedTuple):
 def weigh_teachers(
     step: StepOutputs, outputs: Sequence[Output], settings: Settings, percentile: float | None = None
 ) -> Tensor:
-    """Return the guidance weights of the teachers.
+    """Return the guidance weights of the teachers, `(batch, teachers)`; every row sums to 1.
 
     The gradient passes through the scores of representations, as in the paper's released code, but not through the
-    scores of outputs ("kl"): a student that teaches itself could lower the term by choosing its teachers.
-
-    Args:
-        step: a `StepOutputs`.
-        outputs: the `Output` of each output.
-        settings: a `Settings`.
-        percentile: overrides the percentile of the settings. Defaults to `None`.
-
-    Returns:
-        `(batch, teachers)`, every row sums to 1.
+    scores of outputs ("kl"): a student that teaches itself could lower the term by choosing its teachers. A given
+    `percentile` replaces that of the settings.
     """
     if settings.similarity == "kl":
         parts = zip(outputs, step.outputs, step.teacher_outputs, step.masks, strict=True)
@@ -81,27 +70,15 @@ def weigh_teachers(
 
 
 def distillation_loss(
-    step: StepOutputs,
-    guidance: Tensor,
-    outputs: Sequence[Output],
-    settings: Settings,
-    sample_weights: Sequence[Tensor | None],
+    step: StepOutputs, guidance: Tensor, outputs: Sequence[Output], settings: Settings, sample_weights: Sequence[Tensor]
 ) -> Tensor:
     """Return the distance between the student and the weighted teachers: in outputs, representation or both.
 
-    Args:
-        step: a `StepOutputs`.
-        guidance: the guidance weights, `(batch, teachers)`.
-        outputs: the `Output` of each output.
-        settings: a `Settings`.
-        sample_weights: for each output the sample weights, or `None`.
-
-    Returns:
-        Scalar tensor.
+    `guidance` are the guidance weights `(batch, teachers)`; there is an item of `sample_weights` for each output.
     """
     loss = 0.0
     if settings.distill != "representation":
-        scales = [None] * len(outputs) if step.scales is None else step.scales
+        scales = step.scales or [None] * len(outputs)
         of_outputs = zip(outputs, step.outputs, step.teacher_outputs, sample_weights, scales, strict=True)
         for output, student, teachers, weight, scale in of_outputs:
             if output.is_distilled:
@@ -119,12 +96,8 @@ def representation_loss(
 ) -> Tensor:
     """Return the mean squared error over batch and features, `mean_{b,d} (f_S - f_hat)^2`.
 
-    Args:
-        target: `(batch, features)`.
-        student: `(batch, features)`.
-        sample_weight: `(batch,)`, a scalar or `None`.
-        mask: booleans `(batch, features)`: the mean of a sample is over those of its features that are kept. Defaults
-            to `None`.
+    Target, student and mask are `(batch, features)`, the sample weight is `(batch,)` or a scalar. With a mask the mean
+    of a sample is over those of its features that are kept.
     """
     if mask is not None:
         kept = ops.cast(mask, student.dtype)
@@ -137,12 +110,7 @@ def representation_loss(
 
 
 def mean_weight(sample_weights: Sequence[Tensor | None]) -> Tensor | None:
-    """Return one weight for each sample, `(batch,)`: the mean over outputs and over weighted positions.
-
-    A scalar weight stays a scalar.
-    """
+    """Return the mean of the weights over outputs and positions, `(batch,)`; a scalar weight stays a scalar."""
     given = [wide(weight) for weight in sample_weights if weight is not None]
-    if not given:
-        return None
     per_sample = [weight if len(weight.shape) == 0 else ops.mean(merge_axes(weight, 1), axis=1) for weight in given]
-    return sum(per_sample) / len(per_sample)
+    return sum(per_sample) / len(per_sample) if given else None

@@ -99,10 +99,7 @@ def wrap(
     | distill | outputs | outputs | representation |
     | kd_weight | 0.1 | 1 | 1 |
     | similarity | kl | kl | dot |
-    | guidance_temperature | 1 | 1 | 5 |
     | percentile | 0 | 0 | 90 |
-    | kd_fraction | bounded | bounded | 1 |
-    | ema_momentum | 0.99 | 0 | 0 |
 
     With moving teachers, larger weights and representations with dot products cost accuracy. A subclassed model with
     `"snapshot"` takes the middle column: it has no representation. `keras_ssd.PAPER` and `keras_ssd.SEMI_SUPERVISED`

@@ -9,8 +9,9 @@ import keras_ssd
 import reference
 from gradients import assert_close, value_and_gradient
 from keras_ssd.callbacks.statistics import TeacherStatistics
+from keras_ssd.graph import Graph
 from keras_ssd.guidance import guidance_weights, similarity_scores
-from keras_ssd.output_records import describe_outputs
+from keras_ssd.output_records import OutputRecords
 from keras_ssd.outputs import Output
 from keras_ssd.term import mean_weight, representation_loss
 from keras_ssd.uncertainty import summary
@@ -391,7 +392,17 @@ def test_padding_changes_neither_weights_nor_term_nor_statistics(kind, similarit
     assert terms[0] == pytest.approx(terms[1], rel=1e-4)
 
 
-# describe_outputs
+# OutputRecords
+
+
+def described(activations, loss, loss_weights=None):
+    """The records of a model with outputs "a", "b" ... that end in these activations."""
+    inputs = keras.Input((2,))
+    heads = [layers.Dense(3, activation=one, name=name)(inputs) for one, name in zip(activations, "ab", strict=False)]
+    model = keras.Model(inputs, heads if len(heads) > 1 else heads[0])
+    records = OutputRecords(model, Graph(model), 2.5)
+    records.note_compile(loss, loss_weights)
+    return records.describe()
 
 
 def custom(y_true, y_pred):
@@ -438,7 +449,7 @@ def loss_id(value):
 
 @pytest.mark.parametrize("loss, activation, kind, from_logits", KINDS, ids=loss_id)
 def test_kind_of_an_output(loss, activation, kind, from_logits):
-    (distance,) = describe_outputs([activation], 0, ["out"], 2.5, loss)
+    (distance,) = described([activation], loss)
     assert (distance.kind, distance.from_logits, distance.temperature, distance.weight) == (kind, from_logits, 2.5, 1)
 
 
@@ -455,9 +466,5 @@ def test_kind_of_an_output(loss, activation, kind, from_logits):
     ids=["list", "dict", "part-of-a-dict", "one-for-all", "list-of-one", "none"],
 )
 def test_several_outputs(loss, loss_weights, expected):
-    distances = describe_outputs(["softmax", None], [0, 0], ["a", "b"], 3.0, loss, loss_weights)
+    distances = described(["softmax", None], loss, loss_weights)
     assert [(distance.kind, distance.weight) for distance in distances] == expected
-
-
-def test_repr():
-    assert repr(Output("binary", True, 3.0)) == "Output('binary', from_logits=True, weight=1.0)"

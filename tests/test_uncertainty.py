@@ -438,6 +438,11 @@ BAD = {
         "`pass_chunk` should be an integer of at least 1, or None.*pass_chunk=0",
     ),
     "unknown_layer": (dense_network, {"stochastic_layers": "drop"}, "Unknown: \\['drop'\\]"),
+    "classes_on_another_axis": (
+        lambda: keras.Sequential([keras.Input((4, 3)), layers.Dropout(0.5), layers.Dense(3)]),
+        {"loss": keras.losses.CategoricalCrossentropy(axis=1)},
+        "classes of output 0 should lie on its last axis.*axis=1",
+    ),
     "deterministic": (dense_network, {"stochastic_layers": ()}, r"depends on the noise \(none\)"),
 }
 
