@@ -20,9 +20,11 @@ except ModuleNotFoundError as error:
 
 from keras_ssd import augmentation, callbacks, guidance, plotting
 from keras_ssd._version import __version__
+from keras_ssd.comparison import compare
 from keras_ssd.files import load_model
 from keras_ssd.model import SSDModel
-from keras_ssd.settings import PAPER, SEMI_SUPERVISED
+from keras_ssd.paired_scores import Comparison
+from keras_ssd.settings import AVERAGING, PAPER, SEMI_SUPERVISED
 from keras_ssd.uncertainty import predict_stochastic
 from keras_ssd.unlabelled import join_unlabelled
 from keras_ssd.wrapping import wrap
@@ -30,12 +32,15 @@ from keras_ssd.wrapping import wrap
 del keras
 
 __all__ = [
+    "AVERAGING",
+    "Comparison",
     "PAPER",
     "SEMI_SUPERVISED",
     "SSDModel",
     "__version__",
     "augmentation",
     "callbacks",
+    "compare",
     "guidance",
     "join_unlabelled",
     "load_model",

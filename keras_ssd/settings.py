@@ -27,6 +27,8 @@ _FROZEN: dict[str, Any] = dict(_MOVING, kd_weight=1.0, ema_momentum=0.0)
 DEFAULTS = {"self": _MOVING, "ema": _MOVING, "snapshot": _PAPER, "model": _FROZEN}
 # The paper's setting by name, for a model that was trained with early stopping: `wrap(model, **PAPER)`.
 PAPER: dict[str, Any] = dict(_PAPER, teacher="snapshot")
+# The control of every teacher: the weights are averaged, nothing is distilled.
+AVERAGING: dict[str, Any] = dict(kd_weight=0, ema_momentum=0.99)
 # For data in which most samples have no label: the paper's frozen teacher, but on outputs, which need no label.
 SEMI_SUPERVISED: dict[str, Any] = dict(_FROZEN, teacher="snapshot", kd_sample_weight=False)
 # The temperature of the guidance must match the scale of the scores.
