@@ -16,8 +16,8 @@ The network is PainAttnNet (Lu, Ozek, Kamarthi, arXiv 2303.06845): convolutions 
 squeeze and excitation, and a transformer encoder, with dropout in all of them but the residual block.
 
 In each fold a fifth of the other subjects is held out for early stopping and for the curves; the subject that was left
-out is scored once. `--teacher` and `--paper` are those of `examples/ucr.py`, with the same controls. The results of
-every fold go to a CSV file; folds that it holds already are not repeated. The exit status is 1 if a run diverged.
+out is scored once. `--teacher`, `--paper` and `--set` are those of `examples/ucr.py`, with the same controls. The
+rows go to files; those that they hold already are not repeated. The exit status is 1 if a run diverged.
 KERAS_BACKEND chooses the backend.
 
 Stress-Predict (34 subjects with an Empatica E4, https://doi.org/10.3390/s22218135; `path` holds Raw_data and
@@ -30,6 +30,7 @@ label.
 """
 
 import argparse
+import functools
 import logging
 import os
 import pathlib
@@ -46,6 +47,7 @@ from keras import layers
 from matplotlib.figure import Figure
 from sklearn.model_selection import GroupShuffleSplit
 
+import keras_ssd
 from _support import comparison, empatica, new_people
 from _support.csv_columns import read_columns
 
@@ -164,49 +166,30 @@ def causal_block(x, kernel_size=7):
 
 
 def make_fold(dataset, n_classes, subject, seed):
-    """What is compared when `subject` is left out, and that subject's recordings."""
+    """What is compared when `subject` is left out."""
     left_out = dataset.subjects == subject
     x, y, subjects = dataset.x[~left_out], dataset.y[~left_out], dataset.subjects[~left_out]
     split = GroupShuffleSplit(1, test_size=0.2, random_state=seed)
     training, validation = next(split.split(x, groups=subjects))
-    task = comparison.Task(
+    return comparison.Task(
         f"without {subject}",
         lambda: pain_attn_net(x[training], n_classes),
         (x[training], y[training]),
         (x[validation], y[validation]),
         BATCH_SIZE,
     )
-    return task, dataset.x[left_out], dataset.y[left_out]
 
 
 def run_folds(dataset, arguments):
-    """Runs every fold that the CSV file does not hold yet. Returns the rows of all of them."""
-    n_classes = len(arguments.levels)
-    frames = []
+    """The rows of all folds; the subject that was left out is scored once."""
+    rows, n_classes = [], len(arguments.levels)
+    key = {"dataset": "-".join(arguments.levels), "signal": arguments.signal}
     for subject in np.unique(dataset.subjects)[: arguments.folds]:
-
-        def train(seed, subject=subject):
-            task, x_test, y_test = make_fold(dataset, n_classes, subject, seed)
-            runs = comparison.compare(task, arguments.setting, arguments.num_teachers, seed, arguments.epochs)
-            return {method: comparison.scores(run, x_test, y_test, n_classes) for method, run in runs.items()}
-
-        key = {"dataset": "-".join(arguments.levels), "signal": arguments.signal, "subject": str(subject)}
-        frames.append(comparison.repeat(arguments, train, **key))
-    return pd.concat(frames)
-
-
-def plot(rows, path):
-    """Saves the accuracy of every subject, sorted by that of the plain model."""
-    table = rows.pivot_table(index="subject", columns="method", values="accuracy").sort_values("plain")
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    axes = figure.subplots()
-    for number, method in enumerate(table):
-        axes.plot(table[method].to_numpy(), f"C{number}.", label=method)
-        axes.axhline(table[method].mean(), color=f"C{number}", linewidth=1)
-    axes.set(title="accuracy on the subject that was left out; lines: means", xlabel="subject", ylabel="accuracy")
-    axes.legend()
-    figure.savefig(path, dpi=80)
-    print(f"plot: {path}")
+        left_out = dataset.subjects == subject
+        make = functools.partial(make_fold, dataset, n_classes, subject)
+        test = dataset.x[left_out], dataset.y[left_out]
+        rows += comparison.run(arguments, make, test, **key, subject=str(subject))
+    return rows
 
 
 def parse(argv):
@@ -232,13 +215,12 @@ def main(argv=None):
         return new_people.compare(people, arguments, "balanced_accuracy", balanced=True, beside=new_people.time_only)
     arguments.out.mkdir(parents=True, exist_ok=True)
     dataset = load(arguments.data_dir, arguments.levels, arguments.signal)
-    rows = run_folds(dataset, arguments)
-    title = (
-        f"{' against '.join(arguments.levels)}, {arguments.setting}, {rows.subject.nunique()} subjects left out in turn"
-    )
-    print(comparison.summary(rows, title, counted="subject"))
-    plot(rows, arguments.out / f"{'-'.join(arguments.levels)}-{arguments.setting_name}.png")
-    return int((rows.status == "diverged").any())
+    result = keras_ssd.Comparison(run_folds(dataset, arguments), unit="subject")
+    title = f"{' against '.join(arguments.levels)}, {arguments.setting}"
+    print(f"\n{title}, {len(result.units)} subjects left out in turn", result, sep="\n")
+    figure = result.plot(ax=Figure(layout="constrained").subplots()).figure
+    figure.savefig(arguments.out / f"{'-'.join(arguments.levels)}-{arguments.setting_name}.png")
+    return comparison.status(result.rows)
 
 
 if __name__ == "__main__":

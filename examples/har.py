@@ -7,8 +7,8 @@
     python examples/har.py --dataset sp_sw_har --data-dir path        # new people: every subject is left out in turn
 
 Part of the training split is held out for early stopping and for the curves: whole subjects where they are known. The
-test split is used once, at the end. `--teacher` and `--paper` are those of `examples/ucr.py`, with the same controls.
-The results of every run go to a CSV file; runs that it holds already are not repeated. Of the first seed the curves and
+test split is used once, at the end. `--teacher`, `--paper` and `--set` are those of `examples/ucr.py`, with the same
+controls. The rows go to a file; those that it holds already are not repeated. Of the first seed the curves and
 confusion matrices are drawn, and the plain and the distilled model are saved, to be compared in size: the distilled one
 is the same network, so it costs the same wherever it runs. The exit status is 1 if a run diverged. KERAS_BACKEND
 chooses the backend.
@@ -19,6 +19,7 @@ It prints accuracy by subject and draws the confusion matrices; folds that the C
 """
 
 import argparse
+import functools
 import logging
 import os
 import pathlib
@@ -30,9 +31,8 @@ import keras
 from matplotlib.figure import Figure
 from sklearn.metrics import ConfusionMatrixDisplay
 
+import keras_ssd
 from _support import comparison, har_data, new_people, sp_sw_har
-
-SAVED = ("plain", "distilled")
 
 
 def conv_net(x, n_classes, augmentation=(), standardised_augmentation=()):
@@ -77,8 +77,8 @@ def plot(runs, dataset, path):
     figure = Figure(figsize=(11, 9), layout="constrained")
     curves, matrices = figure.subplots(2, 2)
     comparison.plot_curves(runs, dataset.name, *curves)
-    for axes, method in zip(matrices, SAVED, strict=True):
-        predicted = runs[method].model.predict(dataset.x_test, verbose=0).argmax(axis=1)
+    for axes, (method, run) in zip(matrices, runs.items(), strict=True):
+        predicted = run.model.predict(dataset.x_test, verbose=0).argmax(axis=1)
         ConfusionMatrixDisplay.from_predictions(
             dataset.y_test,
             predicted,
@@ -96,31 +96,12 @@ def plot(runs, dataset, path):
 
 def save(runs, stem):
     """Saves what would be deployed, without the state of the optimizer, and prints what it weighs."""
-    for method in SAVED:
-        path = stem.with_name(f"{stem.name}-{method}.keras")
-        trained = runs[method].model
+    for method, run in runs.items():
+        path, trained = stem.with_name(f"{stem.name}-{method}.keras"), run.model
         model = type(trained).from_config(trained.get_config())
         model.set_weights(trained.get_weights())
         model.save(path)
         print(f"{path}: {model.count_params()} parameters, {path.stat().st_size / 1024:.0f} KiB")
-
-
-def run_dataset(dataset, arguments):
-    """Runs every seed that the CSV file does not hold yet. Returns the rows of all of them."""
-    labelled = "" if arguments.label_fraction == 1 else f"-{arguments.label_fraction:g}"
-    stem = arguments.out / f"{dataset.name}{labelled}-{arguments.setting_name}"
-
-    def train(seed):
-        task = make_task(dataset, arguments.label_fraction, seed)
-        runs = comparison.compare(task, arguments.setting, arguments.num_teachers, seed, arguments.epochs)
-        test = dataset.x_test, dataset.y_test, dataset.n_classes
-        scores = {method: comparison.scores(run, *test) for method, run in runs.items()}
-        if seed == arguments.seeds[0]:
-            plot(runs, dataset, stem.with_name(f"{stem.name}.png"))
-            save(runs, stem)
-        return scores
-
-    return comparison.repeat(arguments, train, dataset=dataset.name, label_fraction=arguments.label_fraction)
 
 
 def parse(argv):
@@ -145,11 +126,17 @@ def main(argv=None):
         return new_people.compare(sp_sw_har.load(arguments.data_dir), arguments, "accuracy", balanced=False)
     arguments.out.mkdir(parents=True, exist_ok=True)
     dataset = har_data.load(arguments.dataset, arguments.data_dir)
-    rows = run_dataset(dataset, arguments)
-    labelled = "" if arguments.label_fraction == 1 else f", {arguments.label_fraction:.0%} of the labels"
-    title = f"{dataset.name}{labelled}, {arguments.setting}, {len(arguments.seeds)} seeds"
-    print(comparison.summary(rows, title, counted="seed"))
-    return int((rows.status == "diverged").any())
+    labelled = "" if arguments.label_fraction == 1 else f"-{arguments.label_fraction:g}"
+    stem, runs = arguments.out / f"{dataset.name}{labelled}-{arguments.setting_name}", {}
+    make = functools.partial(make_task, dataset, arguments.label_fraction)
+    test = dataset.x_test, dataset.y_test
+    rows = comparison.run(arguments, make, test, runs=runs, label_fraction=arguments.label_fraction)
+    shown = {arm: runs[arm] for arm in ("plain", next(iter(arguments.settings))) if arm in runs}
+    if len(shown) == 2:
+        plot(shown, dataset, stem.with_name(f"{stem.name}.png"))
+        save(shown, stem)
+    print(f"\n{dataset.name}, {arguments.label_fraction:.0%} of the labels", keras_ssd.Comparison(rows), sep="\n")
+    return comparison.status(rows)
 
 
 if __name__ == "__main__":

@@ -9,12 +9,13 @@ The augmentation belongs to the model, not to the pipeline of the data: then the
 and turned, that the student sees, and differ from it by their dropout alone.
 
 Part of the training split is held out for early stopping and for the curves; the test split is used once, at the end.
-`--teacher` and `--paper` are those of `examples/ucr.py`, with the same controls. The results of every run go to a CSV
-file; runs that it holds already are not repeated. The exit status is 1 if a run diverged. KERAS_BACKEND chooses the
+`--teacher`, `--paper` and `--set` are those of `examples/ucr.py`, with the same controls. The rows go to a file; those
+that it holds already are not repeated. The exit status is 1 if a run diverged. KERAS_BACKEND chooses the
 backend.
 """
 
 import argparse
+import functools
 import logging
 import os
 import pathlib
@@ -29,6 +30,7 @@ import sklearn.datasets
 from matplotlib.figure import Figure
 from sklearn.model_selection import train_test_split
 
+import keras_ssd
 from _support import comparison, ucr_data
 
 
@@ -107,7 +109,7 @@ def plot(runs, dataset, path):
     figure = Figure(figsize=(12, 4), layout="constrained")
     examples, accuracy, loss = figure.subplots(1, 3)
     comparison.plot_curves(runs, dataset.name, accuracy, loss)
-    model = runs["distilled"].model
+    model = runs["plain"].model
     last = [layer for layer in model.layers if isinstance(layer, keras.layers.RandomRotation)][-1]
     augment = keras.Model(model.input, last.output)
     rows = dataset.x_train[:8].astype("float32")
@@ -119,21 +121,6 @@ def plot(runs, dataset, path):
     examples.set(title="images (first row) and what\nstudent and teachers see of them", xticks=[], yticks=[])
     figure.savefig(path, dpi=80)
     print(f"plot: {path}")
-
-
-def run_dataset(dataset, arguments):
-    """Runs every seed that the CSV file does not hold yet. Returns the rows of all of them."""
-
-    def train(seed):
-        task = make_task(dataset, arguments.flip, seed)
-        runs = comparison.compare(task, arguments.setting, arguments.num_teachers, seed, arguments.epochs)
-        test = dataset.x_test, dataset.y_test, dataset.n_classes
-        scores = {method: comparison.scores(run, *test) for method, run in runs.items()}
-        if seed == arguments.seeds[0]:
-            plot(runs, dataset, arguments.out / f"{dataset.name}-{arguments.setting_name}.png")
-        return scores
-
-    return comparison.repeat(arguments, train, dataset=dataset.name, flip=arguments.flip)
 
 
 def parse(argv):
@@ -150,10 +137,13 @@ def main(argv=None):
     logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it remarks on every new model that is compiled
     arguments.out.mkdir(parents=True, exist_ok=True)
     dataset = load(arguments.dataset, arguments.data_dir)
-    rows = run_dataset(dataset, arguments)
-    title = f"{dataset.name}, {arguments.setting}, {len(arguments.seeds)} seeds"
-    print(comparison.summary(rows, title, counted="seed"))
-    return int((rows.status == "diverged").any())
+    runs = {}
+    make = functools.partial(make_task, dataset, arguments.flip)
+    rows = comparison.run(arguments, make, (dataset.x_test, dataset.y_test), runs=runs, flip=arguments.flip)
+    if runs:
+        plot(runs, dataset, arguments.out / f"{dataset.name}-{arguments.setting_name}.png")
+    print(f"\n{dataset.name}", keras_ssd.Comparison(rows), sep="\n")
+    return comparison.status(rows)
 
 
 if __name__ == "__main__":

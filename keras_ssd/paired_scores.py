@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _COSTS = ("seconds_per_step", "seconds", "epochs")
-_NO_SCORES = {"arm", "control", "seed", "fold", "scored_on", "steps", "status", *_COSTS}
 _CAUTION = {
     "seed": "seeds, so they say nothing about other data, and few seeds show only large differences",
     "fold": "folds, which share training rows",
@@ -23,7 +22,7 @@ class Comparison:
     """The result of `compare`. It prints itself: a table of all scores, and a sentence on what they show.
 
     Args:
-        rows: one dict for each run. Rows of several comparisons can be joined, with a key that tells them apart.
+        rows: one dict for each run. Rows of several comparisons can be joined, with keys put in front or behind.
         unit: the key whose values are the units of all intervals. Defaults to `None`: `"fold"`, else `"seed"`.
 
     Attributes:
@@ -37,7 +36,8 @@ class Comparison:
         self.rows = [dict(row) for row in rows]
         self.unit = unit or ("seed" if self.rows[0]["fold"] is None else "fold")
         self.arms, self.units = (list(dict.fromkeys(row[name] for row in self.rows)) for name in ("arm", self.unit))
-        self.metrics = [name for name in self.rows[0] if name not in _NO_SCORES | {self.unit}]
+        names = list(self.rows[0])
+        self.metrics = names[names.index("scored_on") + 1 : names.index("epochs")]
         controls = {row["arm"]: row["control"] for row in self.rows}
         self.pairs = [(a, b) for a in self.arms for b in dict.fromkeys(("plain", controls[a])) if b and a != b]
 

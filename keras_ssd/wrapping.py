@@ -7,23 +7,24 @@ from typing import Any
 import keras
 
 from keras_ssd import keras_names
+from keras_ssd._typing import Distill, Kind, Similarity
 from keras_ssd.model import SSDModel
 
 
 def wrap(
     model: keras.Model,
-    teacher: str | keras.Model = "self",
+    teacher: Kind | str | keras.Model = "self",
     *,
     num_teachers: int | None = None,
     teacher_chunk: int | None = None,
     seed: int | None = None,
-    distill: str | None = None,
+    distill: Distill | None = None,
     kd_weight: float | None = None,
     kd_sample_weight: bool = True,
     kd_fraction: float | None = None,
     temperature: float = 3.0,
     representation: str | None = None,
-    similarity: str | Callable | None = None,
+    similarity: Similarity | None = None,
     guidance_temperature: float | None = None,
     percentile: float | None = None,
     stochastic_layers: str | Sequence[str] | Callable | None = None,

@@ -139,7 +139,7 @@ def test_callbacks_are_copied_or_made_for_each_arm():
 
 
 def row(arm, seed, accuracy, control="", fold=None, status="finished"):
-    costs = {"steps": 6, "seconds_per_step": 0.25, "seconds": 2.0, "epochs": 2, "status": status}
+    costs = {"epochs": 2, "steps": 6, "seconds_per_step": 0.25, "seconds": 2.0, "status": status}
     known = {"arm": arm, "control": control, "seed": seed, "fold": fold, "scored_on": "test_data"}
     return {**known, "accuracy": accuracy, **costs}
 
@@ -171,7 +171,7 @@ def test_the_mean_over_seeds_of_a_unit_counts():
     # Folds gain .2 and .4: deviation .1414, quantile of one degree of freedom 12.706205.
     np.testing.assert_allclose(result.difference("averaged", "plain"), [0.3, 12.706205 * 0.1], rtol=1e-6)
     assert "over 2 folds, which share training rows" in result.summary()
-    joined = keras_ssd.Comparison([{**one, "dataset": "ab"[one["fold"]]} for one in rows], unit="dataset")
+    joined = keras_ssd.Comparison([{"rate": 0.1, "dataset": "ab"[one["fold"]], **one} for one in rows], unit="dataset")
     assert joined.units == ["a", "b"] and joined.metrics == ["accuracy"]
 
 

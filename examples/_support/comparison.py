@@ -1,18 +1,13 @@
-"""Plain against distilled training, as the examples compare them: from the same weights, on the same batches.
-
-With the teachers `snapshot` and `paper` the paper's pipeline applies: the plain model, stopped early, is the teacher,
-and the student goes on from its weights. The fair control is then `plain, continued`: the same weights, trained for as
-many more epochs without teachers. The averaged weights of `self` and `ema` are compared with those of `plain,
-averaged`.
+"""What the examples share: a task, training one model for it, comparing by `keras_ssd.compare`, rows in a CSV file.
 
 Example:
     task = comparison.Task("digits", build, training=(x, y), validation=(x_val, y_val), batch_size=16)
-    runs = comparison.compare(task, setting="self", num_teachers=None, seed=0, epochs=100)
-    rows = [{"method": method, **comparison.scores(run, x_test, y_test, 10)} for method, run in runs.items()]
+    rows = comparison.run(arguments, lambda seed: task, test=(x_test, y_test))
+    print(keras_ssd.Comparison(rows))
 """
 
+import ast
 import pathlib
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -27,15 +22,8 @@ import keras_ssd
 
 LEARNING_RATE = 1e-3
 PATIENCE = 20  # epochs that the paper's teacher waits for a lower validation loss
-CONTROLS = {
-    "self": "plain, averaged",
-    "ema": "plain, averaged",
-    "snapshot": "plain, continued",
-    "paper": "plain, continued",
-}
 # Of Okabe and Ito, distinct for colour-blind readers, too.
 COLORS = ["#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#595959"]
-REPEATS = ("dataset", "seed", "subject")  # columns that tell the repetitions of one comparison apart
 
 
 class Task(NamedTuple):
@@ -49,11 +37,10 @@ class Task(NamedTuple):
 
 
 class Run(NamedTuple):
-    """One training: what was fitted, its history, the epoch at which it took over, seconds per epoch."""
+    """One training: what was fitted, its history, seconds per epoch."""
 
     trained: keras.Model
     history: dict
-    first_epoch: int
     seconds: float
 
     @property
@@ -62,31 +49,20 @@ class Run(NamedTuple):
         return getattr(self.trained, "student", self.trained)
 
 
-class EpochProgress(keras.callbacks.Callback):
-    """A progress bar over the epochs, which also takes their times."""
+class Keep(keras.callbacks.Callback):
+    """Puts the run of an arm into a dictionary, for plots of the models themselves."""
 
-    def __init__(self, epochs):
+    def __init__(self, runs, arm):
         super().__init__()
-        shown = ["loss", "val_loss", "val_accuracy"]
-        interval = 0.2 if sys.stdout.isatty() else float("inf")  # in a log file only the final state
-        self.bar = keras.utils.Progbar(epochs, unit_name="epoch", interval=interval, stateful_metrics=shown)
-        self.shown = shown
-        self.seconds = []
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.began = time.perf_counter()
-
-    def on_epoch_end(self, epoch, logs=None):
-        self.seconds.append(time.perf_counter() - self.began)
-        self.logs = [(name, float(logs[name])) for name in self.shown if name in logs]
-        self.bar.update(epoch + 1, self.logs, finalize=False)
+        self.runs, self.arm = runs, arm
 
     def on_train_end(self, logs=None):
-        self.bar.update(len(self.seconds), self.logs, finalize=True)
+        self.runs[self.arm] = Run(self.model, self.model.history.history, 0.0)
 
-    def steady(self):
-        """Seconds per epoch without the first one, in which the backends compile."""
-        return float(np.mean(self.seconds[1:] or self.seconds))
+
+def compiled(model):
+    model.compile(keras.optimizers.Adam(LEARNING_RATE), loss="sparse_categorical_crossentropy", metrics=["accuracy"])
+    return model
 
 
 def new_model(build, seed, weights=None):
@@ -95,56 +71,73 @@ def new_model(build, seed, weights=None):
     model = build()
     if weights is not None:
         model.set_weights(weights)
-    optimizer = keras.optimizers.Adam(LEARNING_RATE)
-    model.compile(optimizer, loss="sparse_categorical_crossentropy", metrics=["accuracy"])
-    return model
+    return compiled(model)
 
 
-def fit(method, model, task, seed, epochs, first_epoch=0, callbacks=(), falling=True):
-    """Trains with a learning rate that falls to 0; with a constant one the last epoch of a small set is a lottery."""
+def falling_rate(epochs):
+    """A learning rate that falls to 0; with a constant one the last epoch of a small set is a lottery."""
+    decay = keras.optimizers.schedules.CosineDecay(LEARNING_RATE, epochs)
+    return keras.callbacks.LearningRateScheduler(lambda epoch: float(decay(epoch)))
+
+
+def fit(method, model, task, seed, epochs, callbacks=()):
+    """Trains one model with a falling learning rate."""
     print(f"{task.name}, seed {seed}: {method}", flush=True)
     keras.utils.set_random_seed(seed)  # plain and distilled see the same batches
-    progress = EpochProgress(epochs)
-    if falling:
-        decay = keras.optimizers.schedules.CosineDecay(LEARNING_RATE, epochs)
-        callbacks = [keras.callbacks.LearningRateScheduler(lambda epoch: float(decay(epoch))), *callbacks]
+    began = time.perf_counter()
     history = model.fit(
         *task.training,
         validation_data=task.validation,
         batch_size=task.batch_size,
         epochs=epochs,
         verbose=0,
-        callbacks=[progress, keras.callbacks.TerminateOnNaN(), *callbacks],
+        callbacks=[keras.callbacks.TerminateOnNaN(), falling_rate(epochs), *callbacks],
     )
-    return Run(model, history.history, first_epoch, progress.steady())
+    return Run(model, history.history, (time.perf_counter() - began) / epochs)
 
 
-def distiller(model, setting, num_teachers, seed):
-    if setting == "paper":
-        return keras_ssd.wrap(model, **keras_ssd.PAPER)
-    return keras_ssd.wrap(model, teacher=setting, num_teachers=num_teachers, seed=seed)
+def run(arguments, make_task, test, falling=True, runs=None, **key):
+    """The rows of `keras_ssd.compare` for all seeds, with `key` in each. The folder's file keeps them.
 
-
-def compare(task, setting, num_teachers, seed, epochs, falling=True):
-    """Trains plain, distilled and, where plain is no fair comparison, the control. Returns their runs by name.
-
-    `falling` says whether the learning rate falls to 0.
+    Args:
+        arguments: as from `parse`.
+        make_task: a function of the seed that returns a `Task`.
+        test: the rows to score, `(x, y)`.
+        falling: whether the learning rate falls to 0.
+        runs: a dictionary for the runs of the first seed, by arm, if they are trained now.
     """
-    warm_start = setting in ("snapshot", "paper")
-    stop_early = keras.callbacks.EarlyStopping(patience=PATIENCE, restore_best_weights=True)
-    model = new_model(task.build, seed)
-    callbacks = [stop_early] if warm_start else []
-    runs = {"plain": fit("plain", model, task, seed, epochs, callbacks=callbacks, falling=falling)}
-    weights = model.get_weights() if warm_start else None
-    first_epoch = len(runs["plain"].history["loss"]) if warm_start else 0
-    if control := CONTROLS.get(setting):
-        model = new_model(task.build, seed, weights)
-        if control == "plain, averaged":
-            model = keras_ssd.wrap(model, kd_weight=0, ema_momentum=0.99)  # evaluates no teachers
-        runs[control] = fit(control, model, task, seed, epochs, first_epoch, falling=falling)
-    ssd = distiller(new_model(task.build, seed, weights), setting, num_teachers, seed)
-    runs["distilled"] = fit(f"distilled ({setting})", ssd, task, seed, epochs, first_epoch, falling=falling)
-    return runs
+
+    def callbacks(arm):
+        kept = [Keep(runs, arm)] if runs is not None and seed == arguments.seeds[0] else []
+        stop = keras.callbacks.EarlyStopping(patience=PATIENCE, restore_best_weights=True)
+        first_stage = arm == "plain" and arguments.setting in ("snapshot", "paper")
+        nan = keras.callbacks.TerminateOnNaN()
+        return [nan, *[falling_rate(arguments.epochs)] * falling, *[stop] * first_stage, *kept]
+
+    rows = []
+    for seed in arguments.seeds:
+        task = make_task(seed)
+        print(f"{task.name}, seed {seed}", flush=True)
+        name = "-".join(map(str, [task.name, *key.values(), arguments.setting_name, arguments.epochs]))
+        result = keras_ssd.compare(
+            lambda task=task: compiled(task.build()),
+            task.training,
+            task.validation,
+            test,
+            arguments.settings,
+            seeds=[seed],
+            out=arguments.out / f"{name}-{keras.backend.backend()}.jsonl",
+            batch_size=task.batch_size,
+            epochs=arguments.epochs,
+            callbacks=callbacks,
+        )
+        rows += [{**key, **row} for row in result.rows]
+    return rows
+
+
+def status(rows):
+    """The exit status of a script: 1 if a run diverged."""
+    return int(any(row["status"] == "diverged" for row in rows))
 
 
 def scores(run, x, y, n_classes):
@@ -162,48 +155,15 @@ def scores(run, x, y, n_classes):
 
 def plot_curves(runs, title, accuracy, loss):
     """Draws accuracy and validation loss by epoch into two axes."""
-    for number, (method, run) in enumerate(runs.items()):
-        epochs, color = run.first_epoch + 1 + np.arange(len(run.history["loss"])), COLORS[number]
-        accuracy.plot(epochs, run.history["accuracy"], color=color, label=f"{method}: training")
-        accuracy.plot(epochs, run.history["val_accuracy"], "--", color=color, label=f"{method}: validation")
-        loss.plot(epochs, run.history["val_loss"], color=color, label=method)
+    for number, (arm, run) in enumerate(runs.items()):
+        epochs, color = 1 + np.arange(len(run.history["loss"])), COLORS[number % len(COLORS)]
+        accuracy.plot(epochs, run.history["accuracy"], color=color, label=f"{arm}: training")
+        accuracy.plot(epochs, run.history["val_accuracy"], "--", color=color, label=f"{arm}: validation")
+        loss.plot(epochs, run.history["val_loss"], color=color, label=arm)
     accuracy.set(title=f"{title}: accuracy", xlabel="epoch", ylabel="accuracy")
     loss.set(title="validation loss, without distillation", xlabel="epoch", ylabel="cross-entropy", yscale="log")
     accuracy.legend()
     loss.legend()
-
-
-def summary(rows, title, counted="dataset"):
-    """The table of means over all repetitions, and what distillation changes against each other method.
-
-    Gains and losses are counted over the data sets, or over another of the columns `REPEATS`.
-    """
-    groups = rows.groupby("method", sort=False)
-    table = groups[["accuracy", "nll", "seconds_per_epoch", "parameters"]].mean()
-    if rows.dataset.nunique() == 1 and groups.size().max() > 1:
-        table.insert(1, "+-", groups.accuracy.std())
-    text = table.to_string(float_format="{:.4f}".format, formatters={"parameters": "{:.0f}".format})
-    return "\n".join(["", title, text, *differences(rows, counted)])
-
-
-def differences(rows, counted="dataset"):
-    """Lines that say what distillation changes against each other method, and which runs diverged."""
-    repeats = [column for column in REPEATS if column in rows]
-    paired = rows.pivot(index=repeats, columns="method", values=["accuracy", "nll"])
-    lines = []
-    for method in rows.method[rows.method != "distilled"].unique():
-        gain = {score: paired[score]["distilled"] - paired[score][method] for score in ("accuracy", "nll")}
-        by_one = gain["accuracy"].groupby(counted).mean().round(9)  # equal means may differ in their last digits
-        means = {score: round(values.mean(), 9) + 0.0 for score, values in gain.items()}
-        lines.append(
-            f"distilled minus {method}: accuracy {means['accuracy']:+.4f}, nll {means['nll']:+.4f}; "
-            f"more accurate on {(by_one > 0).sum()}, less on {(by_one < 0).sum()} of {len(by_one)}"
-        )
-    for row in rows[rows.status == "diverged"].itertuples():
-        lines.append(
-            "DIVERGED: " + ", ".join([row.dataset, *(f"{c} {getattr(row, c)}" for c in repeats[1:]), row.method])
-        )
-    return lines
 
 
 def resume(path, key, train):
@@ -254,15 +214,34 @@ def add_options(parser, out, epochs, n_seeds=3):
     kind.add_argument("--teacher", choices=["self", "snapshot", "ema"], default="self", help="default self")
     kind.add_argument("--paper", action="store_true", help="the paper's setting: snapshot, 30 teachers, features")
     parser.add_argument("--num-teachers", type=int, help="stochastic passes per step; default: that of the teacher")
+    help_set = "a further arm with these options of `wrap` changed, and named by them; may be repeated"
+    parser.add_argument("--set", nargs="+", action="append", default=[], metavar="OPTION=VALUE", help=help_set)
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(out), help=f"default {out}")
 
 
+def value(text):
+    """A Python literal, or the text itself: `0.5`, `None`, `cosine`."""
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return text
+
+
 def parse(parser, argv):
-    """Parses and adds `setting`, what the distilled model is trained by, and `setting_name`, with its teachers."""
+    """Parses and adds `settings` for `keras_ssd.compare`, and `setting_name`, by which files are named."""
     arguments = parser.parse_args(argv)
     if arguments.paper and arguments.num_teachers is not None:
         parser.error("--paper fixes the number of teachers: leave --num-teachers out or use --teacher snapshot")
+    if unnamed := [one for options in arguments.set for one in options if "=" not in one]:
+        parser.error(f"--set takes OPTION=VALUE. Received: {unnamed}")
     arguments.setting = "paper" if arguments.paper else arguments.teacher
     num_teachers = arguments.num_teachers
     arguments.setting_name = arguments.setting if num_teachers is None else f"{arguments.setting}-{num_teachers}"
+    options = keras_ssd.PAPER if arguments.paper else {"teacher": arguments.teacher, "num_teachers": num_teachers}
+    changes = [dict(one.split("=", 1) for one in changed) for changed in arguments.set]
+    arm = "wrap" if arguments.setting_name == "self" else arguments.setting_name
+    arguments.settings = {arm: options} | {
+        " ".join(changed): {**options, **{name: value(text) for name, text in change.items()}}
+        for changed, change in zip(arguments.set, changes, strict=True)
+    }
     return arguments

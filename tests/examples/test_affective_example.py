@@ -1,5 +1,7 @@
 """The affective computing example: its reader on hand-written files in the published layout, its folds, its network."""
 
+import json
+
 import keras
 import numpy as np
 import pandas as pd
@@ -110,9 +112,7 @@ class TestReader:
 def test_a_fold_keeps_subjects_apart(biovid):
     dataset = affective.load(biovid, ["BL1", "PA4"], "gsr")
     dataset = dataset._replace(x=np.arange(24, dtype="float32")[:, None, None])  # a recording is its own number
-    task, x_test, y_test = affective.make_fold(dataset, 2, SUBJECTS[1], seed=0)
-    assert x_test.ravel().tolist() == list(range(8, 16))
-    assert y_test.tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
+    task = affective.make_fold(dataset, 2, SUBJECTS[1], seed=0)
     training, validation = (sorted(part[0].ravel()) for part in (task.training, task.validation))
     assert sorted([training, validation]) == [list(range(8)), list(range(16, 24))]
 
@@ -146,40 +146,33 @@ def test_script_trains_the_network(biovid, tmp_path, capsys):
     call = ["--data-dir", str(biovid), "--folds", "1", "--epochs", "1", "--num-teachers", "2", "--out", str(tmp_path)]
     assert affective.main(call) == 0
     assert "BL1 against PA4, self, 1 subjects left out" in capsys.readouterr().out
-    rows = pd.read_csv(tmp_path / "results.csv")
-    assert rows.method.tolist() == ["plain", "plain, averaged", "distilled"] and rows.parameters.nunique() == 1
-    assert np.isfinite(rows.nll).all()
+    (path,) = tmp_path.glob("*.jsonl")
+    assert [json.loads(line)["arm"] for line in path.read_text().splitlines()] == ["plain", "averaged", "self-2"]
 
 
 @pytest.mark.slow
 @pytest.mark.once
-def test_script_is_resumed_by_fold(biovid, tmp_path, capsys, monkeypatch):
-    trained_on = []
+def test_script_is_resumed_by_fold_and_averages_over_subjects(biovid, tmp_path, capsys, monkeypatch):
+    scored = []
 
-    def small_net(x, n_classes):
-        trained_on.append(len(x))
-        inputs = keras.Input(x.shape[1:])
-        hidden = keras.layers.Dropout(0.5)(keras.layers.Flatten()(inputs))
-        return keras.Model(inputs, keras.layers.Dense(n_classes, activation="softmax")(hidden))
+    def compare(build, training, validation, test, settings, seeds, **options):
+        scored.append((set(training[0][:, 0, 0]) | set(validation[0][:, 0, 0]), test))
+        costs = {"epochs": 1, "steps": 1, "seconds_per_step": 0.1, "seconds": 1.0, "status": "finished"}
+        known = {"control": "", "seed": 0, "fold": None, "scored_on": "test_data"}
+        return keras_ssd.Comparison(
+            [
+                {"arm": arm, **known, "accuracy": accuracy, **costs}
+                for arm, accuracy in [("plain", 0.5), ("averaged", 0.7)]
+            ]
+        )
 
-    monkeypatch.setattr(affective, "pain_attn_net", small_net)
-    path = tmp_path / "out" / "results.csv"
-    call = ["--data-dir", str(biovid), "--epochs", "1", "--num-teachers", "2", "--out", str(path.parent)]
-    assert affective.main([*call, "--folds", "1"]) == 0
-    first = pd.read_csv(path)
-    assert first.subject.tolist() == [SUBJECTS[0]] * 3
-    assert first.method.tolist() == ["plain", "plain, averaged", "distilled"]
-    assert first.accuracy.between(0, 1).all() and np.isfinite(first.nll).all()
-    assert trained_on == [8, 8, 8], "each method trained on one of the other subjects"
-
-    first.loc[0, "accuracy"] = 0.875  # a row of its own, which a repetition of the fold would not give
-    first.to_csv(path, index=False)
-    assert affective.main(call) == 0
-    assert len(trained_on) == 9, "the recorded fold is not repeated"
-    rows = pd.read_csv(path)
-    assert rows.subject.unique().tolist() == SUBJECTS and rows.accuracy[0] == 0.875
+    monkeypatch.setattr(keras_ssd, "compare", compare)
+    dataset = affective.load(biovid, ["BL1", "PA4"], "gsr")
+    monkeypatch.setattr(affective, "load", lambda *_: dataset._replace(x=np.arange(24.0)[:, None, None]))
+    assert affective.main(["--data-dir", str(biovid), "--out", str(tmp_path / "out")]) == 0
+    for number, (others, (x, y)) in enumerate(scored):
+        assert x.ravel().tolist() == list(range(8 * number, 8 * number + 8)) and not others & set(x.ravel())
+        assert y.tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
     printed = capsys.readouterr().out
-    plain = rows[rows.method == "plain"].accuracy
-    assert f"{plain.mean():.4f} {plain.std():.4f}" in printed, "mean and deviation over folds"
-    assert "of 3" in printed
-    assert (path.parent / "BL1-PA4-self-2.png").read_bytes().startswith(b"\x89PNG")
+    assert "3 subjects left out in turn" in printed and "+0.2000 ± 0.0000" in printed
+    assert (tmp_path / "out" / "BL1-PA4-self.png").read_bytes().startswith(b"\x89PNG")

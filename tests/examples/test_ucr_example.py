@@ -1,5 +1,6 @@
 """The UCR example: its reader on hand-written files, and the whole script on a tiny archive."""
 
+import json
 import re
 
 import keras
@@ -141,13 +142,9 @@ def test_aeon_includes_the_default_sets():
     assert [len(ucr_data.load(name).x_train) for name in ucr.BUNDLED] == [36, 200, 50]
 
 
-def test_small_sets_are_passed_over_several_times_in_an_epoch(archive, monkeypatch):
-    rows = []
-    monkeypatch.setattr(comparison, "compare", lambda task, *_, falling: rows.append((len(task.training[0]), falling)))
+def test_small_sets_are_passed_over_several_times_in_an_epoch(archive):
     dataset = ucr_data.load("Tiny", archive)  # four rows, two of them validate
-    ucr.compare(dataset, ucr.parse([]), seed=0)
-    ucr.compare(dataset, ucr.parse(["--long"]), seed=0)
-    assert rows == [(800, False), (2, True)]
+    assert [len(ucr.make_task(dataset, long, seed=0).training[0]) for long in (False, True)] == [800, 2]
 
 
 def test_bad_input_is_named(archive, tmp_path):
@@ -182,88 +179,84 @@ def test_hold_out_of_single_rows_validates_on_training_rows():
 
 
 @pytest.mark.parametrize(
-    ("options", "setting", "methods"),
+    ("options", "arms"),
     [
-        pytest.param([], "self", ["plain", "plain, averaged", "distilled"], id="self"),
+        pytest.param([], ["plain", "averaged", "wrap"], id="self"),
         pytest.param(
             ["--teacher", "ema", "--long"],
-            "ema",
-            ["plain", "plain, averaged", "distilled"],
+            ["plain", "averaged", "ema"],
             id="ema, long",
             marks=(pytest.mark.slow, pytest.mark.once),
         ),
         pytest.param(
-            ["--paper"],
-            "paper",
-            ["plain", "plain, continued", "distilled"],
+            ["--paper", "--set", "percentile=0"],
+            ["plain", "averaged", "continued", "paper", "percentile=0"],
             id="paper",
             marks=(pytest.mark.slow, pytest.mark.once),
         ),
     ],
 )
-def test_script(learnable, tmp_path, capsys, monkeypatch, options, setting, methods):
+def test_script(learnable, tmp_path, capsys, monkeypatch, options, arms):
     monkeypatch.setattr(ucr, "ROWS_PER_EPOCH", 32)
     out = tmp_path / "out"
     call = ["--dataset", "Slope", "--data-dir", str(learnable), "--seeds", "0,", "--epochs", "2", "--out", str(out)]
     assert ucr.main(call + options) == 0
     printed = capsys.readouterr().out
-    assert f"Test accuracy: {setting}, " in printed and "2 epochs, 1 seed, " in printed
-    for method in methods:
-        assert f"\n{method}: " in printed, "what the column means"
-    for method in methods[:-1]:
-        assert f"distilled minus {method}: accuracy" in printed
-    rows = pd.read_csv(out / "results.csv")
-    assert rows.method.tolist() == methods
-    assert rows.parameters.nunique() == 1
-    assert rows.accuracy.between(0, 1).all() and np.isfinite(rows.nll).all() and (rows.seconds_per_epoch > 0).all()
-    name = setting if "--long" in options else f"{setting}-quick"
-    assert rows.setting.unique().tolist() == [name]
-    assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert "2 epochs, 1 seeds, " in printed and "no difference was shown; a single seed has no interval" in printed
+    (path,) = out.glob("*.jsonl")
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [row["arm"] for row in rows] == arms
+    accuracies = " ".join(f"{row['accuracy']:.4f}" for row in rows)
+    assert re.search("Slope *" + accuracies.replace(" ", " +"), printed)
+    (picture,) = out.glob("*.png")
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+    monkeypatch.setattr(keras.Model, "fit", lambda *_, **__: pytest.fail("a recorded run was repeated"))
+    assert ucr.main(call + options) == 0
 
 
-def test_script_repeats_no_recorded_run_and_averages_over_sets(learnable, tmp_path, capsys, monkeypatch):
-    columns = ["dataset", "setting", "epochs", "backend", "seed", "method", "accuracy", "nll", "seconds_per_epoch"]
-    backend = keras.backend.backend()
-    rows = [
-        [name, "self-quick", 7, backend, 0, method, accuracy, 0.5, 0.1]
-        for name, plain, distilled in [("Slope", 0.6, 0.7), ("Tilt", 0.8, 0.6)]
-        for method, accuracy in [("plain", plain), ("distilled", distilled)]
-    ]
-    frame = pd.DataFrame(rows, columns=columns).assign(parameters=10, status="finished")
-    frame.loc[3, "status"] = "diverged"
-    frame.to_csv(tmp_path / "results.csv", index=False)
-    monkeypatch.setattr(ucr, "compare", lambda *_: pytest.fail("a recorded run was repeated"))
+def test_several_data_sets_are_the_unit(monkeypatch, tmp_path, capsys):
+    costs = {"epochs": 1, "steps": 1, "seconds_per_step": 0.1, "seconds": 1.0}
+    known = {"control": "", "seed": 0, "fold": None, "scored_on": "test_data"}
+    scores = {"Slope": (0.6, 0.7), "Tilt": (0.8, 0.6)}
 
-    call = ["--dataset", "all", "--data-dir", str(learnable), "--seeds", "1", "--epochs", "7", "--out", str(tmp_path)]
-    assert ucr.main(call) == 1, "a diverged run shows in the exit status"
+    def rows(name, arguments):
+        for arm, accuracy in zip(("plain", "averaged"), scores[name], strict=True):
+            status = "diverged" if accuracy == 0.8 else "finished"
+            yield {"dataset": name, "arm": arm, **known, "accuracy": accuracy, **costs, "status": status}
 
+    monkeypatch.setattr(ucr, "run", rows)
+    assert ucr.main(["--dataset", "Slope", "Tilt", "--out", str(tmp_path)]) == 1, "a run diverged"
     printed = capsys.readouterr().out
-    assert re.search(r"Slope +0.6000 +0.7000\nTilt +0.8000 +0.6000\nmean +0.7000 +0.6500\nmean nll +0.5000", printed)
-    assert "distilled minus plain: accuracy -0.0500, nll +0.0000; more accurate on 1, less on 1 of 2" in printed
-    assert "DIVERGED: Tilt, seed 0, distilled" in printed
-    assert pd.read_csv(tmp_path / "results.csv").equals(frame)
+    # Differences .1 and -.2: deviation .2121, and 12.7062 is Student's quantile of one degree of freedom.
+    assert re.search(r"accuracy +averaged +0.6500 +0.0707 +-0.0500 ± 1.9059", printed)
+    assert "over 2 units (dataset)" in printed
 
 
 def test_run_with_a_non_finite_loss_counts_as_diverged(archive):
     dataset = ucr_data.load("Tiny", archive)
     model = ucr.new_model(dataset, seed=0)
-    run = comparison.Run(model, {"loss": [1.0, float("nan")]}, 0, 0.1)
+    run = comparison.Run(model, {"loss": [1.0, float("nan")]}, 0.1)
     test = dataset.x_test, dataset.y_test, dataset.n_classes
     assert comparison.scores(run, *test)["status"] == "diverged"
     assert comparison.scores(run._replace(history={"loss": [1.0, 0.5]}), *test)["status"] == "finished"
 
 
-def test_equal_means_are_neither_gain_nor_loss():
-    accuracies = {"plain": [0.1, 0.2, 0.3], "distilled": [0.3, 0.1, 0.2]}
-    rows = [
-        {"dataset": "Slope", "seed": seed, "method": method, "accuracy": accuracy, "nll": 0.5}
-        for method, of_method in accuracies.items()
-        for seed, accuracy in enumerate(of_method)
-    ]
-    frame = pd.DataFrame(rows).assign(seconds_per_epoch=0.1, parameters=10, status="finished")
-    expected = "accuracy +0.0000, nll +0.0000; more accurate on"
-    assert f"{expected} 0, less on 0 of 1" in comparison.summary(frame, "equal")
-    assert f"{expected} 1, less on 2 of 3" in comparison.summary(frame, "equal", counted="seed")
+def test_each_set_is_a_further_arm():
+    arguments = ucr.parse(
+        ["--num-teachers", "4", "--set", "percentile=0", "similarity=cosine", "--set", "num_teachers=2"]
+    )
+    assert arguments.settings == {
+        "self-4": {"teacher": "self", "num_teachers": 4},
+        "percentile=0 similarity=cosine": {
+            "teacher": "self",
+            "num_teachers": 4,
+            "percentile": 0,
+            "similarity": "cosine",
+        },
+        "num_teachers=2": {"teacher": "self", "num_teachers": 2},
+    }
+    assert ucr.parse(["--paper", "--set", "dropout_rate=0.5"]).settings["dropout_rate=0.5"]["num_teachers"] == 30
 
 
 def test_plain_and_distilled_start_from_the_same_weights(archive):
@@ -276,8 +269,12 @@ def test_plain_and_distilled_start_from_the_same_weights(archive):
 
 @pytest.mark.parametrize(
     ("options", "complaint"),
-    [(["--paper", "--num-teachers", "4"], "--paper fixes the number"), (["--dataset", "all"], "needs --data-dir")],
-    ids=["paper with num_teachers", "all without data_dir"],
+    [
+        (["--paper", "--num-teachers", "4"], "--paper fixes the number"),
+        (["--dataset", "all"], "needs --data-dir"),
+        (["--set", "percentile"], "--set takes OPTION=VALUE. Received: ['percentile']"),
+    ],
+    ids=["paper with num_teachers", "all without data_dir", "set without value"],
 )
 def test_options_that_exclude_each_other(options, complaint, capsys):
     with pytest.raises(SystemExit):
