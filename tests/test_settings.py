@@ -1,13 +1,15 @@
 import dataclasses
 import inspect
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
 
 import keras_ssd
 from keras_ssd import settings
-from keras_ssd.settings import OPTIONS, resolve
+from keras_ssd._typing import Distill, Kind, Similarity
+from keras_ssd.settings import DISTILL, KINDS, OPTIONS, SIMILARITIES, resolve
 from models import classifier
 
 COLUMNS = "num_teachers distill kd_weight similarity guidance_temperature percentile ema_momentum".split()
@@ -188,3 +190,8 @@ def test_settings_cannot_be_changed():
     ssd = keras_ssd.wrap(classifier())
     with pytest.raises(dataclasses.FrozenInstanceError, match="kd_weight"):
         ssd.settings.kd_weight = 0.9
+
+
+def test_types_name_the_values_that_are_taken():
+    assert get_args(Kind) == KINDS and get_args(Distill) == DISTILL
+    assert get_args(get_args(Similarity)[0]) == SIMILARITIES

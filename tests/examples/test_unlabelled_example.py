@@ -95,7 +95,7 @@ def test_with_augmentation_the_teachers_see_clean_windows(monkeypatch):
     def fit(method, model, *others):
         if isinstance(model, keras_ssd.SSDModel) and model.distillation is not None:
             seen.append(model.settings.augmented_teachers)
-        return comparison.Run(model, {"loss": [0.0]}, 0, 0.0)
+        return comparison.Run(model, {"loss": [0.0]}, 0.0)
 
     monkeypatch.setattr(comparison, "fit", fit)
     for augment in (False, True):
