@@ -218,7 +218,7 @@ def main(argv=None):
     result = keras_ssd.Comparison(run_folds(dataset, arguments), unit="subject")
     title = f"{' against '.join(arguments.levels)}, {arguments.setting}"
     print(f"\n{title}, {len(result.units)} subjects left out in turn", result, sep="\n")
-    figure = result.plot(ax=Figure(layout="constrained").subplots()).figure
+    figure = result.plot(ax=Figure((7, 1 + 0.5 * len(result.pairs)), layout="constrained").subplots()).figure
     figure.savefig(arguments.out / f"{'-'.join(arguments.levels)}-{arguments.setting_name}.png")
     return comparison.status(result.rows)
 

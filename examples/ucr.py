@@ -116,10 +116,10 @@ def main(argv=None):
     result = keras_ssd.Comparison(rows, unit="dataset" if len(arguments.dataset) > 1 else "seed")
     rate = "a learning rate that falls to 0" if arguments.long else "constant learning rate"
     table = pd.DataFrame(rows).pivot_table(index="dataset", columns="arm", values="accuracy", sort=False)[result.arms]
-    print(f"\n{rate}, {arguments.epochs} epochs, {len(arguments.seeds)} seeds, {keras.backend.backend()}: accuracy")
+    print(f"\n{rate}, {arguments.epochs} epochs, seeds {arguments.seeds}, {keras.backend.backend()}: accuracy")
     print(table.rename_axis(columns=None).to_string(float_format="{:.4f}".format), result, sep="\n\n")
-    figure = result.plot(ax=Figure(layout="constrained").subplots()).figure
-    figure.savefig(arguments.out / f"{arguments.setting_name}.png")
+    figure = result.plot(ax=Figure((7, 1 + 0.5 * len(result.pairs)), layout="constrained").subplots()).figure
+    figure.savefig(arguments.out / f"{arguments.setting_name}.png", dpi=80)
     return comparison.status(rows)
 
 

@@ -118,7 +118,8 @@ def run(arguments, make_task, test, falling=True, runs=None, **key):
     for seed in arguments.seeds:
         task = make_task(seed)
         print(f"{task.name}, seed {seed}", flush=True)
-        name = "-".join(map(str, [task.name, *key.values(), arguments.setting_name, arguments.epochs]))
+        names = dict.fromkeys([task.name, *key.values(), arguments.setting_name, arguments.epochs])
+        name = "-".join(map(str, names))
         result = keras_ssd.compare(
             lambda task=task: compiled(task.build()),
             task.training,

@@ -202,7 +202,7 @@ def test_script(learnable, tmp_path, capsys, monkeypatch, options, arms):
     call = ["--dataset", "Slope", "--data-dir", str(learnable), "--seeds", "0,", "--epochs", "2", "--out", str(out)]
     assert ucr.main(call + options) == 0
     printed = capsys.readouterr().out
-    assert "2 epochs, 1 seeds, " in printed and "no difference was shown; a single seed has no interval" in printed
+    assert "2 epochs, seeds [0], " in printed and "no difference was shown; a single seed has no interval" in printed
     (path,) = out.glob("*.jsonl")
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert [row["arm"] for row in rows] == arms
