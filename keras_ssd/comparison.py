@@ -192,7 +192,7 @@ def _train(model: Any, arm: _Arm, seed: int, training: Any, validation: Any, fit
     """Train a model and return what it took."""
     trained = model if arm.options is None else wrap(model, **arm.options)
     ends: list[float] = []
-    clock = keras.callbacks.LambdaCallback(on_train_batch_end=lambda *_, logs: ends.append(time.perf_counter()))
+    clock = keras.callbacks.LambdaCallback(on_train_batch_end=lambda *_, logs=None: ends.append(time.perf_counter()))
     fit = {**fit, "callbacks": [clock, *_callbacks(fit, arm)], "verbose": 0}
     keras.utils.set_random_seed(seed)
     data = _arguments(training) | {"validation_data": _read(validation)}
