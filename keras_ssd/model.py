@@ -369,9 +369,7 @@ class SSDModel(keras.Model):
         `keras.models.load_model` reads the plain, compiled model from the file, also where keras_ssd is not installed;
         `keras_ssd.load_model` reads the wrapped model. The student in the file holds the deployed weights.
 
-        Args:
-            filepath: path that ends in `.keras`, or of a folder (`zipped=False`). An `.h5` file holds the student only.
-            overwrite, zipped, **kwargs: as for `keras.Model.save`.
+        The arguments are those of `keras.Model.save`. An `.h5` file holds the student only.
         """
         files.save(self, filepath, overwrite, zipped, **kwargs)
 
@@ -381,9 +379,7 @@ class SSDModel(keras.Model):
         The plain model loads the deployed weights from the file, `load_weights` of the wrapped model loads all. A file
         in several parts (`max_shard_size`), or at a URL, holds the student only.
 
-        Args:
-            filepath: path that ends in `.weights.h5`.
-            overwrite, **kwargs: as for `keras.Model.save_weights`.
+        The arguments are those of `keras.Model.save_weights`.
         """
         files.save_weights(self, filepath, overwrite, **kwargs)
 
@@ -392,8 +388,7 @@ class SSDModel(keras.Model):
 
         In the second case the moving average restarts from the loaded weights.
 
-        Args:
-            filepath, skip_mismatch, **kwargs: as for `keras.Model.load_weights`.
+        The arguments are those of `keras.Model.load_weights`.
         """
         files.load_weights(self, filepath, skip_mismatch, **kwargs)
 
@@ -461,7 +456,9 @@ class SSDModel(keras.Model):
         within `keras.StatelessScope(..., collect_losses=True)`, which then holds the updated values.
 
         Args:
-            x, y, sample_weight: one batch, as for `train_on_batch`.
+            x: one batch of inputs.
+            y: targets.
+            sample_weight: as for `train_on_batch`.
 
         Returns:
             Scalar tensor.
@@ -529,7 +526,8 @@ class SSDModel(keras.Model):
         """Predict many times with the student's own noise on; see `keras_ssd.predict_stochastic`.
 
         Args:
-            x, **options: as for `keras_ssd.predict_stochastic`.
+            x: inputs, as for `predict`.
+            **options: as for `keras_ssd.predict_stochastic`.
 
         Returns:
             A `StochasticPrediction`, or several in the structure of the outputs.
