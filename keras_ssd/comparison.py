@@ -17,7 +17,7 @@ from keras_ssd import keras_names
 from keras_ssd.files import written_beside
 from keras_ssd.model import SSDModel
 from keras_ssd.paired_scores import Comparison
-from keras_ssd.settings import AVERAGING, is_integer
+from keras_ssd.settings import AVERAGING
 from keras_ssd.wrapping import wrap
 
 
@@ -80,7 +80,7 @@ def compare(
     import scipy.stats  # noqa: F401  # before the training, not after it
 
     numbers = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
-    if not numbers or not all(map(is_integer, numbers)):
+    if not numbers or not all(isinstance(n, (int, np.integer)) and not isinstance(n, bool) for n in numbers):
         raise ValueError(f"`seeds` should be a number above 0 or a list of integers. Received: seeds={seeds!r}")
     if any(hasattr(data, "__next__") for data in (training_data, validation_data, test_data)):
         raise ValueError("A generator can be read only once: pass a function that returns it.")
