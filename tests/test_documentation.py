@@ -19,8 +19,10 @@ ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
 
 import options_table  # noqa: E402
+import package_page  # noqa: E402
 
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
+PAGES += sorted(page for folder in ("docs", "benchmarks", "examples") for page in (ROOT / folder).rglob("*.md"))
 # What makes the blocks of a page cheap to run. Blocks of another language than Python are not run.
 SHORTER = {
     "epochs=50": "epochs=2",
@@ -117,9 +119,22 @@ def test_what_computes_the_equations_exists():
         assert pkgutil.resolve_name(name) is not None
 
 
-def test_every_page_is_in_the_navigation():
-    navigation = (ROOT / "mkdocs.yml").read_text()
-    assert [page.name for page in (ROOT / "docs").glob("*.md") if f": {page.name}\n" not in navigation] == []
+def test_links_of_the_package_page_are_absolute_and_code_is_as_it_was():
+    text = "[a](docs/a.md#b) [b](#b) [c](https://c.org) ![d](docs/d.png) `x[0](y)`\n```python\nx[0](y)\n```\n"
+    page = package_page.package_page(text, "https://example.org/x/keras-ssd/", "v1")
+    assert page == (
+        "[a](https://example.org/x/keras-ssd/blob/v1/docs/a.md#b) [b](#b) [c](https://c.org) "
+        "![d](https://example.org/x/keras-ssd/raw/v1/docs/d.png) `x[0](y)`\n```python\nx[0](y)\n```\n"
+    )
+
+
+def test_the_package_page_of_the_readme_has_no_relative_link(tmp_path):
+    address = "https://example.org/x/keras-ssd"
+    package_page.main(["--repository", address, "--out", str(tmp_path / "page.md")])
+    page, readme = (tmp_path / "page.md").read_text(), (ROOT / "README.md").read_text()
+    links = re.findall(r"\]\(([^)\s]+)\)", page)
+    assert all("://" in link for link in links) and f"{address}/raw/main/docs/method.png" in links
+    assert page.replace(f"{address}/blob/main/", "").replace(f"{address}/raw/main/", "") == readme
 
 
 def test_the_readme_is_short():

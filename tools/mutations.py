@@ -1,6 +1,6 @@
 """Prove that the tests notice: break the library in one place at a time, and run the tests that should fail.
 
-    python tools/mutations.py                      # all, a table in Markdown at the end
+    python tools/mutations.py                      # all, at the end the table of docs/mutations.md
     python tools/mutations.py --only percentile    # those whose name holds a word
     python tools/mutations.py --check              # only whether every text is found, in a second
     python tools/mutations.py --tree ../before     # in another working tree, of an older release for example

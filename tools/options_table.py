@@ -1,4 +1,4 @@
-"""Writes the table of docs/options.md from `wrap`'s docstring and the defaults: `python tools/options_table.py`."""
+"""Writes the tables of docs/options.md from `wrap`'s docstring and the defaults: `python tools/options_table.py`."""
 
 import inspect
 import pathlib
@@ -9,7 +9,8 @@ from keras_ssd.settings import OPTIONS, resolve
 
 PAGE = pathlib.Path(__file__).parents[1] / "docs" / "options.md"
 BEGIN, END = "<!-- written by tools/options_table.py -->\n", "<!-- end -->\n"
-KINDS = {'`"self"`, `"ema"`': ["self", "ema"], "a model": ["model"], '`"snapshot"` (the paper)': ["snapshot"]}
+KINDS = ["self", "ema", "model", "snapshot"]
+CALLED = {"model": "a model", "snapshot": '`"snapshot"`'}
 
 
 def described():
@@ -24,22 +25,35 @@ def described():
             yield group, name, text
 
 
-def default(kinds, name, text):
-    """The default that all of these kinds of teacher have, as the settings hold it; of `None`, what it stands for."""
-    (value,) = {getattr(resolve(kind), name) for kind in kinds}
+def default(kind, name, text):
+    """The default with a kind of teacher, as the settings hold it; of `None`, what it stands for."""
+    value = getattr(resolve(kind), name)
     if value is None:
         return "by cost" if name == "kd_fraction" else re.search(r"Defaults to `None`: (.+?)\.(?: |$)", text)[1]
     return f'`"{value}"`' if isinstance(value, str) else f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
 
 
+def defaults(name, text):
+    """The default of `"self"` and `"ema"`, which is the same, and those of other kinds where they differ from it."""
+    of_kinds = {kind: default(kind, name, text) for kind in KINDS}
+    usual = of_kinds.pop("self")
+    assert of_kinds.pop("ema") == usual
+    others = {}
+    for kind, value in of_kinds.items():
+        if value != usual:
+            others.setdefault(value, []).append(CALLED[kind])
+    return "<br>".join([usual, *(f"{', '.join(kinds)}: {value}" for value, kinds in others.items())])
+
+
 def table():
-    head = ["option", "of the", *KINDS, "meaning"]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    lines, last = [], ""
     for group, name, text in described():
-        defaults = [default(kinds, name, text) for kinds in KINDS.values()]
+        if group != last:
+            lines += ["", f"## Options of the {group}", "", "| option | default | meaning |", "|---|---|---|"]
+            last = group
         meaning = re.split(r"(?<=\.) (?=[A-Z])", text)[0].rstrip(".")
-        lines.append("| " + " | ".join([f"`{name}`", group, *defaults, meaning]) + " |")
-    return "\n".join(lines) + "\n"
+        lines.append(f"| `{name}` | {defaults(name, text)} | {meaning} |")
+    return "\n".join(lines[1:]) + "\n"
 
 
 def whole():

@@ -57,7 +57,8 @@ class TeacherSnapshot(TeacherCallback):
     Attributes:
         generation: number of snapshots taken; 0 is the plain stage.
         snapshot_epochs: the epochs after which snapshots were taken, counted from 0.
-        best, best_epoch: the best value of this generation, and its epoch.
+        best: the best value of this generation.
+        best_epoch: its epoch.
 
     Raises:
         ValueError: if an argument is out of range, the model is not wrapped with `teacher="snapshot"`, or the logs do

@@ -3,7 +3,8 @@
 With the extra `datasets` (tensorflow-datasets), importing this module registers `uci_har` and `ucr`. Without it,
 `prepare` and `hold_out_subjects` are here all the same.
 
-Example:
+Example::
+
     import keras_ssd.datasets
     import tensorflow_datasets as tfds
 
