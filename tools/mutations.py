@@ -538,11 +538,13 @@ MUTATIONS = [
         "",
         "files",
     ),
+    Mutation("seeds not in files", '"seeds": seed_states([ssd.student]), ', "", "files"),
+    Mutation("weights of a subclass not in files", ', "own": own}', "}", "files"),
     Mutation(
-        "seeds not loaded",
-        '        ("seeds", seed_states([ssd.student])),\n',
+        "one function for all kinds of steps",
+        "            self.train_function = state.train_functions.pop(state.kind, None)\n",
         "",
-        "files",
+        "callbacks",
     ),
     Mutation(
         "the term in the logs of evaluate",
@@ -569,7 +571,7 @@ MUTATIONS = [
     # The search.
     Mutation("no plain trial", '{**own, "ssd_distill": False}', '{**own, "ssd_distill": True}', "tuner"),
     # Sets with unlabelled samples.
-    Mutation("an order drawn for every batch", "if epoch != self._drawn[0]:", "if True:", "unlabelled"),
+    Mutation("an order drawn for every batch", "if epoch != drawn[0]:", "if True:", "unlabelled"),
     Mutation(
         "passes of a given set do not begin an epoch",
         'getattr(self._data, "on_epoch_begin", lambda: None)()',
