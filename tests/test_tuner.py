@@ -274,6 +274,8 @@ class TestSearch:
             "0      1      False",
             "1      1      True     2",
         ]
+        assert repr(trials[:1]) == "trial  score  distill\n0      1      False"
+        assert trials[1].trial_id == "1"
 
     @pytest.mark.slow
     @pytest.mark.once

@@ -11,11 +11,16 @@ import keras
 import keras_tuner
 
 from keras_ssd.files import written_beside
+from keras_ssd.paired_scores import _aligned
 from keras_ssd.tuner.hypermodel import SSDHyperModel
 
 
 class Trials(list[Any]):
-    """Trials, best first. It prints itself as a table of scores and options."""
+    """Trials, best first. It prints itself as a table of scores and options; so does a slice of it."""
+
+    def __getitem__(self, index: Any) -> Any:
+        found = super().__getitem__(index)
+        return Trials(found) if isinstance(index, slice) else found
 
     def __repr__(self) -> str:
         values = [trial.hyperparameters.values for trial in self]
@@ -24,8 +29,7 @@ class Trials(list[Any]):
         for trial, one in zip(self, values, strict=True):
             cells = [trial.score, *(one.get(name, "") for name in names)]
             rows.append([trial.trial_id, *(f"{x:.4g}" if isinstance(x, float) else str(x) for x in cells)])
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+        return _aligned(rows)
 
 
 def search(tuner: keras_tuner.Tuner, *args: Any, **kwargs: Any) -> Trials | None:
