@@ -124,13 +124,14 @@ def plot(table, path):
         figure.colorbar(image, ax=heat_map, label="validation loss, mean over trials")
     heat_map.set(title="distilled trials (white: none)", xlabel="temperature", ylabel="percentile")
     scores = table.sort_values("trial").reset_index()
-    colors = np.where(scores.distill, "C0", "C1")
-    history.scatter(scores.index, scores.val_loss, c=colors)
-    history.plot(scores.val_loss.cummin(), "C2", drawstyle="steps-post", label="best so far")
-    history.scatter([], [], c="C0", label="distilled")
-    history.scatter([], [], c="C1", label="plain")
-    history.set(title="history of the search", xlabel="trial", ylabel="validation loss", yscale="log")
-    history.legend()
+    history.plot(scores.val_loss.cummin(), "0.6", drawstyle="steps-post", label="best so far")
+    for (method, style), rows in zip(
+        keras_ssd.plotting.method_styles(["distilled", "plain"]).items(), (scores.distill, ~scores.distill), strict=True
+    ):
+        history.plot(scores.val_loss[rows], "o", label=method, **style)
+    history.set(title="history of the search", xlabel="trial", ylabel="validation loss (nats)", yscale="log")
+    history.locator_params(axis="x", integer=True, min_n_ticks=1)
+    history.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path)
     print(f"plot: {path}")
 

@@ -8,7 +8,7 @@ A plain and a distilled model are trained from the same weights; each predicts t
 `keras_ssd.predict_stochastic`, the mean of 30 passes with dropout on. The reliability diagram shows, in ten bins of
 equally many windows, how often the most probable class is right against the probability it is given; the calibration
 gap is the mean distance of the two. The rejection curve shows the accuracy on the windows that are kept if those of
-largest predictive entropy are left to somebody else. KERAS_BACKEND chooses the backend.
+largest predictive entropy are rejected, and left to somebody else. KERAS_BACKEND chooses the backend.
 """
 
 import argparse
@@ -23,75 +23,47 @@ import keras
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from sklearn.calibration import CalibrationDisplay, calibration_curve
+from scipy.stats import entropy
 from sklearn.metrics import log_loss
 
 import deploy
 import keras_ssd
 from _support import har_data
-
-BINS = {"n_bins": 10, "strategy": "quantile"}
-
-
-def entropy(probabilities):
-    return -np.sum(probabilities * np.log(np.maximum(probabilities, 1e-30)), axis=-1)
+from keras_ssd.plotting import method_styles, plot_rejection, plot_reliability
+from keras_ssd.uncertainty import StochasticPrediction
 
 
 def predictions(models, x, num_passes, seed):
-    """For each method probabilities `(windows, classes)` and predictive entropy `(windows,)`."""
     told = {}
     for name, model in models.items():
         probabilities = model.predict(x, verbose=0)
-        told[name] = probabilities, entropy(probabilities)
+        told[name] = StochasticPrediction(probabilities, np.zeros_like(probabilities), entropy(probabilities, axis=-1))
     for name, model in models.items():
-        passes = keras_ssd.predict_stochastic(model, x, num_passes=num_passes, seed=seed, verbose=0)
-        told[f"{name}, {num_passes} passes"] = passes.mean, passes.predictive_entropy
+        told[f"{name}, {num_passes} passes"] = keras_ssd.predict_stochastic(
+            model, x, num_passes=num_passes, seed=seed, verbose=0
+        )
     return told
 
 
-def rejection_curve(correct, uncertainty):
-    """Share of windows kept, 1/n .. 1, and the accuracy on those of lowest uncertainty."""
-    kept = np.arange(1, len(correct) + 1)
-    return kept / len(correct), np.cumsum(correct[np.argsort(uncertainty, kind="stable")]) / kept
-
-
-def scores(probabilities, uncertainty, y):
-    correct, confidence = probabilities.argmax(axis=-1) == y, probabilities.max(axis=-1)
-    observed, predicted = calibration_curve(correct, confidence, **BINS)
-    share, accuracy = rejection_curve(correct, uncertainty)
-    return {
-        "accuracy": correct.mean(),
-        "NLL": log_loss(y, probabilities, labels=range(probabilities.shape[-1])),
-        "calibration gap": np.abs(observed - predicted).mean(),
-        "best 90 %": accuracy[np.searchsorted(share, 0.9)],
-        "best 80 %": accuracy[np.searchsorted(share, 0.8)],
-    }
-
-
-def plot(told, y, title, path):
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
-    reliability, rejection = figure.subplots(1, 2)
-    for number, (method, (probabilities, uncertainty)) in enumerate(told.items()):
-        style = {"color": f"C{number % 2}", "linestyle": "-" if number < 2 else "--"}
-        correct = probabilities.argmax(axis=-1) == y
-        CalibrationDisplay.from_predictions(
-            correct, probabilities.max(axis=-1), **BINS, name=method, ax=reliability, markersize=4, **style
-        )
-        share, accuracy = rejection_curve(correct, uncertainty)
-        rejection.plot(share, accuracy, label=method, **style)
-    points = np.concatenate([line.get_xydata().ravel() for line in reliability.get_lines()[1:]])
-    reliability.set(
-        xlim=(points.min() - 0.05, 1.02),
-        ylim=(points.min() - 0.05, 1.02),
-        title=f"{title}: reliability",
-        xlabel="probability of the most probable class",
-        ylabel="how often it is right",
-    )
-    rejection.set(title="rejection curve", xlabel="share of windows kept", ylabel="accuracy on them", xlim=(0.5, 1))
-    kept = [line.get_ydata()[line.get_xdata() >= 0.5] for line in rejection.get_lines()]
-    rejection.set_ylim(min(map(np.min, kept)) - 0.005, 1.005)
-    rejection.legend()
-    figure.savefig(path, dpi=80)
+def draw(told, y, title):
+    """Draws the two pictures and returns the scores of each method, the last three from the drawn lines."""
+    figure = Figure(figsize=(11, 4.8), layout="constrained")
+    figure.suptitle(title)
+    left, right = figure.subplots(1, 2)
+    styles, rows = method_styles(method.partition(",")[0] for method in told), {}
+    for method, prediction in told.items():
+        style = {**styles[method.partition(",")[0]], "linestyle": "--" if "passes" in method else "-", "label": method}
+        bins = plot_reliability(prediction, y, ax=left, markersize=4, **style).lines[-1].get_xydata()
+        rejected, accuracy = plot_rejection(prediction, y, ax=right, **style).lines[-1].get_data()
+        rows[method] = {
+            "accuracy": accuracy[0],
+            "NLL": log_loss(y, prediction.mean, labels=range(prediction.mean.shape[-1])),
+            "calibration gap": np.abs(np.diff(bins)).mean(),
+            **{f"best {1 - one:.0%}": accuracy[rejected <= one + 1e-9][-1] for one in (0.1, 0.2)},
+        }
+    shown = [line.get_ydata()[line.get_xdata() <= 0.5].min() for line in right.lines]
+    right.set(xlim=(0, 0.5), ylim=(min(shown) - 0.005, 1.005))  # of few windows the accuracy is a lottery
+    return figure, pd.DataFrame(rows).T
 
 
 def parse(argv):
@@ -120,11 +92,11 @@ def main(argv=None):
         else:
             models[method] = keras.models.load_model(arguments.models / file)
     told = predictions(models, x, arguments.num_passes, arguments.seed)
-    rows = pd.DataFrame({method: scores(*one, y) for method, one in told.items()}).T
+    figure, rows = draw(told, y, f"{task.name}, {len(x)} test windows")
     print(f"\n{task.name}, {keras.backend.backend()}, {len(x)} test windows")
     print(rows.to_string(float_format="{:.4f}".format))
     path = arguments.out / f"{task.name}.png"
-    plot(told, y, task.name, path)
+    figure.savefig(path, dpi=80)
     print(f"plot: {path}")
 
 

@@ -116,13 +116,14 @@ def plot(rows, title, path):
     """Accuracy against the share of labels, with the deviation over the seeds."""
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
+    styles = keras_ssd.plotting.method_styles(METHODS)
     for number, (method, marker) in enumerate(zip(METHODS, "os^vD", strict=True)):
         scores = rows[rows.method == method].groupby("label_fraction").accuracy
         mean, deviation = scores.mean(), scores.std(ddof=1).fillna(0)
         beside = mean.index * 1.04 ** (number - 2)  # so that no error bar hides another
-        color = comparison.COLORS[number]
-        axes.errorbar(beside, mean, deviation, fmt=f"{marker}-", color=color, capsize=3, label=method)
+        axes.errorbar(beside, mean, deviation, marker=marker, capsize=3, label=method, **styles[method])
     fractions = sorted(rows.label_fraction.unique())
+    title = f"{title}: mean and deviation over {rows.seed.nunique()} seeds"
     axes.set(xscale="log", xlabel="share of the training windows with a label", ylabel="test accuracy", title=title)
     axes.set_xticks(fractions, [f"{one:.0%}" for one in fractions], minor=False)
     axes.minorticks_off()

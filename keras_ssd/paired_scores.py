@@ -87,15 +87,16 @@ class Comparison:
 
     def plot(self, metric: str | None = None, ax: "Axes | None" = None) -> "Axes":
         """Draw the differences of a score, by default the first: each unit, the mean, its 95 % interval."""
-        ax, metric = plotting._axes(ax), metric or self.metrics[0]
+        ax, metric, styles = plotting._axes(ax), metric or self.metrics[0], plotting.method_styles(self.arms)
         for place, (arm, other) in enumerate(self.pairs):
-            ax.plot(self.values(arm, metric) - self.values(other, metric), [place] * len(self.units), "C0o", alpha=0.5)
+            gains = self.values(arm, metric) - self.values(other, metric)
+            ax.plot(gains, [place] * len(self.units), "o", alpha=0.6, color=styles[arm]["color"])
             mean, half = self.difference(arm, other, metric)
             ax.errorbar(mean, place, xerr=np.nan_to_num(half), fmt="kD", capsize=4)
         ax.axvline(0, color="gray", linewidth=0.8)
         ax.set_yticks(range(len(self.pairs)), [f"{arm} minus {other}" for arm, other in self.pairs])
-        ax.invert_yaxis()
-        ax.set(xlabel=f"{metric}: each {self.unit}, mean and 95 % interval")
+        ax.set_ylim(len(self.pairs) - 0.5, -0.5)
+        ax.set(xlabel=f"difference of {metric}: each {self.unit}, mean and 95 % interval")
         return ax
 
 

@@ -1,5 +1,7 @@
-"""Plots of a distillation. matplotlib is imported when a figure is made."""
+"""Plots of a distillation and of predictions. matplotlib is imported when a figure is made."""
 
+import importlib
+import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -8,9 +10,44 @@ import numpy as np
 
 from keras_ssd.callbacks.statistics import TeacherStatistics
 from keras_ssd.model import SSDModel
+from keras_ssd.uncertainty import StochasticPrediction
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+# The colours of Okabe and Ito, which colour-blind readers can tell apart.
+COLORS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#595959")
+_AVERAGED, _WRAP, _PAPER = 1, 2, 3
+_METHODS = {"plain": 0, "averaged": _AVERAGED, "plain, averaged": _AVERAGED, "wrap": _WRAP, "distilled": _WRAP}
+_METHODS |= {"self": _WRAP, "paper": _PAPER, "snapshot": _PAPER, "continued": 4}
+
+
+def method_styles(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Return arguments of `ax.plot` for the curve of each method, so that it has the same colour in all pictures.
+
+    The names `"plain"`, `"averaged"`, `"wrap"`, `"paper"` and `"continued"` have a colour of their own, also as the
+    first word of a name. All others take what is left. The curve of averaged weights is dashed and on top, because the
+    one of `"wrap"` is often the same.
+
+    Args:
+        methods: names of the methods in a picture.
+
+    Returns:
+        A dict of arguments for each method.
+
+    Example:
+        >>> for method, style in keras_ssd.plotting.method_styles(["plain", "averaged", "wrap"]).items():
+        ...     ax.plot(histories[method].history["val_loss"], label=method, **style)
+    """
+    methods = list(dict.fromkeys(methods))
+    known = [_METHODS.get(method, _METHODS.get(re.split(r"\W", method)[0])) for method in methods]
+    free, styles = [number for number in range(len(COLORS)) if number not in known], {}
+    for place, (method, number) in enumerate(zip(methods, known, strict=True)):
+        if number is None or number in known[:place]:
+            number = free.pop(0) if free else place % len(COLORS)
+        above: dict[str, Any] = {"linestyle": "--", "zorder": 3} if number == _AVERAGED else {}
+        styles[method] = {"color": COLORS[number], **above}
+    return styles
 
 
 def plot_teacher_weights(ssd: SSDModel, x: Any, ax: "Axes | None" = None) -> "Axes":
@@ -36,8 +73,9 @@ def plot_teacher_weights(ssd: SSDModel, x: Any, ax: "Axes | None" = None) -> "Ax
     image = ax.imshow(np.hstack([before, gap, after]), aspect="auto", interpolation="nearest", vmin=0.0)
     labels = [f"before the percentile\n({num_teachers} teachers)", f"after ({ssd.settings.percentile:g})"]
     ax.set_xticks([(num_teachers - 1) / 2, (3 * num_teachers + 1) / 2], labels)
-    ax.set(ylabel="sample", title="weights of the teachers")
-    ax.figure.colorbar(image, ax=ax)
+    ax.set(ylabel="sample", title="guidance weights of the teachers")
+    ax.locator_params(axis="y", integer=True, min_n_ticks=1)
+    ax.figure.colorbar(image, ax=ax, label="weight (the sum of a row is 1)")
     return ax
 
 
@@ -83,11 +121,11 @@ def plot_representations(
         color = f"C{number % 10}"
         ax.scatter(places[:-2, 0], places[:-2, 1], s=14, alpha=0.5, color=color, label=f"teachers of sample {sample}")
         marks: dict[str, Any] = dict(s=110, color=color, edgecolors="black", zorder=3)
-        ax.scatter(*places[-2], marker="*", label=f"target of sample {sample}", **marks)
-        ax.scatter(*places[-1], marker="X", label=f"student, sample {sample}", **marks)
+        # The names of the marks stand once in the legend, which else would be wider than the axes.
+        ax.scatter(*places[-2], marker="*", label="" if number else "target", **marks)
+        ax.scatter(*places[-1], marker="X", label="" if number else "student", **marks)
     ax.set(xlabel=f"first principal component ({shares[0]:.0%} of the variance)", ylabel=f"second ({shares[1]:.0%})")
-    ax.legend(fontsize="small")
-    return ax
+    return _with_legend(ax)
 
 
 def plot_history(
@@ -117,31 +155,112 @@ def plot_history(
     if unknown or not names:
         raise ValueError(f"`names` should be taken from {sorted(history)}. Received: {unknown or names}")
     ax = _axes(ax)
-    second = ax.twinx() if any(name in TeacherStatistics.names for name in names) else None
+    of_teachers = [name in TeacherStatistics.names for name in names]
+    second = ax.twinx() if any(of_teachers) and not all(of_teachers) else ax
     handles = []
     for number, name in enumerate(names):
-        axis, style = (second, "--") if second is not None and name in TeacherStatistics.names else (ax, "-")
+        axis, style = (second, "--") if of_teachers[number] else (ax, "-")
         epochs = np.arange(1, len(history[name]) + 1)
         handles += axis.plot(epochs, history[name], style, marker=".", color=f"C{number % 10}", label=name)
     are_losses = all(name.endswith("loss") or name in TeacherStatistics.names for name in names)
     ax.set(xlabel="epoch", ylabel="loss" if are_losses else "value")
-    if second is not None:
+    if any(of_teachers):
         second.set_ylabel("teachers")
-    # A single legend for both axes, above them, where there are no curves.
-    places: dict[str, Any] = dict(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2 if len(handles) < 6 else 3)
-    (ax if second is None else second).legend(handles=handles, fontsize="small", **places)
+    ax.locator_params(axis="x", integer=True, min_n_ticks=1)
+    _with_legend(second, handles)
     return ax
 
 
+def plot_reliability(
+    prediction: StochasticPrediction, y: Any, num_bins: int = 10, ax: "Axes | None" = None, **options: Any
+) -> "Axes":
+    """Draw how often a classifier is right against how probable it says this is (reliability diagram).
+
+    Args:
+        prediction: one output's result of `keras_ssd.predict_stochastic`, of a classifier.
+        y: the true classes, as numbers or one-hot.
+        num_bins: number of bins, of equally many samples. Defaults to `10`.
+        ax: the `matplotlib.axes.Axes` to draw on. Defaults to `None`: a new figure.
+        **options: of `ax.plot`, such as `label`.
+
+    Returns:
+        The Axes, whose last line has a point for each bin. Above the diagonal the model is more often right than sure.
+
+    Example:
+        >>> keras_ssd.plotting.plot_reliability(keras_ssd.predict_stochastic(student, x), y)
+    """
+    calibration = _imported("sklearn.calibration", "scikit-learn")
+    (correct, confidence, _), ax = _judged(prediction, y), _axes(ax)
+    fractions, means = calibration.calibration_curve(correct, confidence, n_bins=num_bins, strategy="quantile")
+    ax.axline((1, 1), slope=1, color="0.7", linewidth=0.8, zorder=1)
+    ax.plot(means, fractions, **{"marker": "o", **options})
+    ax.set(xlabel="probability of the most probable class", ylabel="fraction that is right")
+    return _with_legend(ax)
+
+
+def plot_rejection(prediction: StochasticPrediction, y: Any, ax: "Axes | None" = None, **options: Any) -> "Axes":
+    """Draw the accuracy of a classifier against the fraction of samples that are rejected, the most uncertain first.
+
+    Args:
+        prediction: one output's result of `keras_ssd.predict_stochastic`, of a classifier.
+        y: the true classes, as numbers or one-hot.
+        ax: the `matplotlib.axes.Axes` to draw on. Defaults to `None`: a new figure.
+        **options: of `ax.plot`, such as `label`.
+
+    Returns:
+        The Axes, whose last line has a point for each number of rejected samples, from 0.
+
+    Example:
+        >>> keras_ssd.plotting.plot_rejection(keras_ssd.predict_stochastic(student, x), y)
+    """
+    (correct, _, entropy), ax = _judged(prediction, y), _axes(ax)
+    kept = np.arange(len(correct), 0, -1)
+    ax.plot(1 - kept / len(correct), np.cumsum(correct[np.argsort(entropy, kind="stable")])[::-1] / kept, **options)
+    ax.set(xlabel="fraction rejected, largest predictive entropy first", ylabel="accuracy on the others")
+    return _with_legend(ax)
+
+
+def _judged(prediction: StochasticPrediction, y: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return for each sample if its most probable class is right, the probability of this class, and the entropy."""
+    if getattr(prediction, "predictive_entropy", None) is None:
+        raise ValueError(
+            "`prediction` should be the result of keras_ssd.predict_stochastic for one output that classifies. "
+            f"Received: {prediction!r}"
+        )
+    mean, entropy, y = np.asarray(prediction.mean), np.asarray(prediction.predictive_entropy), np.asarray(y)
+    if entropy.shape == mean.shape:
+        mean = np.stack([1 - mean, mean], axis=-1)  # units that are 0 or 1
+    elif y.shape == mean.shape:
+        y = y.argmax(axis=-1)
+    if y.size != entropy.size:
+        raise ValueError(f"`y` should hold a class for each of {entropy.size} predictions. Received: shape {y.shape}")
+    # A sum of probabilities in float32 may exceed 1.
+    return mean.argmax(axis=-1).ravel() == y.ravel(), np.minimum(mean.max(axis=-1), 1.0).ravel(), entropy.ravel()
+
+
 def _axes(ax: "Axes | None") -> "Axes":
-    if ax is not None:
-        return ax
+    if ax is None:
+        ax = _imported("matplotlib.pyplot", "matplotlib").subplots()[1]
+    figure = ax.figure.figure  # of a subfigure the whole
+    if figure.get_layout_engine() is None and ax.get_subplotspec() is not None:
+        figure.set_layout_engine("constrained")  # makes room for a legend beside the axes
+    return ax
+
+
+def _with_legend(ax: "Axes", handles: list[Any] | None = None) -> "Axes":
+    """Put the legend above the axes, where no data are."""
+    handles = ax.get_legend_handles_labels()[0] if handles is None else handles
+    if handles:
+        ax.legend(handles=handles, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, fontsize="small")
+    return ax
+
+
+def _imported(module: str, package: str) -> Any:
     try:
-        from matplotlib import pyplot
+        return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        message = "Plots need matplotlib, which is not installed: pip install matplotlib."
-        raise ModuleNotFoundError(message, name="matplotlib") from error
-    return pyplot.subplots(layout="constrained")[1]
+        message = f"This plot needs {package}, which is not installed: pip install {package}."
+        raise ModuleNotFoundError(message, name=package) from error
 
 
 def _check_wrapped(ssd: object) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 import keras_ssd
 from keras_ssd import plotting
+from keras_ssd.uncertainty import StochasticPrediction
 
 matplotlib = pytest.importorskip("matplotlib")
 
@@ -53,7 +54,8 @@ def test_representation_plot_is_a_rotation_of_the_compared_features(ssd):
     _, vectors = np.linalg.eigh(centered.T @ centered)
     expected = centered @ vectors[:, [-1, -2]]
     np.testing.assert_allclose(np.abs(np.vstack(places)), np.abs(expected), rtol=1e-4, atol=1e-5)
-    assert ax.get_legend_handles_labels()[1][:3] == ["teachers of sample 2", "target of sample 2", "student, sample 2"]
+    names = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert names == ["teachers of sample 2", "target", "student", "teachers of sample 4"]
 
 
 def test_a_single_feature_leaves_the_second_component_at_0():
@@ -77,21 +79,114 @@ def test_history_plot_shows_the_logged_values():
     only = plotting.plot_history(history, names=["accuracy"])
     assert [line.get_label() for line in only.lines] == ["accuracy"]
     assert only.get_ylabel() == "value"
+    (teachers,) = plotting.plot_history(history, names=["teacher_spread"]).figure.axes
+    assert teachers.get_ylabel() == "teachers"
     keras_history = keras.callbacks.History()
     keras_history.history = history
     assert len(plotting.plot_history(keras_history).lines) == 2
 
 
-@pytest.mark.parametrize("name", ["weights", "representations", "history"])
-def test_pictures_are_drawn_on_the_given_axes(ssd, name):
+@pytest.mark.parametrize("name", ["weights", "representations", "history", "both", "reliability", "rejection"])
+def test_a_legend_on_given_axes_is_whole_and_beside_the_data(ssd, name):
     _, given = matplotlib.pyplot.subplots()
     draw = {
         "weights": lambda ax: plotting.plot_teacher_weights(ssd, X, ax=ax),
         "representations": lambda ax: plotting.plot_representations(ssd, X, ax=ax),
         "history": lambda ax: plotting.plot_history({"loss": [1.0]}, ax=ax),
+        "both": lambda ax: plotting.plot_history({"loss": [1.0], "teacher_spread": [1.0]}, ax=ax),
+        "reliability": lambda ax: plotting.plot_reliability(FOUR, [0, 1, 0, 1], ax=ax, label="plain"),
+        "rejection": lambda ax: plotting.plot_rejection(FOUR, [0, 1, 0, 1], ax=ax, label="plain"),
     }[name]
     assert draw(given) is given
     assert draw(None) is not given
+    given.figure.draw_without_rendering()
+    legends = [axes.get_legend() for axes in given.figure.axes if axes.get_legend()]
+    assert len(legends) == (name != "weights")
+    for legend in legends:
+        (left, bottom), (right, top) = legend.get_window_extent().get_points()
+        assert 0 <= left < right <= given.figure.bbox.x1 and given.bbox.y1 <= bottom < top <= given.figure.bbox.y1
+
+
+def test_a_given_layout_is_kept():
+    figure, given = matplotlib.pyplot.subplots(layout="compressed")
+    engine = figure.get_layout_engine()
+    plotting.plot_history({"loss": [1.0]}, ax=given)
+    placed = matplotlib.pyplot.figure().add_axes([0.1, 0.1, 0.5, 0.5])
+    plotting.plot_history({"loss": [1.0]}, ax=placed)
+    assert figure.get_layout_engine() is engine
+    assert placed.figure.get_layout_engine() is None
+
+
+@pytest.mark.parametrize("num_epochs", [1, 2, 30])
+def test_ticks_of_epochs_are_whole_numbers(num_epochs):
+    ax = plotting.plot_history({"loss": np.ones(num_epochs)})
+    low, high = ax.get_xlim()
+    ticks = [tick for tick in ax.get_xticks() if low <= tick <= high]
+    assert ticks and all(tick == round(tick) for tick in ticks)
+
+
+def test_a_method_has_one_color_whatever_stands_beside_it():
+    color = {name: style["color"] for name, style in plotting.method_styles(["plain", "averaged", "wrap"]).items()}
+    assert len(set(color.values())) == 3
+    for others in (
+        ["wrap(model)", "plain, averaged", "plain"],
+        ["distilled", "averaged, no teachers", "plain, 30 passes"],
+    ):
+        styles = list(plotting.method_styles(["percentile=0", *others, "kd_weight=1"]).values())
+        assert [style["color"] for style in styles[1:4]] == [color["wrap"], color["averaged"], color["plain"]]
+        assert len({style["color"] for style in styles}) == 5
+        assert [style.get("linestyle") for style in styles] == [None, None, "--", None, None]
+    several = plotting.method_styles(["distilled, labelled", "distilled, all windows", "plain"])
+    assert [style["color"] for style in several.values()].count(color["wrap"]) == 1
+    assert len(plotting.method_styles(map(str, range(20)))) == 20
+
+
+# Four samples: the most probable classes are 0, 1, 0, 0, with probabilities 0.6, 0.7, 0.9 and 1.
+FOUR = StochasticPrediction(
+    np.array([[0.6, 0.4], [0.3, 0.7], [0.9, 0.1], [1.0, 0.0]], "float32"), None, np.array([0.3, 0.9, 0.1, 0.2])
+)
+
+
+@pytest.mark.parametrize("y", [[0, 1, 0, 1], [[0], [1], [0], [1]], np.eye(2)[[0, 1, 0, 1]]])
+def test_reliability_is_the_fraction_that_is_right_in_each_bin(y):
+    """Right are the first three; of two bins the first holds the first two samples, the second the others."""
+    points = plotting.plot_reliability(FOUR, y, num_bins=2, label="plain").lines[-1].get_xydata()
+    np.testing.assert_allclose(points, [[0.65, 1.0], [0.95, 0.5]], rtol=1e-6)
+
+
+def test_rejection_leaves_the_samples_of_lowest_entropy():
+    """By entropy the samples 2, 3, 0 and 1; wrong are 3 and 0."""
+    line = plotting.plot_rejection(FOUR, [1, 1, 0, 1], color="red").lines[-1]
+    np.testing.assert_allclose(line.get_xydata(), [[0, 1 / 2], [1 / 4, 1 / 3], [1 / 2, 1 / 2], [3 / 4, 1]])
+    assert line.get_color() == "red"
+
+
+def test_a_binary_unit_is_a_sample_with_two_classes():
+    """Class 0 with 0.8, class 1 with 0.6: the second is wrong."""
+    binary = StochasticPrediction(np.array([[0.2], [0.6]]), None, np.array([[0.5], [0.7]]))
+    points = plotting.plot_reliability(binary, [0, 0], num_bins=2).lines[-1].get_xydata()
+    np.testing.assert_allclose(points, [[0.6, 0], [0.8, 1]])
+    np.testing.assert_allclose(plotting.plot_rejection(binary, [0, 0]).lines[-1].get_ydata(), [0.5, 1])
+
+
+def test_a_sum_of_rounded_probabilities_above_1_is_drawn():
+    above = StochasticPrediction(np.array([[np.nextafter(np.float32(1), np.float32(2)), 0]]), None, np.zeros(1))
+    np.testing.assert_array_equal(plotting.plot_reliability(above, [0]).lines[-1].get_xydata(), [[1, 1]])
+
+
+@pytest.mark.parametrize("plot", [plotting.plot_reliability, plotting.plot_rejection])
+def test_predictions_that_cannot_be_judged_are_refused(plot, monkeypatch):
+    for prediction in (StochasticPrediction(np.ones(3), np.ones(3)), np.ones((3, 2))):
+        with pytest.raises(ValueError, match="`prediction` should be the result of keras_ssd.predict_stochastic"):
+            plot(prediction, [0, 1, 1])
+    with pytest.raises(ValueError, match=r"`y` should hold a class for each of 4 predictions. Received: shape \(3,\)"):
+        plot(FOUR, [0, 1, 0])
+
+
+def test_a_missing_scikit_learn_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.calibration", None)
+    with pytest.raises(ModuleNotFoundError, match="This plot needs scikit-learn"):
+        plotting.plot_reliability(FOUR, [0, 1, 0, 1])
 
 
 def test_plots_reject_bad_arguments(ssd):
@@ -106,10 +201,11 @@ def test_plots_reject_bad_arguments(ssd):
 
 def test_the_library_works_without_matplotlib(monkeypatch):
     # Taken away, not looked for: Keras itself imports matplotlib where it finds it.
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    for name in ("matplotlib", "matplotlib.pyplot"):
+        monkeypatch.setitem(sys.modules, name, None)
     for name in ("callbacks", "plotting"):
         source = importlib.util.find_spec(f"keras_ssd.{name}")
         module = importlib.util.module_from_spec(source)
         source.loader.exec_module(module)
-    with pytest.raises(ModuleNotFoundError, match="Plots need matplotlib"):
+    with pytest.raises(ModuleNotFoundError, match="This plot needs matplotlib"):
         module.plot_history({"loss": [1.0]})

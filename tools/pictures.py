@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 import keras_ssd
 import ucr
 import unlabelled
-from _support import comparison, ucr_data
+from _support import ucr_data
 
 ROOT = pathlib.Path(__file__).parents[1]
 EPOCHS = 80
@@ -47,7 +47,7 @@ def draw_run():
             keras_ssd.callbacks.TeacherMonitor(),
         ],
     )
-    with matplotlib.rc_context({"axes.prop_cycle": matplotlib.cycler(color=comparison.COLORS)}):
+    with matplotlib.rc_context({"axes.prop_cycle": matplotlib.cycler(color=keras_ssd.plotting.COLORS)}):
         figure = Figure(figsize=(10, 7.6), layout="constrained")
         (left, right), (low, beside) = figure.subplots(2, 2, width_ratios=(1, 1.1))
         keras_ssd.plotting.plot_teacher_weights(ssd, dataset.x_train[:24], ax=left)
@@ -55,17 +55,7 @@ def draw_run():
         losses = [name for name in history.history if name.endswith("loss")]
         keras_ssd.plotting.plot_history(history, losses, ax=low)
         keras_ssd.plotting.plot_history(history, [name for name in STATISTICS if name in history.history], ax=beside)
-        above_the_axes(right)
-        beside.yaxis.set_visible(False)  # all of it is on the second axis
         figure.savefig(ROOT / "docs" / "pictures.png", dpi=90, facecolor="white")
-
-
-def above_the_axes(axes):
-    """Moves the legend to where no point is, as `plot_history` has it."""
-    legend = axes.get_legend()
-    names = [text.get_text() for text in legend.get_texts()]
-    place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1), "ncols": 2 if len(names) < 6 else 3}
-    axes.legend(handles=legend.legend_handles, labels=names, fontsize="small", **place)
 
 
 if __name__ == "__main__":

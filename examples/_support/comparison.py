@@ -22,8 +22,6 @@ import keras_ssd
 
 LEARNING_RATE = 1e-3
 PATIENCE = 20  # epochs that the paper's teacher waits for a lower validation loss
-# Of Okabe and Ito, distinct for colour-blind readers, too.
-COLORS = ["#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#595959"]
 
 
 class Task(NamedTuple):
@@ -155,16 +153,19 @@ def scores(run, x, y, n_classes):
 
 
 def plot_curves(runs, title, accuracy, loss):
-    """Draws accuracy and validation loss by epoch into two axes."""
-    for number, (arm, run) in enumerate(runs.items()):
-        epochs, color = 1 + np.arange(len(run.history["loss"])), COLORS[number % len(COLORS)]
-        accuracy.plot(epochs, run.history["accuracy"], color=color, label=f"{arm}: training")
-        accuracy.plot(epochs, run.history["val_accuracy"], "--", color=color, label=f"{arm}: validation")
-        loss.plot(epochs, run.history["val_loss"], color=color, label=arm)
-    accuracy.set(title=f"{title}: accuracy", xlabel="epoch", ylabel="accuracy")
-    loss.set(title="validation loss, without distillation", xlabel="epoch", ylabel="cross-entropy", yscale="log")
-    accuracy.legend()
-    loss.legend()
+    """Draws accuracy and validation loss by epoch into two axes; the legend of both is on the right."""
+    for arm, style in keras_ssd.plotting.method_styles(runs).items():
+        history = runs[arm].history
+        epochs = 1 + np.arange(len(history["loss"]))
+        accuracy.plot(epochs, history["accuracy"], alpha=0.3, **style)
+        accuracy.plot(epochs, history["val_accuracy"], **style)
+        loss.plot(epochs, history["val_loss"], label=arm, **style)
+    accuracy.set(title=f"{title}: validation accuracy (pale: training)", xlabel="epoch", ylabel="accuracy")
+    title = "validation loss, without distillation"
+    loss.set(title=title, xlabel="epoch", ylabel="cross-entropy (nats)", yscale="log")
+    for axes in (accuracy, loss):
+        axes.locator_params(axis="x", integer=True, min_n_ticks=1)
+    loss.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def resume(path, key, train):

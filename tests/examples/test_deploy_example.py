@@ -8,6 +8,7 @@ from keras import layers
 import deploy
 import keras_ssd
 import uncertainty
+from keras_ssd.uncertainty import StochasticPrediction
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the exporters
 
@@ -109,19 +110,14 @@ def test_latency_and_accuracy_are_taken_from_the_outputs(monkeypatch):
     assert calls == [(1, 1)] * (4 + deploy.WARM_UP + 7)
 
 
-def test_rejection_curve():
-    share, accuracy = uncertainty.rejection_curve(np.array([1, 0, 1, 1]), np.array([0.3, 0.9, 0.1, 0.2]))
-    np.testing.assert_allclose(share, [0.25, 0.5, 0.75, 1])
-    np.testing.assert_allclose(accuracy, [1, 1, 1, 0.75])
-
-
 def test_scores_of_uncertainty():
     """Ten windows at probability 0.8, eight of them right: no gap. The two wrong ones have the largest entropy."""
     probabilities = np.tile([0.8, 0.2], (10, 1))
     y = np.array([0] * 8 + [1] * 2)
-    figures = uncertainty.scores(probabilities, np.arange(10), y)
+    prediction = StochasticPrediction(probabilities, None, np.arange(10))
+    figures = uncertainty.draw({"plain": prediction}, y, "ten")[1].loc["plain"]
     assert figures["accuracy"] == 0.8
     assert figures["calibration gap"] == pytest.approx(0, abs=1e-9)
-    assert figures["best 80 %"] == 1.0
-    assert figures["best 90 %"] == pytest.approx(8 / 9)
+    assert figures["best 80%"] == 1.0
+    assert figures["best 90%"] == pytest.approx(8 / 9)
     assert figures["NLL"] == pytest.approx(-(0.8 * np.log(0.8) + 0.2 * np.log(0.2)))
