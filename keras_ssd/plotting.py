@@ -36,8 +36,8 @@ def method_styles(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
         A dict of arguments for each method.
 
     Example:
-        >>> for method, style in keras_ssd.plotting.method_styles(["plain", "averaged", "wrap"]).items():
-        ...     ax.plot(histories[method].history["val_loss"], label=method, **style)
+        >>> keras_ssd.plotting.method_styles(["plain", "my own", "wrap"])["wrap"]
+        {'color': '#009e73'}
     """
     methods = list(dict.fromkeys(methods))
     known = [_METHODS.get(method, _METHODS.get(re.split(r"\W", method)[0])) for method in methods]
@@ -187,7 +187,7 @@ def plot_reliability(
         The Axes, whose last line has a point for each bin. Above the diagonal the model is more often right than sure.
 
     Example:
-        >>> keras_ssd.plotting.plot_reliability(keras_ssd.predict_stochastic(student, x), y)
+        >>> keras_ssd.plotting.plot_reliability(ssd.predict_stochastic(x), y, label="30 passes")
     """
     calibration = _imported("sklearn.calibration", "scikit-learn")
     (correct, confidence, _), ax = _judged(prediction, y), _axes(ax)
@@ -211,7 +211,7 @@ def plot_rejection(prediction: StochasticPrediction, y: Any, ax: "Axes | None" =
         The Axes, whose last line has a point for each number of rejected samples, from 0.
 
     Example:
-        >>> keras_ssd.plotting.plot_rejection(keras_ssd.predict_stochastic(student, x), y)
+        >>> keras_ssd.plotting.plot_rejection(ssd.predict_stochastic(x), y, label="30 passes")
     """
     (correct, _, entropy), ax = _judged(prediction, y), _axes(ax)
     kept = np.arange(len(correct), 0, -1)

@@ -26,6 +26,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy import stats
 
+from keras_ssd.plotting import method_styles
 from run import KEY, OPTIONS, SECTION, read
 
 SCORES = ["nll", "nll_calibrated", "ece", "brier"]  # of probabilities; the lower, the better
@@ -224,8 +225,8 @@ def plot(rows, path):
     scatter, cost, reliability = figure.subplots(1, 3)
     method, control = "self, averaged", "plain, averaged"
     if {method, control, "plain"} <= set(table.columns):
-        for number, other in enumerate(("plain", control)):
-            scatter.scatter(table[other], table[method], s=18, color=f"C{number}", label=f"against {other}")
+        for other, style in method_styles(("plain", control)).items():
+            scatter.scatter(table[other], table[method], s=18, color=style["color"], label=f"against {other}")
         scatter.plot([0.2, 1], [0.2, 1], "k", linewidth=0.7)
         scatter.set(xlabel="accuracy of the other", ylabel=f"accuracy of {method}", title="a point for each data set")
         scatter.legend()
@@ -240,10 +241,10 @@ def plot(rows, path):
             cost.set_xscale("log", base=2)
             cost.xaxis.set_major_formatter("{x:g}")
         label_beside(cost, summary)
-    for number, name in enumerate(one for one in RELIABILITY if one in shown):
+    for name, style in method_styles(one for one in RELIABILITY if one in shown).items():
         bins = np.sum([json.loads(text) for text in rows[rows.method == name].reliability.dropna()], axis=0)
         bins = bins[bins[:, 0] > 0]
-        reliability.plot(bins[:, 1] / bins[:, 0], bins[:, 2] / bins[:, 0], "o-", ms=3, color=f"C{number}", label=name)
+        reliability.plot(bins[:, 1] / bins[:, 0], bins[:, 2] / bins[:, 0], marker="o", ms=3, label=name, **style)
     reliability.plot([0, 1], [0, 1], "k", linewidth=0.7)
     reliability.set(xlabel="confidence", ylabel="accuracy", title="reliability, all test rows")
     reliability.legend(fontsize=8)
