@@ -240,10 +240,11 @@ def _judged(prediction: StochasticPrediction, y: Any) -> tuple[np.ndarray, np.nd
 
 def _axes(ax: "Axes | None") -> "Axes":
     if ax is None:
-        ax = _imported("matplotlib.pyplot", "matplotlib").subplots()[1]
+        return _imported("matplotlib.pyplot", "matplotlib").subplots(layout="constrained")[1]
     figure = ax.figure.figure  # of a subfigure the whole
-    if figure.get_layout_engine() is None and ax.get_subplotspec() is not None:
-        figure.set_layout_engine("constrained")  # makes room for a legend beside the axes
+    if figure.get_layout_engine() is None and all(one.get_subplotspec() for one in figure.axes):
+        # Makes room for a legend. After "constrained", `tight_layout()` would be an error where there is a colorbar.
+        figure.set_layout_engine("tight")
     return ax
 
 

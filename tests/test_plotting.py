@@ -107,6 +107,15 @@ def test_a_legend_on_given_axes_is_whole_and_beside_the_data(ssd, name):
         assert 0 <= left < right <= given.figure.bbox.x1 and given.bbox.y1 <= bottom < top <= given.figure.bbox.y1
 
 
+def test_a_user_may_arrange_the_figure_afterwards(ssd):
+    _, (left, right) = matplotlib.pyplot.subplots(1, 2)
+    plotting.plot_representations(ssd, X, ax=left)
+    plotting.plot_teacher_weights(ssd, X, ax=right)
+    matplotlib.pyplot.tight_layout()
+    matplotlib.pyplot.subplots_adjust(top=0.6)
+    left.figure.draw_without_rendering()
+
+
 def test_a_given_layout_is_kept():
     figure, given = matplotlib.pyplot.subplots(layout="compressed")
     engine = figure.get_layout_engine()
