@@ -1,31 +1,40 @@
-"""From fit to the watch: trains a student, exports it to every format the backend can write, and measures each file.
+"""From fit to the watch: exports a student to the formats of phones and microcontrollers, and measures each file.
 
-    python examples/deploy.py                                          # GunPoint, needs no download of data
-    python examples/deploy.py --dataset uci_har --data-dir path        # as examples/har.py reads it
-    python examples/deploy.py --dataset GunPoint --model student.keras # exports a student that was trained elsewhere
+    python examples/deploy.py --model student.keras --windows mine.npz  # your student and your windows
+    python examples/deploy.py                                           # trains one on GunPoint, needs no download
+    python examples/deploy.py --dataset uci_har --data-dir path         # as examples/har.py reads it; also with --model
 
-Formats: .keras, SavedModel, ONNX, and LiteRT in float32, float16 (weights) and int8 (weights and activations, whose
-ranges are taken from up to 200 training windows; inputs and outputs stay float32). Each file takes one window, of the
-data set's shape. For each: size in bytes, accuracy on the test split, largest difference of a probability from Keras,
-and the latency of a window, timed one by one. ONNX and LiteRT run on one thread, .keras and SavedModel with the threads
-of their framework. Keras' own `quantize` covers Dense layers only, so it is not among them.
+`student.keras` is a file of `ssd.save` or `ssd.student.save`, of a model with one input and one output that classifies.
+`mine.npz` is written by `numpy.savez("mine.npz", x=windows, y=labels)`: test windows (rows, ...) in the shape of the
+model's input and labels 0, 1, ...; an array `calibration` of training windows gives the ranges of int8. Without it the
+first array does, which flatters int8 a little.
 
-A plain model is trained and exported, too: the distilled student's files must have its graph and its size.
+Formats: .keras, SavedModel, ONNX, and LiteRT in float32, float16 (weights) and int8 (weights, activations, inputs and
+outputs; ranges from up to 200 windows), and the int8 file as an array in a C header. Each file takes one window. For
+each: bytes, accuracy, share of windows with the class that Keras gives (agreement), largest difference of a
+probability from Keras, and the median latency of a window, one by one, on one thread of the CPU.
 
-A format that a backend cannot write is refused with the way round. KERAS_BACKEND chooses the backend; ONNX and LiteRT
-need the packages of the extra `export`. The exit status is 1 if a format that was asked for by name is refused.
+Each format is written and measured in a process of its own, so that a converter that crashes is a row with its reason.
+SavedModel, LiteRT and, from JAX, ONNX are written from the .keras file on TensorFlow, whatever KERAS_BACKEND is. The
+exit status is 1 if a format that was asked for by name could not be written.
 """
 
 import argparse
-import contextlib
 import importlib.util
 import itertools
+import json
 import logging
 import os
 import pathlib
+import re
+import shutil
+import signal
+import subprocess
 import sys
 import tempfile
 import time
+import zipfile
+from functools import partial
 from typing import NamedTuple
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's greeting would bury the table
@@ -34,21 +43,22 @@ import keras
 import numpy as np
 import pandas as pd
 
-import har
 import keras_ssd
-import ucr
-from _support import comparison, har_data, ucr_data
 
-N_REPRESENTATIVE = 200
-WARM_UP, TIMED_CALLS = 20, 1000
-
-
-class Refused(Exception):
-    """A format that cannot be written here, with the reason and what to do, in one sentence."""
+N_CALIBRATION, WARM_UP, TIMED_CALLS = 200, 20, 1000
+ONE_THREAD = dict.fromkeys(["OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"], "1")
+C_HEADER = (
+    "#pragma once\n#include <stdalign.h>\n"
+    "alignas(16) const unsigned char student[] = {{\n{}\n}};\nconst unsigned int student_len = {};\n"
+)
 
 
 def load(name, data_dir, seed):
     """What is trained, `comparison.Task`, and the test split, for a HAR or a UCR data set."""
+    import har  # here, as the processes that convert need none of these
+    import ucr
+    from _support import comparison, har_data, ucr_data
+
     if name in har_data.NAMES:
         dataset = har_data.load(name, data_dir)
         return har.make_task(dataset, 1.0, seed), (dataset.x_test, dataset.y_test)
@@ -60,28 +70,48 @@ def load(name, data_dir, seed):
 
 def train(task, method, seed, epochs):
     """A trained model, `plain` or `distilled`, from the same initial weights and with the same names of layers."""
+    from _support import comparison
+
     keras.utils.clear_session()
     model = comparison.new_model(task.build, seed)
     trained = keras_ssd.wrap(model, seed=seed) if method == "distilled" else model
     return comparison.fit(method, trained, task, seed, epochs).model
 
 
-def from_file(path, windows):
-    """The student of a .keras file, and the same network with other weights to compare its files with."""
-    student, other = (deployed(keras.models.load_model(path, compile=False)) for _ in range(2))
-    expected, given = student.input_shape[1:], windows.shape[1:]
-    if len(expected) != len(given) or any(a not in (b, None) for a, b in zip(expected, given, strict=True)):
-        raise SystemExit(
-            f"`--model` takes windows of shape {expected}, `--dataset` has {given}: name the one it is for"
-        )
-    other.set_weights(
-        [w + np.linspace(0.01, 0.02, w.size, dtype=w.dtype).reshape(w.shape) for w in other.get_weights()]
-    )
-    return {"plain": other, "student": student}
+def read_windows(path):
+    """The arrays of an .npz file: `x`, `y` and, if the file holds it, `calibration`."""
+    try:
+        arrays = dict(np.load(path))
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise SystemExit(f"`--windows` should be a file of numpy.savez(path, x=..., y=...). {path}: {error}") from error
+    if missing := [name for name in ("x", "y") if name not in arrays]:
+        raise SystemExit(f"`--windows` should hold the arrays x and y. {path} lacks {missing}, holds {list(arrays)}")
+    return {name: arrays[name] for name in ("x", "y", "calibration") if name in arrays}
 
 
-def deployed(model):
-    return getattr(model, "student", model)
+def reference(model, arrays):
+    """Keras' outputs for the windows, after checks of the model and of all arrays."""
+    inputs, outputs = getattr(model, "inputs", []), getattr(model, "outputs", [])
+    if len(inputs) != 1 or len(outputs) != 1:
+        raise SystemExit(f"The model should have one input and one output. It has {len(inputs)} and {len(outputs)}")
+    if stateful := [layer.name for layer in every_layer(model) if getattr(layer, "stateful", False)]:
+        raise SystemExit(f"The layers {stateful} are stateful: rebuild the model without and set its weights")
+    lengths = itertools.zip_longest(inputs[0].shape[1:], arrays["x"].shape[1 : len(inputs[0].shape)])
+    window = tuple(given if length is None else length for length, given in lengths)  # None: of any length
+    for name in [name for name in arrays if name != "y"]:
+        if arrays[name].shape[1:] != window or not len(arrays[name]):
+            wanted = f"(rows, {', '.join(map(str, window))}), that of the model's input"
+            raise SystemExit(f"`{name}` should have the shape {wanted}. Received: {arrays[name].shape}")
+        if arrays[name].dtype.kind not in "fiub" or not np.isfinite(arrays[name]).all():
+            raise SystemExit(f"`{name}` should hold finite numbers: leave out windows with gaps, or fill the gaps")
+        arrays[name] = arrays[name].astype("float32")
+    predicted, y = model.predict(arrays["x"], verbose=0), arrays["y"]
+    n_classes = max(predicted.shape[-1], 2)  # a single output is the probability of class 1
+    if y.shape != predicted.shape[:-1]:
+        raise SystemExit(f"`y` should have the shape {predicted.shape[:-1]}, one class each. Received: {y.shape}")
+    if y.dtype.kind not in "iub" or y.min() < 0 or y.max() >= n_classes:
+        raise SystemExit(f"`y` should hold integers from 0 to {n_classes - 1}. Received: {np.unique(y)[:20]}")
+    return predicted
 
 
 # Writing: each function writes one format of a model to `path`, for windows of one shape.
@@ -92,53 +122,23 @@ def write_keras(model, path, windows):
     keras.models.load_model(path, compile=False).save(path)  # drops the optimizer's state, two thirds of the file
 
 
-def write_saved_model(model, path, windows):
-    require("SavedModel", ["tensorflow"], extra="tensorflow")
-    refuse_backends("SavedModel", ["torch"])
-    with quiet():
-        model.export(path, format="tf_saved_model", input_signature=one_window(windows), verbose=False)
-
-
-def write_onnx(model, path, windows):
-    needed = {"tensorflow": ["tf2onnx", "onnx"], "torch": ["onnxscript", "onnx"]}
-    backend = keras.backend.backend()
-    require("ONNX", ["onnxruntime", *needed.get(backend, [])])
-    if backend == "jax" and importlib.util.find_spec("jax2onnx") is None:
-        raise Refused(
-            "ONNX on jax needs jax2onnx, which keras-ssd[export] leaves out as it brings thirty packages: "
-            f"pip install jax2onnx, or {on_tensorflow('ONNX')}"
-        )
-    with quiet(), constants_as_arrays(model):
-        model.export(path, format="onnx", input_signature=one_window(windows), verbose=False)
-
-
-@contextlib.contextmanager
-def constants_as_arrays(model):
-    """Of the tensors that Normalization holds, tf2onnx would make further inputs of the file; of arrays, constants."""
-    held = [(one, one.mean, one.variance) for one in every_layer(model) if isinstance(one, keras.layers.Normalization)]
-    try:
-        for layer, *moments in held:
-            layer.mean, layer.variance = map(keras.ops.convert_to_numpy, moments)
-        yield
-    finally:
-        for layer, mean, variance in held:
-            layer.mean, layer.variance = mean, variance
-
-
-def every_layer(model):
-    for layer in model.layers:
-        yield layer
-        if isinstance(layer, keras.Model):
-            yield from every_layer(layer)
+def write_exported(model, path, windows, form="tf_saved_model"):
+    """Keras' own export, for one window at a time."""
+    if keras.backend.backend() == "tensorflow":
+        # Of the tensors that Normalization holds, tf2onnx would make further inputs of the file; of arrays, constants.
+        for layer in every_layer(model):
+            if isinstance(layer, keras.layers.Normalization):
+                layer.mean, layer.variance = map(keras.ops.convert_to_numpy, (layer.mean, layer.variance))
+    one_window = keras.InputSpec(shape=(1, *windows.shape[1:]), dtype="float32")
+    model.export(str(path), format=form, input_signature=[one_window], verbose=False)
 
 
 def write_litert(model, path, windows, types="float32"):
-    require("LiteRT", ["ai_edge_litert"])
-    refuse_backends("LiteRT", ["jax", "torch"])
+    """The file, or with the ending .h a C array of it."""
     import tensorflow as tf
 
-    with quiet(), tempfile.TemporaryDirectory() as saved_model:
-        model.export(saved_model, format="tf_saved_model", input_signature=one_window(windows), verbose=False)
+    with tempfile.TemporaryDirectory() as saved_model:
+        write_exported(model, saved_model, windows)
         converter = tf.lite.TFLiteConverter.from_saved_model(saved_model)
         if types != "float32":
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
@@ -146,57 +146,22 @@ def write_litert(model, path, windows, types="float32"):
             converter.target_spec.supported_types = [tf.float16]
         if types == "int8":
             converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+            converter.inference_input_type = converter.inference_output_type = tf.int8
             # Evenly spread, as neighbours are of one person.
-            rows = np.linspace(0, len(windows) - 1, min(len(windows), N_REPRESENTATIVE)).astype(int)
+            rows = np.linspace(0, len(windows) - 1, min(len(windows), N_CALIBRATION)).astype(int)
             converter.representative_dataset = lambda: ([window[None]] for window in windows[rows])
-        path.write_bytes(converter.convert())
+        content = converter.convert()
+    if path.suffix == ".h":
+        lines = (", ".join(map(str, content[start : start + 24])) for start in range(0, len(content), 24))
+        content = C_HEADER.format(",\n".join(lines), len(content)).encode()
+    path.write_bytes(content)
 
 
-def one_window(windows):
-    return [keras.InputSpec(shape=(1, *windows.shape[1:]), dtype="float32")]
-
-
-def refuse_backends(name, backends):
-    if keras.backend.backend() in backends:
-        raise Refused(f"{name} cannot be written on {keras.backend.backend()}: {on_tensorflow(name)}")
-
-
-def on_tensorflow(name):
-    return (
-        "load the .keras file on TensorFlow and export it there, "
-        f"KERAS_BACKEND=tensorflow python examples/deploy.py --model student.keras --formats {name.lower()} ..."
-    )
-
-
-def require(name, packages, extra="export"):
-    missing = [package for package in packages if importlib.util.find_spec(package) is None]
-    if missing:
-        raise Refused(f'{name} needs {" and ".join(missing)}: pip install "keras-ssd[{extra}]"')
-
-
-@contextlib.contextmanager
-def quiet():
-    """Without the exporters' remarks, which some write past Python to the standard output and error of the process."""
-    loggers = [logging.getLogger(name) for name in ("tensorflow", "absl", "tf2onnx", "torch.onnx", "jax")]
-    levels = [logger.level for logger in loggers]
-    saved = [os.dup(number) for number in (1, 2)]
-    sys.stdout.flush()
-    sys.stderr.flush()
-    try:
-        with open(os.devnull, "w") as nowhere:
-            for logger in loggers:
-                logger.setLevel(logging.ERROR)
-            for number in (1, 2):
-                os.dup2(nowhere.fileno(), number)
-            yield
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        for number, descriptor in zip((1, 2), saved, strict=True):
-            os.dup2(descriptor, number)
-            os.close(descriptor)
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+def every_layer(model):
+    for layer in model.layers:
+        yield layer
+        if isinstance(layer, keras.Model):
+            yield from every_layer(layer)
 
 
 # Running: each function opens a file and returns a callable from one window (1, ...) to its probabilities (1, classes).
@@ -226,73 +191,82 @@ def open_onnx(path):
 def open_litert(path):
     from ai_edge_litert.interpreter import Interpreter
 
-    interpreter = Interpreter(str(path), num_threads=1)
+    content = path.read_bytes()
+    if path.suffix == ".h":
+        content = bytes(map(int, re.search(rb"{(.*?)}", content, re.S)[1].split(b",")))
+    interpreter = Interpreter(model_content=content, num_threads=1)
     interpreter.allocate_tensors()
-    input_index, output_index = (
-        details[0]["index"] for details in (interpreter.get_input_details(), interpreter.get_output_details())
-    )
+    (given,), (returned,) = interpreter.get_input_details(), interpreter.get_output_details()
+    (scale, zero), (scale_out, zero_out) = given["quantization"], returned["quantization"]  # scale 0: not quantised
 
     def run(window):
-        interpreter.set_tensor(input_index, window)
+        if scale:
+            window = np.clip(np.round(window / scale) + zero, -128, 127).astype(np.int8)
+        interpreter.set_tensor(given["index"], window)
         interpreter.invoke()
-        return interpreter.get_tensor(output_index)
+        outputs = interpreter.get_tensor(returned["index"])
+        return scale_out * (outputs.astype(np.float32) - zero_out) if scale_out else outputs
 
     return run
 
 
 class Format(NamedTuple):
-    """How a format is called, named as a file, written and run."""
-
     title: str
     suffix: str
     write: callable
     open: callable
+    packages: tuple = ("tensorflow", "ai_edge_litert")  # that writing and running it need
 
 
-def litert(types):
-    return lambda model, path, windows: write_litert(model, path, windows, types)
-
-
+ON_TORCH = keras.backend.backend() == "torch"
+ONNX_PACKAGES = ("onnx", "onnxruntime", *(("onnxscript",) if ON_TORCH else ("tensorflow", "tf2onnx")))
 FORMATS = {
-    "keras": Format(".keras", ".keras", write_keras, open_keras),
-    "savedmodel": Format("SavedModel", "_saved_model", write_saved_model, open_saved_model),
-    "onnx": Format("ONNX", ".onnx", write_onnx, open_onnx),
-    "litert": Format("LiteRT float32", ".tflite", litert("float32"), open_litert),
-    "litert-float16": Format("LiteRT float16", "_float16.tflite", litert("float16"), open_litert),
-    "litert-int8": Format("LiteRT int8", "_int8.tflite", litert("int8"), open_litert),
+    "keras": Format(".keras", ".keras", write_keras, open_keras, ()),
+    "savedmodel": Format("SavedModel", "_saved_model", write_exported, open_saved_model, ("tensorflow",)),
+    "onnx": Format("ONNX", ".onnx", partial(write_exported, form="onnx"), open_onnx, ONNX_PACKAGES),
+    "litert": Format("LiteRT float32", ".tflite", write_litert, open_litert),
+    "litert-float16": Format("LiteRT float16", "_float16.tflite", partial(write_litert, types="float16"), open_litert),
+    "litert-int8": Format("LiteRT int8", "_int8.tflite", partial(write_litert, types="int8"), open_litert),
+    "c-array": Format("C array of int8", "_int8.h", partial(write_litert, types="int8"), open_litert),
 }
 
 
-def export(model, name, folder, formats, windows):
-    """Writes a model in all `formats` that can be. Returns the paths by format, and the refusals."""
-    paths, refusals = {}, {}
-    for key in formats:
-        path = folder / f"{name}{FORMATS[key].suffix}"
+def convert(key, source, folder, arrays, timeout=600):
+    """The row of a format: written to `folder` from the file `source` and measured, or the reason why it is not."""
+    form = FORMATS[key]
+    path = folder / f"{source.stem}{form.suffix}"
+    for earlier in folder.glob(f"{path.name}*") if path != source else ():
+        shutil.rmtree(earlier) if earlier.is_dir() else earlier.unlink()
+    if missing := [package for package in form.packages if importlib.util.find_spec(package) is None]:
+        return {"format": form.title, "reason": f"pip install {' '.join(missing)}"}
+    environment = os.environ | ONE_THREAD | {"CUDA_VISIBLE_DEVICES": ""}
+    if "tensorflow" in form.packages:
+        environment["KERAS_BACKEND"] = "tensorflow"
+    with tempfile.TemporaryDirectory() as work:
+        np.savez(f"{work}/arrays.npz", **arrays)
+        command = [sys.executable, __file__, "--row", key, source, path, work]
         try:
-            refuse_states(model)
-            FORMATS[key].write(model, path, windows)
-            paths[key] = path
-        except Refused as refusal:
-            refusals[key] = str(refusal)
-        except Exception as error:  # each converter has its own kinds
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            refusals[key] = (
-                f"{FORMATS[key].title} refuses this model ({reason[:200]}): "
-                "replace the layer of that operation, or take another format"
-            )
-    return paths, refusals
+            done = subprocess.run(command, env=environment, capture_output=True, timeout=timeout)
+            row = json.loads(pathlib.Path(work, "row.json").read_text())
+        except subprocess.TimeoutExpired:
+            row = {"reason": f"not finished after {timeout:g} s: pass a longer --timeout"}
+        except FileNotFoundError:
+            status, said = done.returncode, done.stderr.decode(errors="replace").strip().splitlines()[-1:]
+            ended = signal.Signals(-status).name if status < 0 else f"exit status {status}"
+            row = {"reason": f"the converter crashed ({ended}) {' '.join(said)[:200]}".strip()}
+    return {"format": form.title, **row}
 
 
-def refuse_states(model):
-    stateful = [layer.name for layer in every_layer(model) if getattr(layer, "stateful", False)]
-    if stateful:
-        raise Refused(
-            f"The layers {stateful} are stateful, so that a file would carry one window's state into the next: rebuild "
-            "the model with stateful=False and set its weights"
-        )
-
-
-# Measuring.
+def write_row(key, source, path, work):
+    """What the process does."""
+    path, arrays = pathlib.Path(path), dict(np.load(f"{work}/arrays.npz"))
+    try:
+        FORMATS[key].write(keras.models.load_model(source, compile=False), path, arrays["calibration"])
+        run = FORMATS[key].open(path)
+        row = {"bytes": size(path), **measure(run, arrays["x"], arrays["y"], arrays["reference"])}
+    except Exception as error:  # each converter has its own kinds
+        row = {"reason": (str(error).strip() or type(error).__name__).splitlines()[0][:200]}
+    pathlib.Path(work, "row.json").write_text(json.dumps(row))
 
 
 def size(path):
@@ -302,133 +276,74 @@ def size(path):
 
 
 def measure(run, x, y, reference):
-    windows = [np.ascontiguousarray(window[None]) for window in x]
-    outputs = np.concatenate([np.array(run(window)) for window in windows])
-    for window in itertools.islice(itertools.cycle(windows), WARM_UP):
-        run(window)
-    seconds = []
-    for window in itertools.islice(itertools.cycle(windows), TIMED_CALLS):
+    windows, outputs, seconds = [np.ascontiguousarray(window[None]) for window in x], [], []
+    for window in itertools.islice(itertools.cycle(windows), max(len(x), WARM_UP + TIMED_CALLS)):
         began = time.perf_counter()
-        run(window)
+        output = run(window)
         seconds.append(time.perf_counter() - began)
+        outputs.append(np.array(output))
+    outputs = np.concatenate(outputs[: len(x)])
     return {
-        "accuracy": float(np.mean(outputs.argmax(axis=-1) == y)),
+        "accuracy": float(np.mean(classes(outputs) == y)),
+        "agreement": float(np.mean(classes(outputs) == classes(reference))),
         "max difference": float(np.abs(outputs - reference).max()),
-        "median ms": float(1000 * np.median(seconds)),
-        "p99 ms": float(1000 * np.percentile(seconds, 99)),
+        "median ms": float(1000 * np.median(seconds[WARM_UP:])),
     }
 
 
-def table(paths, x, y, reference):
-    rows = []
-    for key, path in paths.items():
-        with quiet():
-            run = FORMATS[key].open(path)
-        rows.append({"format": FORMATS[key].title, "bytes": size(path), **measure(run, x, y, reference)})
-    return pd.DataFrame(rows).set_index("format")
-
-
-def same_size(paths, plain_paths):
-    """One line for each format: the size of the distilled student's file against that of the plain model."""
-    for key, path in paths.items():
-        own, other = size(path), size(plain_paths[key])
-        verdict = "the same" if own == other else f"{own - other:+d}, in names that the exporter numbers as it goes"
-        yield f"{FORMATS[key].title}: distilled {own} bytes, plain {other}: {verdict}"
-
-
-def same_graph(path, plain_path):
-    (graph, nodes), (other, _) = onnx_graph(path), onnx_graph(plain_path)
-    verdict = "byte for byte the same" if graph == other else "NOT the same"
-    return f"ONNX graphs of distilled and plain, {nodes} nodes, without names and values of weights: {verdict}"
-
-
-def onnx_graph(path):
-    """An ONNX file as bytes, and its number of operations: operations, attributes, connections, types and shapes.
-
-    Left out are the values of weights, and names, which are numbered anew: exporters number them over a whole process.
-    """
-    import onnx
-
-    model = onnx.load(str(path), load_external_data=False)
-    renumber(model.graph, {})
-    for tensor in model.graph.initializer:
-        if tensor.dims and tensor.data_type == onnx.TensorProto.FLOAT:
-            for field in ("raw_data", "float_data", "external_data"):
-                tensor.ClearField(field)
-    for part in (model, model.graph):
-        for field in ("metadata_props", "doc_string"):
-            part.ClearField(field)
-    return model.SerializeToString(deterministic=True), len(model.graph.node)
-
-
-def renumber(graph, names):
-    """Numbers the names of a graph, and of the graphs in it, in the order in which the operations mention them."""
-
-    def number(name):
-        return name and names.setdefault(name, str(len(names)))
-
-    for value in graph.input:
-        value.name = number(value.name)
-    for node in graph.node:
-        node.name = ""
-        for field in ("doc_string", "metadata_props"):
-            node.ClearField(field)
-        node.input[:] = map(number, node.input)
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                renumber(attribute.g, names)
-        node.output[:] = map(number, node.output)
-    for value in [*graph.output, *graph.initializer]:
-        value.name = number(value.name)
-        value.ClearField("doc_string")
-    graph.initializer.sort(key=lambda tensor: int(tensor.name))
-    graph.name = ""
-    graph.ClearField("value_info")
+def classes(outputs):
+    return outputs.argmax(axis=-1) if outputs.shape[-1] > 1 else outputs[..., 0] > 0.5
 
 
 def parse(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--dataset", default="GunPoint", metavar="NAME", help=f"of the UCR archive, or {har_data.NAMES}"
-    )
-    parser.add_argument("--data-dir", type=pathlib.Path, help="where the data set lies; default: where aeon has it")
     parser.add_argument("--model", type=pathlib.Path, help="a student's .keras file, instead of training one")
+    parser.add_argument("--windows", type=pathlib.Path, help="an .npz file with x, y and perhaps calibration")
+    parser.add_argument("--dataset", default="GunPoint", metavar="NAME", help="of UCR, or as in examples/har.py")
+    parser.add_argument("--data-dir", type=pathlib.Path, help="where the data set lies; default: where aeon has it")
     parser.add_argument("--formats", nargs="+", choices=FORMATS, metavar="FORMAT", help=f"of {', '.join(FORMATS)}")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=100, help="of each training; default 100")
+    parser.add_argument("--timeout", type=float, default=600, help="seconds for a format; default 600")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("results/deploy"), help="for the files")
-    return parser.parse_args(argv)
+    parser.add_argument("--row", nargs=4, help=argparse.SUPPRESS)  # what `convert` calls
+    arguments = parser.parse_args(argv)
+    if arguments.windows is not None and arguments.model is None:
+        parser.error("--windows needs --model, the student that takes them")
+    return arguments
 
 
 def main(argv=None):
     arguments = parse(argv)
+    if arguments.row:
+        return write_row(*arguments.row)
     logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it remarks on every new model that is compiled
     arguments.out.mkdir(parents=True, exist_ok=True)
-    task, (x, y) = load(arguments.dataset, arguments.data_dir, arguments.seed)
-    windows = np.asarray(task.training[0], "float32")
-    if arguments.model is not None:
-        models = from_file(arguments.model, windows)
+    if arguments.windows is None:
+        task, (x, y) = load(arguments.dataset, arguments.data_dir, arguments.seed)
+        name, arrays = task.name, {"x": x, "y": y, "calibration": task.training[0]}
     else:
-        models = {
-            name: train(task, method, arguments.seed, arguments.epochs)
-            for name, method in (("plain", "plain"), ("student", "distilled"))
-        }
-    formats = arguments.formats or list(FORMATS)
-    plain_paths, _ = export(models["plain"], "plain", arguments.out, formats, windows)
-    paths, refusals = export(models["student"], "student", arguments.out, formats, windows)
-    if paths:
-        reference = models["student"].predict(x, verbose=0)
-        figures = table(paths, x, y, reference)
-        print(f"\n{task.name}, {keras.backend.backend()}, {len(x)} test windows of {x.shape[1:]}, one at a time")
-        formatters = {"max difference": "{:.1e}".format}
-        print(figures.to_string(float_format="{:.4f}".format, formatters=formatters), end="\n\n")
-        print(*same_size(paths, plain_paths), sep="\n")
-        if "onnx" in paths:
-            print(same_graph(paths["onnx"], plain_paths["onnx"]))
-    for refusal in dict.fromkeys(refusals.values()):
-        print(refusal)
+        name, arrays = arguments.windows.name, read_windows(arguments.windows)
+    if arguments.model is None:
+        plain, model = (train(task, method, arguments.seed, arguments.epochs) for method in ("plain", "distilled"))
+        write_keras(plain, arguments.out / "plain.keras", x)
+    else:
+        model = keras.models.load_model(arguments.model, compile=False)
+    source = arguments.out / "student.keras"
+    predicted = reference(model, arrays)
+    arrays = {"calibration": arrays["x"], "reference": predicted, **arrays}
+    write_keras(model, source, arrays["x"])
+    formats = arguments.formats or FORMATS
+    rows = [convert(key, source, arguments.out, arrays, arguments.timeout) for key in formats]
+    print(f"\n{name}, {keras.backend.backend()}, {len(predicted)} test windows of {arrays['x'].shape[1:]}")
+    table = pd.DataFrame(rows).set_index("format")
+    table = table[sorted(table, key="reason".__eq__)]  # last
+    formatters = {"bytes": "{:.0f}".format, "max difference": "{:.1e}".format}
+    print(table.to_string(float_format="{:.4f}".format, formatters=formatters, na_rep="-"), end="\n\n")
+    if arguments.model is None:
+        print(f"student.keras: {size(source)} bytes, plain.keras: {size(arguments.out / 'plain.keras')} bytes")
     print(f"files: {arguments.out}")
-    return int(arguments.formats is not None and bool(refusals))
+    return int(arguments.formats is not None and any("reason" in row for row in rows))
 
 
 if __name__ == "__main__":

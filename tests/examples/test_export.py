@@ -1,6 +1,10 @@
-"""A student in every format that the backend can write, against Keras' own predictions; and what is refused."""
+"""A student in every format, against Keras' own predictions; and the row of what cannot be written."""
 
 import importlib.util
+import json
+import re
+import shutil
+import subprocess
 
 import keras
 import numpy as np
@@ -14,20 +18,17 @@ import keras_ssd
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 BACKEND = keras.backend.backend()
-WRITES = {
-    "tensorflow": ["keras", "savedmodel", "onnx", "litert", "litert-float16", "litert-int8"],
-    "jax": ["keras", "savedmodel", "onnx"],
-    "torch": ["keras", "onnx"],
-}
-NEEDS = {
-    "savedmodel": ["tensorflow"],
-    "onnx": ["onnxruntime", *{"tensorflow": ["tf2onnx"], "torch": ["onnxscript"], "jax": ["jax2onnx"]}[BACKEND]],
-    "litert": ["ai_edge_litert"],
-}
+# What is written without going over to TensorFlow in another process.
+HERE = [key for key in deploy.FORMATS if BACKEND == "tensorflow" or "tensorflow" not in deploy.FORMATS[key].packages]
 # Half a step of int8 in [0, 1] is 0.002; the ranges of three layers add to it.
-TOLERANCE = {"litert-float16": 2e-3, "litert-int8": 3e-2}
+TOLERANCE = {"litert-float16": 2e-3, "litert-int8": 3e-2, "c-array": 3e-2}
 X = np.random.default_rng(0).normal(size=(60, 20, 2)).astype("float32")
 Y = (X.mean(axis=(1, 2)) > 0).astype(int)
+
+
+@pytest.fixture(autouse=True)
+def few_calls(monkeypatch):
+    monkeypatch.setattr(deploy, "TIMED_CALLS", 3)
 
 
 def network():
@@ -55,141 +56,146 @@ def student():
 
 
 def skip_unless_installed(key):
-    for package in NEEDS.get(key.split("-")[0], []):
+    for package in deploy.FORMATS[key].packages:
         pytest.importorskip(package, reason=f"{key} on {BACKEND} needs {package}")
 
 
-@pytest.mark.parametrize("key", WRITES[BACKEND])
-def test_a_file_predicts_what_keras_predicts(student, tmp_path, key):
+def arrays_for(model):
+    return {"x": X, "y": Y, "calibration": X, "reference": model.predict(X, verbose=0)}
+
+
+def written(key, model, folder):
+    """Path and row of a format, by the code of the converting process but in this one."""
     skip_unless_installed(key)
-    paths, refusals = deploy.export(student, "student", tmp_path, [key], X)
-    assert refusals == {}
-    run = deploy.FORMATS[key].open(paths[key])
+    path, source = folder / f"student{deploy.FORMATS[key].suffix}", folder / "source.keras"
+    model.save(source)
+    np.savez(folder / "arrays.npz", **arrays_for(model))
+    deploy.write_row(key, source, path, folder)
+    return path, json.loads((folder / "row.json").read_text())
+
+
+@pytest.mark.parametrize("key", HERE)
+def test_a_file_predicts_what_keras_predicts(student, tmp_path, key):
+    path, row = written(key, student, tmp_path)
     expected = student.predict(X, verbose=0)
     assert np.ptp(expected[:, 0]) > 0.05
+    run = deploy.FORMATS[key].open(path)
     outputs = np.concatenate([run(window[None]) for window in X])
     np.testing.assert_allclose(outputs, expected, atol=TOLERANCE.get(key, 1e-5))
+    assert row["bytes"] == deploy.size(path)
+    assert row["accuracy"] == np.mean(outputs.argmax(axis=1) == Y)
+    assert row["agreement"] == np.mean(outputs.argmax(axis=1) == expected.argmax(axis=1))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("key", [key for key in WRITES[BACKEND] if key in ("keras", "onnx", "litert")])
+@pytest.mark.parametrize("key", [key for key in HERE if key in ("keras", "onnx", "litert")])
 def test_distilled_and_plain_are_the_same_network(student, tmp_path, key):
-    skip_unless_installed(key)
-    paths, _ = deploy.export(student, "student", tmp_path, [key], X)
-    plain_paths, _ = deploy.export(fitted(distil=False), "plain", tmp_path, [key], X)
+    files = []
+    for name, model in (("student", student), ("plain", fitted(distil=False))):
+        (tmp_path / name).mkdir()
+        files.append(written(key, model, tmp_path / name)[0])
     if key == "onnx":
-        (graph, nodes), (other, _) = deploy.onnx_graph(paths[key]), deploy.onnx_graph(plain_paths[key])
-        assert graph == other
-        assert nodes > 4
-        assert deploy.same_graph(paths[key], plain_paths[key]).endswith("byte for byte the same")
+        graph, other = map(operations, files)
+        assert graph == other and len(graph[0]) > 4
     else:
-        assert deploy.size(paths[key]) == deploy.size(plain_paths[key]) > 1000
+        assert deploy.size(files[0]) == deploy.size(files[1]) > 1000
 
 
-def test_another_network_has_another_graph(student, tmp_path):
-    skip_unless_installed("onnx")
-    keras.utils.clear_session()
-    inputs = keras.Input((20, 2))
-    other = keras.Model(inputs, layers.Dense(2, activation="softmax")(layers.GlobalAveragePooling1D()(inputs)))
-    paths, _ = deploy.export(student, "student", tmp_path, ["onnx"], X)
-    other_paths, _ = deploy.export(other, "other", tmp_path, ["onnx"], X)
-    assert deploy.same_graph(paths["onnx"], other_paths["onnx"]).endswith("NOT the same")
+def operations(path):
+    """Operations of an ONNX file in order with their attributes, and types and shapes of its weights."""
+    import onnx
+
+    graph = onnx.load(str(path)).graph
+    weights = sorted((tuple(tensor.dims), tensor.data_type) for tensor in graph.initializer)
+    return [(node.op_type, sorted(map(str, node.attribute))) for node in graph.node], weights
 
 
 def test_the_keras_file_holds_no_optimizer(student, tmp_path):
     student.save(tmp_path / "whole.keras")
-    paths, _ = deploy.export(student, "student", tmp_path, ["keras"], X)
-    assert not keras.models.load_model(paths["keras"]).compiled
-    assert deploy.size(paths["keras"]) < deploy.size(tmp_path / "whole.keras")
+    deploy.write_keras(student, tmp_path / "student.keras", X)
+    assert not keras.models.load_model(tmp_path / "student.keras").compiled
+    assert deploy.size(tmp_path / "student.keras") < deploy.size(tmp_path / "whole.keras")
 
 
-def test_the_int8_file_computes_in_int8(student, tmp_path):
-    """Weights and activations; only the inputs and outputs of the file are float32."""
-    if BACKEND != "tensorflow":
-        pytest.skip("LiteRT is written on TensorFlow only")
-    skip_unless_installed("litert")
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="LiteRT is written on TensorFlow only")
+def test_the_int8_file_computes_in_int8_from_input_to_output(student, tmp_path):
+    path, _ = written("litert-int8", student, tmp_path)
     from ai_edge_litert.interpreter import Interpreter
 
-    paths, _ = deploy.export(student, "student", tmp_path, ["litert-int8"], X)
-    interpreter = Interpreter(str(paths["litert-int8"]))
+    interpreter = Interpreter(str(path))
     interpreter.allocate_tensors()
     types = [details["dtype"] for details in interpreter.get_tensor_details()]
-    assert [d["dtype"] for d in interpreter.get_input_details() + interpreter.get_output_details()] == [np.float32] * 2
-    assert types.count(np.float32) == 2
-    assert types.count(np.int8) > 6
+    assert [d["dtype"] for d in interpreter.get_input_details() + interpreter.get_output_details()] == [np.int8] * 2
+    assert np.float32 not in types and types.count(np.int8) > 6
 
 
-def test_a_recurrent_model(tmp_path):
-    keys = [key for key in WRITES[BACKEND] if key in ("onnx", "litert")]
-    for key in keys:
-        skip_unless_installed(key)
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="LiteRT is written on TensorFlow only")
+def test_the_c_array_is_aligned_and_holds_the_int8_file(student, tmp_path):
+    """Read back by a C and a C++ compiler where there are any."""
+    path, _ = written("c-array", student, tmp_path)
+    content = path.read_text()
+    assert content.startswith("#pragma once\n#include <stdalign.h>\nalignas(16) const unsigned char student[] = {\n")
+    data, length = re.fullmatch(r".*\{(.*)\};\nconst unsigned int student_len = (\d+);\n", content, re.S).groups()
+    data = bytes(map(int, data.split(",")))
+    assert len(data) == int(length) and data[4:8] == b"TFL3"
+    (tmp_path / "main.c").write_text(
+        '#include <stdio.h>\n#include <stdint.h>\n#include "student_int8.h"\n#include "student_int8.h"\n'
+        "int main(void) { fwrite(student, 1, student_len, stdout); return (uintptr_t)student % 16 != 0; }\n"
+    )
+    for compiler in filter(shutil.which, ("gcc", "g++")):
+        subprocess.run([compiler, "-Wall", "-Werror", "main.c", "-o", "main"], cwd=tmp_path, check=True)
+        assert subprocess.run([tmp_path / "main"], capture_output=True, check=True).stdout == data
+
+
+@pytest.mark.parametrize("key", [key for key in HERE if key in ("onnx", "litert")])
+def test_a_recurrent_model(tmp_path, key):
     keras.utils.clear_session()
     inputs = keras.Input((20, 2))
     model = keras.Model(inputs, layers.Dense(2, activation="softmax")(layers.LSTM(3)(inputs)))
-    paths, refusals = deploy.export(model, "recurrent", tmp_path, keys, X)
-    assert refusals == {}
-    for key, path in paths.items():
-        run = deploy.FORMATS[key].open(path)
-        outputs = np.concatenate([run(window[None]) for window in X])
-        np.testing.assert_allclose(outputs, model.predict(X, verbose=0), atol=1e-5)
+    assert written(key, model, tmp_path)[1]["max difference"] < 1e-5
 
 
-def test_a_model_for_windows_of_any_length_is_exported_for_those_at_hand(tmp_path):
-    skip_unless_installed("onnx")
+@pytest.mark.parametrize("key", [key for key in HERE if key in ("onnx", "litert")])
+def test_a_model_for_windows_of_any_length_is_exported_for_those_at_hand(tmp_path, key):
     keras.utils.clear_session()
     inputs = keras.Input((None, 2))
     x = layers.GlobalAveragePooling1D()(layers.Conv1D(4, 3, padding="same")(inputs))
     model = keras.Model(inputs, layers.Dense(2, activation="softmax")(x))
-    keys = [key for key in WRITES[BACKEND] if key in ("onnx", "litert")]
-    paths, refusals = deploy.export(model, "any", tmp_path, keys, X)
-    assert refusals == {}
-    for key, path in paths.items():
-        outputs = deploy.FORMATS[key].open(path)(X[:1])
-        np.testing.assert_allclose(outputs, model.predict(X[:1], verbose=0), atol=1e-5)
+    assert written(key, model, tmp_path)[1]["max difference"] < 1e-5
 
 
-# What is refused.
+# Processes of their own, and rows with a reason.
 
 
-@pytest.mark.skipif(BACKEND == "tensorflow", reason="TensorFlow writes every format")
-@pytest.mark.parametrize("key", [key for key in deploy.FORMATS if key not in WRITES[BACKEND]] or ["none"])
-def test_unsupported_format_error_names_the_workaround(student, tmp_path, key):
+@pytest.mark.slow
+@pytest.mark.parametrize("key", [key for key in ("onnx", "litert-int8") if key not in HERE] or ["onnx"])
+def test_a_process_on_tensorflow_writes_what_this_backend_cannot(student, tmp_path, key):
     skip_unless_installed(key)
-    paths, refusals = deploy.export(student, "student", tmp_path, [key], X)
-    assert paths == {}
-    assert f"cannot be written on {BACKEND}: load the .keras file on TensorFlow" in refusals[key]
-    assert "KERAS_BACKEND=tensorflow python examples/deploy.py --model student.keras" in refusals[key]
+    deploy.write_keras(student, tmp_path / "student.keras", X)
+    row = deploy.convert(key, tmp_path / "student.keras", tmp_path, arrays_for(student))
+    assert row["max difference"] < TOLERANCE.get(key, 1e-5)
+    assert row["bytes"] == deploy.size(tmp_path / f"student{deploy.FORMATS[key].suffix}")
 
 
-@pytest.mark.parametrize(
-    "key, package, hint", [("onnx", "onnxruntime", "export"), ("litert", "ai_edge_litert", "export")]
-)
-def test_a_missing_package_names_the_extra(monkeypatch, student, tmp_path, key, package, hint):
+def test_a_process_that_takes_too_long_is_killed_and_leaves_no_earlier_file(student, tmp_path):
+    skip_unless_installed("onnx")
+    (tmp_path / "student.onnx").write_text("of an earlier run")
+    row = deploy.convert("onnx", tmp_path / "student.keras", tmp_path, arrays_for(student), timeout=0.01)
+    assert row == {"format": "ONNX", "reason": "not finished after 0.01 s: pass a longer --timeout"}
+    assert not (tmp_path / "student.onnx").exists()
+
+
+@pytest.mark.parametrize("key, package", [("onnx", "onnxruntime"), ("litert", "ai_edge_litert")])
+def test_a_missing_package_is_named(monkeypatch, student, tmp_path, key, package):
     find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find(name))
-    _, refusals = deploy.export(student, "student", tmp_path, [key], X)
-    assert package in refusals[key]
-    assert f'pip install "keras-ssd[{hint}]"' in refusals[key]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find(name) or name)
+    assert deploy.convert(key, tmp_path / "student.keras", tmp_path, {})["reason"] == f"pip install {package}"
 
 
-def test_a_stateful_model_is_refused(tmp_path):
-    inputs = keras.Input(batch_shape=(1, 20, 2))
-    model = keras.Model(inputs, layers.Dense(2)(layers.GRU(3, stateful=True, name="memory")(inputs)))
-    paths, refusals = deploy.export(model, "stateful", tmp_path, ["keras", "onnx"], X)
-    assert paths == {}
-    assert set(refusals) == {"keras", "onnx"}
-    for refusal in refusals.values():
-        assert "The layers ['memory'] are stateful" in refusal
-        assert "stateful=False" in refusal
-
-
-def test_an_operation_that_a_format_lacks_is_refused(tmp_path):
-    if BACKEND != "tensorflow":
-        pytest.skip("LiteRT is written on TensorFlow only")
-    skip_unless_installed("litert")
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="LiteRT is written on TensorFlow only")
+def test_the_reason_of_a_format_that_lacks_an_operation_is_the_converters(tmp_path):
     inputs = keras.Input((20, 2))
     x = keras.ops.erfinv(keras.ops.tanh(layers.Flatten()(inputs)))
-    paths, refusals = deploy.export(keras.Model(inputs, layers.Dense(2)(x)), "odd", tmp_path, ["keras", "litert"], X)
-    assert set(paths) == {"keras"}
-    assert "LiteRT float32 refuses this model (" in refusals["litert"]
-    assert refusals["litert"].endswith("replace the layer of that operation, or take another format")
+    path, row = written("litert", keras.Model(inputs, layers.Dense(2)(x)), tmp_path)
+    assert set(row) == {"reason"} and len(row["reason"]) > 10
+    assert not path.exists()
