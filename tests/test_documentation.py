@@ -1,9 +1,11 @@
 """The documents are correct: their Python blocks run, their links have a target, no option is missing."""
 
 import contextlib
+import os
 import pathlib
 import pkgutil
 import re
+import subprocess
 import sys
 
 import keras
@@ -80,9 +82,16 @@ def process_group(namespace, folder):
 @pytest.mark.once
 @pytest.mark.parametrize("name", [page.relative_to(ROOT).as_posix() for page in PAGES if python_blocks(page)])
 @pytest.mark.filterwarnings("ignore:(currentThread|getName):DeprecationWarning")  # Keras Tuner calls them
-def test_python_blocks_of_a_page_run_in_order(name, tmp_path, monkeypatch):
+@pytest.mark.filterwarnings("ignore:Statistics for quantized inputs:UserWarning")  # TensorFlow's converter, of any int8
+def test_python_blocks_of_a_page_run_in_order(name, tmp_path, monkeypatch, request):
     if name == "docs/devices.md" and keras.backend.backend() != "torch":
         pytest.skip("its block is a loop of PyTorch")
+    if name == "docs/export.md" and keras.backend.backend() != "tensorflow":  # LiteRT is written there only
+        command = [sys.executable, "-m", "pytest", "-q", "-m", "", f"{__file__}::{request.node.name}"]
+        environment = {**os.environ, "KERAS_BACKEND": "tensorflow"}
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stdout[-3000:]
+        return
     monkeypatch.chdir(tmp_path)
     namespace = prepared(name, tmp_path)
     with process_group(namespace, tmp_path) if name == "docs/devices.md" else contextlib.nullcontext():
@@ -90,6 +99,12 @@ def test_python_blocks_of_a_page_run_in_order(name, tmp_path, monkeypatch):
             for long, short in SHORTER.items():
                 block = block.replace(long, short)
             exec(compile(block, name, "exec"), namespace)
+    if name == "docs/export.md":  # int8 of probabilities that are far from 0 and 1
+        expected = namespace["student"].predict(namespace["x"][:1])
+        np.testing.assert_allclose(namespace["probabilities"], expected, atol=0.02)
+        assert namespace["given"]["dtype"] == namespace["returned"]["dtype"] == np.int8
+        header = (tmp_path / "student_int8.h").read_text()
+        assert bytes(map(int, re.search(r"{(.*)}", header)[1].split(","))) == namespace["content"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
