@@ -1,7 +1,8 @@
 """Runs the notebooks of examples/notebooks and stores what they print and draw: `python tools/notebooks.py [name ...]`.
 
 Plain Python is enough: a notebook has no magic, so its cells are executed one after the other, and the figures that a
-cell leaves open are its pictures, as in Jupyter. `--check` runs and stores nothing.
+cell leaves open are its pictures, as in Jupyter. `--check` runs and stores nothing. Those of `FROM_PAGES` are
+pages of docs/ with outputs.
 """
 
 import argparse
@@ -11,13 +12,31 @@ import io
 import json
 import os
 import pathlib
+import re
 import sys
 import tempfile
 import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-FOLDER = pathlib.Path(__file__).parents[1] / "examples" / "notebooks"
+ROOT = pathlib.Path(__file__).parents[1]
+FOLDER = ROOT / "examples" / "notebooks"
+FROM_PAGES = ["recordings"]
+NAMES = sorted({*FROM_PAGES, *(path.stem for path in FOLDER.glob("*.ipynb"))})
+
+
+def from_page(name):
+    """A page as a notebook: a block of Python is a cell of code, what stands between two blocks a cell of text."""
+    text = re.sub(r"\]\((?=[\w-]+\.md)", "](../../docs/", (ROOT / "docs" / f"{name}.md").read_text())
+    cells = []
+    for number, part in enumerate(re.split(r"^```python\n(.*?)^```\n", text, flags=re.M | re.S)):
+        if part := part.strip():
+            cell = {"cell_type": "code" if number % 2 else "markdown", "id": f"cell-{len(cells):02}", "metadata": {}}
+            cell |= {"execution_count": None, "outputs": []} if number % 2 else {}
+            cells.append({**cell, "source": part.splitlines(keepends=True)})
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
+    return {"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
 
 
 def code_cells(notebook):
@@ -61,13 +80,13 @@ def picture(figure):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", default=sorted(path.stem for path in FOLDER.glob("*.ipynb")))
+    parser.add_argument("names", nargs="*", default=NAMES)
     parser.add_argument("--check", action="store_true", help="store nothing")
     arguments = parser.parse_args(argv)
     for name in arguments.names:
         path = FOLDER / f"{name}.ipynb"
         began = time.perf_counter()
-        notebook = run(json.loads(path.read_text()), name)
+        notebook = run(from_page(name) if name in FROM_PAGES else json.loads(path.read_text()), name)
         if not arguments.check:
             path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
         print(f"{name}: {time.perf_counter() - began:.0f} s, {path.stat().st_size / 1024:.0f} KiB", flush=True)

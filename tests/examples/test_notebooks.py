@@ -29,6 +29,15 @@ def test_is_stored_with_outputs(path):
         assert ("print(" in source) == ("stream" in kinds)
 
 
+@pytest.mark.parametrize("name", notebooks.FROM_PAGES)
+def test_holds_text_and_code_of_its_page(name):
+    notebook = json.loads((notebooks.FOLDER / f"{name}.ipynb").read_text())
+    kept = [(cell["cell_type"], cell["source"]) for cell in notebook["cells"]]
+    page = [(cell["cell_type"], cell["source"]) for cell in notebooks.from_page(name)["cells"]]
+    assert kept == page, f"run python tools/notebooks.py {name}"
+    assert len(kept) > 6
+
+
 def test_runs_cells_in_order_and_stores_what_they_print_and_draw():
     sources = ["a = 2", "print(a + 1)\nprint(a)", "import matplotlib.pyplot as plt\nplt.plot([a])"]
     cells = [{"cell_type": "code", "source": [source], "outputs": ["old"]} for source in sources]
