@@ -12,7 +12,7 @@ first array does, which flatters int8 a little.
 Formats: .keras, SavedModel, ONNX, and LiteRT in float32, float16 (weights) and int8 (weights, activations, inputs and
 outputs; ranges from up to 200 windows), and the int8 file as an array in a C header. Each file takes one window. For
 each: bytes, accuracy, share of windows with the class that Keras gives (agreement), largest difference of a
-probability from Keras, and the median latency of a window, one by one, on one thread of the CPU.
+probability from Keras, and the median latency of a window, one by one, on one thread of the CPU (JAX: on its own).
 
 Each format is written and measured in a process of its own, so that a converter that crashes is a row with its reason.
 SavedModel, LiteRT and, from JAX, ONNX are written from the .keras file on TensorFlow, whatever KERAS_BACKEND is. The
