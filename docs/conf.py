@@ -19,6 +19,8 @@ NAVIGATION = {
         "Troubleshooting": "docs/troubleshooting",
     },
     "Guides": {
+        "Your recordings": "docs/recordings",
+        "Your recordings: a notebook": "examples/notebooks/recordings",
         "Callbacks and pictures": "docs/callbacks",
         "Search": "docs/search",
         "Search: a notebook": "examples/notebooks/search",
