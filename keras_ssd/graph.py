@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import dataclasses
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -12,59 +13,43 @@ from keras import tree
 from keras_ssd.keras_names import functional_class, graph_fixes_training
 
 
+@dataclasses.dataclass(eq=False)
 class Step:
     """One call of one layer (or operation) in a model's graph.
 
     Attributes:
         layer: the `keras.Layer` or `keras.Operation`: the user's own object, not a copy.
-        args, kwargs: its arguments, in which symbolic tensors stand for values.
-        inputs, outputs: the symbolic input and output tensors, as flat lists.
+        args, kwargs: its arguments, in which symbolic tensors stand for values. Masks passed by name are kept.
+        outputs: the symbolic output tensors, a flat list.
         fixed_training: the value of `training` that the user gave in the graph, which holds in every call of the model
             (Keras takes a given `None` for `False`); `None` if none was given, or if this version of Keras ignores it.
+        is_whole_model: whether the layer is a subclassed model: one symbolic tensor stands for its whole structure of
+            inputs, and one for the outputs.
+        inputs: the symbolic input tensors, a flat list.
     """
 
-    def __init__(
-        self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: list[keras.KerasTensor]
-    ) -> None:
-        self.layer = layer
-        self.args = args
-        # `run` passes `training`. Masks passed by name are kept: they are tensors.
-        self.kwargs = {name: value for name, value in kwargs.items() if name != "training"}
-        is_fixed = "training" in kwargs and graph_fixes_training()
-        self.fixed_training = bool(kwargs["training"]) if is_fixed else None
-        self.inputs = [x for x in tree.flatten((args, self.kwargs)) if isinstance(x, keras.KerasTensor)]
-        self.outputs = outputs
+    layer: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    outputs: list[keras.KerasTensor]
+    fixed_training: bool | None = None
+    is_whole_model: bool = False
+
+    def __post_init__(self) -> None:
+        self.kwargs = dict(self.kwargs)
+        if "training" in self.kwargs:
+            training = self.kwargs.pop("training")
+            self.fixed_training = bool(training) if graph_fixes_training() else None
+        self.inputs = [x for x in tree.flatten((self.args, self.kwargs)) if isinstance(x, keras.KerasTensor)]
 
     def run(self, values: dict[int, Any], training: bool | None) -> None:
         """Call the layer on `values`, a dict by `id` of the symbolic tensors, and add its outputs to the dict."""
-        args, kwargs = tree.map_structure(lambda x: values.get(id(x), x), (self.args, self.kwargs))
+        args, kwargs = _replaced((self.args, self.kwargs), values)
         if isinstance(self.layer, keras.Layer):
             kwargs["training"] = training if self.fixed_training is None else self.fixed_training
-        results = self._flat(self.layer(*args, **kwargs))
+        results = self.layer(*args, **kwargs)
+        results = [results] if self.is_whole_model else tree.flatten(results)
         values.update(zip(map(id, self.outputs), results, strict=True))
-
-    def with_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> "Step":
-        """Return a call of the same layer with other arguments, in the same order."""
-        step = copy.copy(self)
-        step.args, step.kwargs = args, kwargs
-        step.inputs = [x for x in tree.flatten((args, kwargs)) if isinstance(x, keras.KerasTensor)]
-        return step
-
-    def with_layer(self, layer: Any) -> "Step":
-        """Return a call of another layer with the same arguments."""
-        step = copy.copy(self)
-        step.layer = layer
-        return step
-
-    def _flat(self, results: Any) -> list[Any]:
-        return tree.flatten(results)
-
-
-class _WholeModel(Step):
-    """A subclassed model as one step: one symbolic tensor for its whole structure of inputs, one for the outputs."""
-
-    def _flat(self, results: Any) -> list[Any]:
-        return [results]
 
 
 class Graph:
@@ -78,7 +63,8 @@ class Graph:
         inputs: the symbolic inputs, structured as the model takes them.
         outputs: the symbolic outputs, a flat list.
         nested: `(model, its symbolic outputs)` for each call of a nested model that was expanded.
-        moved: the replacements of symbolic tensors by `with_layers_after`, by `id` of the replaced tensor.
+        moved: by `id` of a symbolic tensor the one that takes its place: the output of the layer that
+            `with_layers_after` inserts. While the model is read, also the tensors of nested models for those of calls.
         is_opaque: whether the model is subclassed, so that its layers are unknown.
     """
 
@@ -87,56 +73,42 @@ class Graph:
         self.steps: list[Step] = []
         self.nested: list[tuple[keras.Model, list[keras.KerasTensor]]] = []
         self.moved: dict[int, keras.KerasTensor] = {}
-        self._enclosing_training: bool | None = None  # as fixed in the call of the nested model that is replayed
         self.is_opaque = not is_functional(model)
         if self.is_opaque:
             self.inputs, output = keras.KerasTensor((None,)), keras.KerasTensor((None,))
-            self.steps = [_WholeModel(model, (self.inputs,), {}, [output])]
+            self.steps = [Step(model, (self.inputs,), {}, [output], is_whole_model=True)]
             self.outputs = [output]
             return
         with _unique_names(model):
-            self.inputs, self.outputs = self._replay(model)
+            self.inputs, self.outputs = self._replay(model, {})
 
-    def _replay(self, model: keras.Model, inputs: Any = None) -> tuple[Any, list[keras.KerasTensor]]:
-        """Call the layers of `model` again, on new symbolic inputs, and record the calls.
+    def _replay(self, model: keras.Model, training: dict[str, Any], inputs: Any = None) -> tuple[Any, list[Any]]:
+        """Record the calls of the layers of `model`; return its inputs and outputs.
 
-        `clone_model` with a `call_function` is the exported way to walk a graph. It does not report which tensors
-        became the outputs, so they are marked by layers that record nothing.
+        `clone_model` with a `call_function` is the exported way to walk a graph. A nested model is walked on inputs of
+        its own, which are replaced by the tensors that it is called on, and so are the outputs of its call.
         """
-        markers = [keras.layers.Identity(name=f"keras_ssd_output_{index}") for index in range(len(model.outputs))]
-        model_inputs = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
-        marked = keras.Model(model_inputs, [marker(x) for marker, x in zip(markers, model.outputs, strict=True)])
-        outputs: dict[int, keras.KerasTensor] = {}
+        functional = keras.Model(model.inputs[0] if isinstance(model, keras.Sequential) else model.input, model.outputs)
+        own_inputs = _new_inputs(functional)
+        if inputs is not None:
+            self.moved.update(zip(map(id, tree.flatten(own_inputs)), inputs, strict=True))
 
-        def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
-            if layer in markers:
-                outputs[markers.index(layer)] = args[0]
-                return args[0]
-            return self._record(layer, *args, **kwargs)
+        def record(layer: Any, *args: Any, **kwargs: Any) -> Any:
+            outputs = layer(*args, **kwargs)
+            if isinstance(layer, keras.Layer) and graph_fixes_training():
+                kwargs = {**training, **kwargs}
+            args, kwargs = _replaced((args, kwargs), self.moved)
+            given = {name: value for name, value in kwargs.items() if name == "training" or value is not None}
+            if args and given.keys() <= {"training"} and is_functional(layer) and _takes_unchanged(layer, args[0]):
+                _, own_outputs = self._replay(layer, given, tree.flatten(args[0]))
+                self.nested.append((layer, own_outputs))
+                self.moved.update(zip(map(id, tree.flatten(outputs)), own_outputs, strict=True))
+            else:
+                self.steps.append(Step(layer, args, kwargs, tree.flatten(outputs)))
+            return outputs
 
-        if inputs is None:
-            inputs = _new_inputs(marked)
-        else:
-            inputs = tree.pack_sequence_as(marked.input, tree.flatten(inputs))
-        replayed = keras.models.clone_model(marked, inputs, clone_function=lambda layer: layer, call_function=call)
-        return replayed.input, [outputs[index] for index in range(len(markers))]
-
-    def _record(self, layer: Any, *args: Any, **kwargs: Any) -> Any:
-        if self._enclosing_training is not None and isinstance(layer, keras.Layer):
-            kwargs.setdefault("training", self._enclosing_training)
-        if args and is_functional(layer) and _takes_unchanged(layer, args[0]):
-            enclosing = self._enclosing_training
-            if "training" in kwargs and graph_fixes_training():
-                self._enclosing_training = bool(kwargs["training"])
-            _, outputs = self._replay(layer, args[0])
-            self._enclosing_training = enclosing
-            self.nested.append((layer, outputs))
-            reference = outputs if isinstance(layer, keras.Sequential) else layer.output
-            packed = tree.pack_sequence_as(reference, outputs)
-            return packed[0] if isinstance(packed, (list, tuple)) and len(packed) == 1 else packed
-        outputs = layer(*args, **kwargs)
-        self.steps.append(Step(layer, args, kwargs, tree.flatten(outputs)))
-        return outputs
+        walked = keras.models.clone_model(functional, own_inputs, lambda layer: layer, call_function=record)
+        return own_inputs, _replaced(walked.outputs, self.moved)
 
     def with_layers_after(self, layers: Sequence[tuple[keras.KerasTensor, keras.Layer]]) -> "Graph":
         """Return this graph with additional layers after some of its tensors; the graph itself is not changed.
@@ -147,25 +119,21 @@ class Graph:
         Returns:
             A `Graph`, whose attribute `moved` maps the `id` of each of these tensors to its replacement.
         """
-        if not layers:
-            return self
-        graph = copy.copy(self)
+        graph, after = copy.copy(self), {id(tensor): layer for tensor, layer in layers}
         graph.steps, graph.moved = [], {}
-        after = {id(tensor): layer for tensor, layer in layers}
 
         def insert(tensors: Iterable[keras.KerasTensor]) -> None:
             for x in tensors:
                 if id(x) in after:
-                    moved = after[id(x)](x)
-                    graph.steps.append(Step(after[id(x)], (x,), {}, [moved]))
-                    graph.moved[id(x)] = moved
+                    graph.moved[id(x)] = after[id(x)](x)
+                    graph.steps.append(Step(after[id(x)], (x,), {}, [graph.moved[id(x)]]))
 
         insert(tree.flatten(self.inputs))
         for step in self.steps:
-            args, kwargs = tree.map_structure(lambda x: graph.moved.get(id(x), x), (step.args, step.kwargs))
-            graph.steps.append(step.with_arguments(args, kwargs))
+            args, kwargs = _replaced((step.args, step.kwargs), graph.moved)
+            graph.steps.append(dataclasses.replace(step, args=args, kwargs=kwargs))
             insert(step.outputs)
-        graph.outputs = [graph.moved.get(id(x), x) for x in self.outputs]
+        graph.outputs = _replaced(self.outputs, graph.moved)
         return graph
 
     def needed(self, targets: Iterable[keras.KerasTensor], sources: Iterable[keras.KerasTensor] = ()) -> list[Step]:
@@ -189,25 +157,20 @@ class Graph:
         Layers are called in the same order as in the user's model, because a layer that is called twice updates its
         statistics and draws its noise twice.
         """
-        if self.is_opaque:
-            output = self.outputs[0]
-
-            def read(x: Any, training: bool | None) -> list[Any]:
-                is_needed = any(t is output for t in tensors)
-                results = call_student(self.model, x, training) if is_needed else None
-                return [results if t is output else x for t in tensors]
-
-            return read
-        symbolic = tree.flatten(self.inputs)
-        with _unique_names(self.model):
-            # Inputs are cast and completed as in the user's model.
-            entry = keras.Model(self.inputs, symbolic)
-        steps = self.needed(tensors)
-        unread = last_reads(steps, tensors)
+        symbolic, steps = tree.flatten(self.inputs), self.needed(tensors)
+        runs = list(zip(steps, last_reads(steps, tensors), strict=True))
+        has_training = takes_training(self.model)
+        if not self.is_opaque:
+            with _unique_names(self.model):
+                # Inputs are cast and completed as in the user's model.
+                entry = keras.Model(self.inputs, symbolic)
 
         def run(x: Any, training: bool | None) -> list[Any]:
-            values = dict(zip(map(id, symbolic), tree.flatten(entry(x, training=training)), strict=True))
-            for step, keys in zip(steps, unread, strict=True):
+            # Like Keras' own training step, which passes `training` only to a `call` that takes it.
+            training = training if has_training else False
+            inputs = [x] if self.is_opaque else tree.flatten(entry(x, training=training))
+            values = dict(zip(map(id, symbolic), inputs, strict=True))
+            for step, keys in runs:
                 step.run(values, training)
                 for key in keys:
                     del values[key]
@@ -226,14 +189,18 @@ def last_reads(steps: Sequence[Step], outputs: Sequence[keras.KerasTensor]) -> l
     return result[::-1]
 
 
+def _replaced(structure: Any, replacements: dict[int, Any]) -> Any:
+    """Return a structure in which objects are replaced, by `id`."""
+    return tree.map_structure(lambda x: replacements.get(id(x), x), structure)
+
+
 def _new_inputs(model: keras.Model) -> Any:
     """Return new symbolic inputs like those of a model, in their structure."""
     layers = {id(layer.output): layer for layer in model.operations if isinstance(layer, keras.layers.InputLayer)}
 
     def like(x: keras.KerasTensor) -> keras.KerasTensor:
         # Keras' own cloning would lose the flag that an input is optional.
-        optional = getattr(layers.get(id(x)), "optional", False)
-        options = {"optional": True} if optional else {}
+        options = {"optional": True} if getattr(layers.get(id(x)), "optional", False) else {}
         return keras.Input(batch_shape=x.shape, dtype=x.dtype, sparse=x.sparse, name=x.name, **options)
 
     return tree.map_structure(like, model.input)
@@ -241,10 +208,9 @@ def _new_inputs(model: keras.Model) -> Any:
 
 def is_functional(model: Any) -> bool:
     """Return whether a model is a graph of layers: Functional or Sequential, with a `call` that is Keras' own."""
-    kind: Any = type(model)
-    if issubclass(kind, keras.Sequential):
-        return kind.call is keras.Sequential.call
-    return issubclass(kind, functional_class()) and kind.call is functional_class().call
+    kinds = (keras.Sequential, functional_class())  # the second is a base of the first
+    kind: Any = next((kind for kind in kinds if isinstance(model, kind)), None)
+    return kind is not None and type(model).call is kind.call
 
 
 @contextlib.contextmanager
@@ -258,11 +224,10 @@ def _unique_names(model: keras.Model) -> Iterator[None]:
     taken = {x.name for x in model.inputs} if isinstance(model, keras.Sequential) else set()
     try:
         for operation in _operations(model):
-            name = operation.name
-            if name in taken:
-                renamed.append((operation, name))
-                operation.name = f"{name}_keras_ssd_{len(renamed)}"
-            taken.add(name)
+            if operation.name in taken:
+                renamed.append((operation, operation.name))
+                operation.name = f"{operation.name}_keras_ssd_{len(renamed)}"
+            taken.add(operation.name)
         yield
     finally:
         for operation, name in renamed:
@@ -275,11 +240,10 @@ def _operations(model: keras.Model) -> list[Any]:
     queue = [model]
     while queue:
         graph = queue.pop()
-        for operation in graph.layers if isinstance(graph, keras.Sequential) else graph.operations:
-            if id(operation) not in found:
-                found[id(operation)] = operation
-                if is_functional(operation):
-                    queue.append(operation)
+        operations = graph.layers if isinstance(graph, keras.Sequential) else graph.operations
+        new = {id(operation): operation for operation in operations if id(operation) not in found}
+        found.update(new)
+        queue += filter(is_functional, new.values())
     return list(found.values())
 
 
@@ -300,11 +264,6 @@ def takes_training(model: keras.Model) -> bool:
         return True
     parameters = inspect.signature(model.call).parameters
     return "training" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-
-
-def call_student(model: keras.Model, inputs: Any, training: bool | None) -> Any:
-    """Call a model as Keras' own training step does, which passes `training` only to a `call` that takes it."""
-    return model(inputs, training=training if takes_training(model) else False)
 
 
 def unique(items: Iterable[Any]) -> list[Any]:

@@ -6,7 +6,6 @@ known to keep rows apart are run once, without noise, on a small batch and on ev
 the same values in both.
 """
 
-import functools
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -17,19 +16,35 @@ import numpy as np
 from keras import ops, tree
 
 from keras_ssd import _backend
+from keras_ssd._typing import Tensor
 from keras_ssd.graph import Graph, Step
 from keras_ssd.keras_names import is_elementwise, is_of_keras, slices_within_rows
 from keras_ssd.noise import parts_of
-from keras_ssd.repeating import RepeatForTeachers
 
-# The rows of the larger and the smaller batch, which holds every third of them.
-_ROWS, _STRIDE = 6, 3
-_FEW = _ROWS // _STRIDE
-# Batch sizes that no other axis is likely to have, for symbolic batches.
-_MARKED, _MARKED_FEW = 61, 59
+# The rows of a batch, of which every third one makes the smaller batch. No other axis is likely to have as many as a
+# symbolic batch.
+_ROWS, _SYMBOLIC_ROWS, _STRIDE = 6, 183, 3
 # A layer of the user's is also run on more rows, up to this number, if it is small: it may count the rows of a batch.
 _MANY_ROWS = 256
 _MANY_ELEMENTS, _MANY_MULTIPLICATIONS = 2**18, 2**27
+
+
+class RepeatRows(keras.layers.Layer):
+    """`(batch, ...)` to `(batch * times, ...)`, batch-major, with the mask and without a gradient.
+
+    It is batch-major so that, under data parallelism, the rows of a sample stay on the device of the sample. It is a
+    layer because Keras passes masks on through layers only.
+    """
+
+    def __init__(self, times: int) -> None:
+        super().__init__(autocast=False, dtype="float32", name="repeat_rows")
+        self.times, self.supports_masking, self.built = times, True, True
+
+    def call(self, x: Tensor) -> Tensor:
+        return ops.repeat(ops.stop_gradient(x), self.times, axis=0)
+
+    def compute_mask(self, x: Tensor, previous_mask: Tensor | None = None) -> Tensor | None:
+        return None if previous_mask is None else ops.repeat(previous_mask, self.times, axis=0)
 
 
 class Independence(NamedTuple):
@@ -51,18 +66,14 @@ class Independence(NamedTuple):
 
 
 def examine(
-    graph: Graph,
-    needed: Sequence[Step],
-    suffix: Sequence[Step],
-    suffix_inputs: Sequence[Any],
-    outputs: Sequence[Any],
+    graph: Graph, prefix: Sequence[Step], suffix: Sequence[Step], suffix_inputs: Sequence[Any], outputs: Sequence[Any]
 ) -> Independence:
     """Find out which tensors have a row for each sample, and which parts of a graph keep rows apart.
 
     Args:
         graph: a `Graph`.
-        needed: its steps that lead to the outputs.
-        suffix: those of them that are run for every pass.
+        prefix: its steps that lead to the suffix.
+        suffix: its steps that are run for every pass.
         suffix_inputs: symbolic tensors that the suffix takes.
         outputs: symbolic tensors that the passes return.
 
@@ -70,58 +81,38 @@ def examine(
         An `Independence`. Rows count as independent if the layers cannot be run.
     """
     batch = tree.flatten(graph.inputs)[0].shape[0]
-    by_shape = {id(x): len(x.shape) > 0 and x.shape[0] == batch for step in needed for x in step.inputs}
-    by_shape.update({id(x): len(x.shape) > 0 and x.shape[0] == batch for x in suffix_inputs})
-    if all(_keeps_rows(step) for step in needed):
+    read = [x for step in (*prefix, *suffix) for x in step.inputs] + list(suffix_inputs)
+    by_shape = {id(x): len(x.shape) > 0 and x.shape[0] == batch for x in read}
+    if all(_keeps_rows(step) for step in (*prefix, *suffix)):
         return Independence(by_shape)
-    parts = [step for step in needed if all(step is not other for other in suffix)], suffix, suffix_inputs, outputs
-    verdict = None
-    # Values close to a threshold may differ by rounding: only what differs for two batches is believed.
-    for seed in (0, 1):
+
+    def compared(make_inputs: Callable[..., dict[int, Any]], *options: int) -> Independence | None:
         try:
-            runs = _Runs(_ROWS, _FEW, functools.partial(_random_inputs, graph, seed=seed))
-            with warnings.catch_warnings(), _backend.teacher_scope(seed):
+            with warnings.catch_warnings(), _backend.teacher_scope(0), keras.StatelessScope(collect_losses=True):
                 warnings.simplefilter("ignore")
-                with keras.StatelessScope(collect_losses=True):
-                    verdict = _compare(runs, *parts, by_shape)
+                runs = _Runs(make_inputs(graph, *options))
+                return _compare(runs, prefix, suffix, suffix_inputs, outputs, by_shape)
         except Exception:  # layers may refuse a batch by any kind of error
-            verdict = None
-            break
-        if verdict.suffix_culprit is None and verdict.prefix_culprit is None:
-            return verdict
-    if verdict is not None:
-        return verdict
-    try:
-        return _compare(_Runs(_MARKED, _MARKED_FEW, functools.partial(_symbolic_inputs, graph)), *parts, by_shape)
-    except Exception:
-        return Independence(by_shape, has_fixed_size=batch is not None)
+            return None
+
+    verdict = compared(_random_inputs, 0)
+    if verdict is not None and not (verdict.suffix_culprit is None and verdict.prefix_culprit is None):
+        # Values close to a threshold may differ by rounding: only what differs for two batches is believed.
+        verdict = compared(_random_inputs, 1)
+    unknown = Independence(by_shape, has_fixed_size=batch is not None)
+    return verdict or compared(_symbolic_inputs) or unknown
 
 
 class _Runs:
-    """The values of a graph for a batch and for some rows of it.
+    """The values of a graph, by `id` of the symbolic tensors, for a batch and for some rows of it."""
 
-    Args:
-        rows, few: the two batch sizes.
-        make_inputs: a function of a batch size that returns a dict of values by `id` of the symbolic inputs.
-    """
-
-    def __init__(self, rows: int, few: int, make_inputs: Callable[[int], dict[int, Any]]) -> None:
-        self.rows, self.few = rows, few
-        self.is_symbolic = rows == _MARKED
-        self.all = make_inputs(rows)
-        if self.is_symbolic:
-            self.part = make_inputs(few)
-        else:
-            self.part = {key: self.take(value) for key, value in self.all.items()}
+    def __init__(self, inputs: dict[int, Any]) -> None:
+        self.all, self.part = inputs, self.take(inputs)
+        self.rows, self.few = (_first_size(next(iter(values.values()))) or 0 for values in (self.all, self.part))
 
     def take(self, values: Any) -> Any:
         """Return the rows of the smaller batch, of each tensor in a structure."""
         return tree.map_structure(lambda x: x[::_STRIDE], values)
-
-    def run(self, step: Step) -> None:
-        """Run a step on both batches, without noise."""
-        step.run(self.all, training=False)
-        step.run(self.part, training=False)
 
     def state(self, tensor: Any) -> str:
         """Return `"rows"`, `"none"` (no row for each sample), `"moved"` or `"mixed"` for a symbolic tensor."""
@@ -130,17 +121,23 @@ class _Runs:
         return next((state for state in ("mixed", "moved", "rows") if state in states), "none")
 
     def _state(self, a: Any, b: Any) -> str:
-        shapes = tuple(a.shape), tuple(b.shape)
-        if len(shapes[0]) != len(shapes[1]) or shapes[0][1:] != shapes[1][1:]:
+        if len(a.shape) != len(b.shape) or tuple(a.shape[1:]) != tuple(b.shape[1:]):
             return "mixed"
-        sizes = tuple(shape[0] if shape else 0 for shape in shapes)
-        if self.is_symbolic and None in sizes:
+        sizes = tuple(x.shape[0] if len(x.shape) else 0 for x in (a, b))
+        if None in sizes:
             return "rows"  # unknown, not moved
         if sizes[0] == sizes[1]:
-            return "none" if self.is_symbolic or _equal(a, b) else "mixed"
+            return "none" if _equal(a, b) else "mixed"
         if sizes == (self.rows, self.few):
-            return "rows" if self.is_symbolic or _equal(a[::_STRIDE], b) else "mixed"
+            return "rows" if _equal(a[::_STRIDE], b) else "mixed"
         return "moved" if sizes[0] * self.few == sizes[1] * self.rows else "mixed"
+
+
+class _Culprit(NamedTuple):
+    """The first layer that combines rows, and whether it does because it counts them."""
+
+    layer: Any = None
+    counts: bool = False
 
 
 def _compare(
@@ -152,42 +149,32 @@ def _compare(
     by_shape: dict[int, bool],
 ) -> Independence:
     """Run both batches and compare them: first the prefix, then the suffix on rows of the values of the prefix."""
-    prefix_culprit = _run_steps(runs, prefix)
+    in_prefix = _run_steps(runs, prefix)
     states = {id(x): runs.state(x) for x in suffix_inputs}
     if "moved" in states.values():
-        culprit = _first_mover(runs, prefix)
-        return Independence({**by_shape, **dict.fromkeys(states, True)}, culprit, culprit, moves=True)
-    if "mixed" not in states.values() and not prefix_culprit.counts:
-        prefix_culprit = _NONE  # later layers undid the move or the combination
-    has_rows = {id(x): _first_size(runs.all[id(x)]) in (runs.rows, None) for x in suffix_inputs}
-    for x in suffix_inputs:  # each pass takes rows of these values, whatever the prefix makes of a part of the batch
-        if states[id(x)] == "mixed" and not runs.is_symbolic:
-            runs.part[id(x)] = runs.take(runs.all[id(x)]) if has_rows[id(x)] else runs.all[id(x)]
-    culprit = _run_steps(runs, suffix)
-    states_of_outputs = {runs.state(x) for x in outputs}
-    if "moved" in states_of_outputs and culprit.layer is None:
-        culprit = _Culprit(_first_mover(runs, suffix))
-    elif not states_of_outputs & {"mixed", "moved"} and not culprit.counts:
-        culprit = _NONE
-    moves = culprit.layer is not None and "mixed" not in states_of_outputs and not culprit.counts
-    return Independence({**by_shape, **has_rows}, culprit.layer, prefix_culprit.layer, moves)
-
-
-class _Culprit(NamedTuple):
-    """The first layer that combines rows, and whether it does because it counts them."""
-
-    layer: Any = None
-    counts: bool = False
-
-
-_NONE = _Culprit()
+        mover = _first_mover(runs, prefix)
+        return Independence({**by_shape, **dict.fromkeys(states, True)}, mover, mover, moves=True)
+    if "mixed" not in states.values() and not in_prefix.counts:
+        in_prefix = _Culprit()  # later layers undid the move or the combination
+    has_rows = {key: _first_size(runs.all[key]) in (runs.rows, None) for key in states}
+    for key in states:  # each pass takes rows of these values, whatever the prefix makes of a part of the batch
+        if states[key] == "mixed":
+            runs.part[key] = runs.take(runs.all[key]) if has_rows[key] else runs.all[key]
+    in_suffix, states_of_outputs = _run_steps(runs, suffix), {runs.state(x) for x in outputs}
+    if "moved" in states_of_outputs and in_suffix.layer is None:
+        in_suffix = _Culprit(_first_mover(runs, suffix))
+    elif not states_of_outputs & {"mixed", "moved"} and not in_suffix.counts:
+        in_suffix = _Culprit()
+    moves = in_suffix.layer is not None and "mixed" not in states_of_outputs and not in_suffix.counts
+    return Independence({**by_shape, **has_rows}, in_suffix.layer, in_prefix.layer, moves)
 
 
 def _run_steps(runs: _Runs, steps: Sequence[Step]) -> _Culprit:
-    """Run steps on both batches; return the first layer whose rows differ, `_NONE` if there is none."""
-    culprit = _NONE
+    """Run steps on both batches, without noise; return the first layer whose rows differ."""
+    culprit = _Culprit()
     for step in steps:
-        runs.run(step)
+        for values in (runs.all, runs.part):
+            step.run(values, training=False)
         states = [runs.state(x) for x in step.outputs]
         if culprit.layer is not None:
             continue
@@ -210,45 +197,45 @@ def _first_size(value: Any) -> int | None:
     return first.shape[0] if len(first.shape) else 0
 
 
+def _again(step: Step, values: dict[int, Any]) -> list[Any]:
+    """Return the outputs of a step for some values, as a flat list."""
+    values = dict(values)
+    step.run(values, training=False)
+    return tree.flatten([values[id(x)] for x in step.outputs])
+
+
 def _is_random(runs: _Runs, step: Step) -> bool:
     """Return whether a layer draws random numbers also in inference mode, so that two calls differ."""
-    if runs.is_symbolic:
-        return False
-    again = dict(runs.all)
-    step.run(again, training=False)
-    pairs = [zip(*(tree.flatten(v[id(x)]) for v in (runs.all, again)), strict=True) for x in step.outputs]
-    return not all(_equal(a, b) for pair in pairs for a, b in pair)
+    before = tree.flatten([runs.all[id(x)] for x in step.outputs])
+    return not all(_equal(a, b) for a, b in zip(before, _again(step, runs.all), strict=True))
 
 
 def _counts_rows(runs: _Runs, step: Step, states: Sequence[str]) -> bool:
     """Return whether a layer computes a row differently if there are many rows, as a layer with a capacity does."""
-    inputs = [x for x in step.inputs if runs.all[id(x)] is not None]
-    kept = [runs.state(x) for x in inputs]
-    if runs.is_symbolic or _keeps_rows(step) or set(states) != {"rows"} or set(kept) - {"rows", "none"}:
+    kept = {id(x): runs.state(x) for x in step.inputs if runs.all[id(x)] is not None}
+    if _keeps_rows(step) or set(states) != {"rows"} or set(kept.values()) - {"rows", "none"}:
         return False
-    repeated = [x for x, state in zip(inputs, kept, strict=True) if state == "rows"]
-    values = tree.flatten([runs.all[id(x)] for x in (*repeated, *step.outputs)])
-    elements = sum(math.prod(x.shape) for x in values)
+    repeated = {key: runs.all[key] for key, state in kept.items() if state == "rows"}
+    before = tree.flatten([runs.all[id(x)] for x in step.outputs])
+    elements = sum(math.prod(x.shape) for x in [*tree.flatten(list(repeated.values())), *before])
     weights = sum(math.prod(v.shape) for v in getattr(step.layer, "weights", []))
-    rows = min(_MANY_ROWS, _ROWS * _MANY_ELEMENTS // max(elements, 1), _MANY_MULTIPLICATIONS // max(weights, 1))
-    copies = rows // _ROWS
+    rows = min(_MANY_ROWS, runs.rows * _MANY_ELEMENTS // max(elements, 1), _MANY_MULTIPLICATIONS // max(weights, 1))
+    copies = rows // runs.rows  # 1 of a symbolic batch
     if copies < 2:
         return False
-    many = dict(runs.all)
-    for x in repeated:
-        many[id(x)] = tree.map_structure(RepeatForTeachers(copies), runs.all[id(x)])
-    step.run(many, training=False)
-    for x in step.outputs:
-        for a, b in zip(tree.flatten(many[id(x)]), tree.flatten(runs.all[id(x)]), strict=True):
-            if tuple(a.shape) != (len(b) * copies, *b.shape[1:]) or not _equal(a[::copies], b):
-                return not _is_random(runs, step)
+    many = tree.map_structure(RepeatRows(copies), repeated)
+    for a, b in zip(_again(step, {**runs.all, **many}), before, strict=True):
+        if tuple(a.shape) != (len(b) * copies, *b.shape[1:]) or not _equal(a[::copies], b):
+            return not _is_random(runs, step)
     return False
 
 
 def _equal(a: Any, b: Any) -> bool:
-    """Return whether two tensors have the same values but for rounding, relative to the largest one."""
-    is_float = keras.backend.is_float_dtype(keras.backend.standardize_dtype(a.dtype))
-    tolerance = 1e-3 if str(keras.backend.standardize_dtype(a.dtype)) in ("float32", "float64") else 3e-2
+    """Return whether tensors have the same values but for rounding, relative to the largest one; symbolic ones do."""
+    if isinstance(a, keras.KerasTensor):
+        return True
+    dtype = keras.backend.standardize_dtype(a.dtype)
+    is_float, tolerance = keras.backend.is_float_dtype(dtype), 1e-3 if dtype in ("float32", "float64") else 3e-2
     a, b = (np.asarray(ops.convert_to_numpy(ops.cast(x, "float32") if is_float else x)) for x in (a, b))
     if not is_float:
         return np.array_equal(a, b)
@@ -256,7 +243,7 @@ def _equal(a: Any, b: Any) -> bool:
     return bool(np.allclose(a, b, rtol=0, atol=tolerance * scale, equal_nan=True))
 
 
-def _random_inputs(graph: Graph, rows: int, seed: int) -> dict[int, Any]:
+def _random_inputs(graph: Graph, seed: int) -> dict[int, Any]:
     """Return random values for the inputs of a graph; of integers 0 and 1 only, which most layers accept as indices.
 
     The shape of a subclassed model's input is the one that it was built with. Its type is not known: it gets values
@@ -267,25 +254,24 @@ def _random_inputs(graph: Graph, rows: int, seed: int) -> dict[int, Any]:
         shapes = graph.model.get_build_config()["input_shape"]
         if isinstance(shapes, dict) or not isinstance(shapes[0], (int, type(None))):
             raise ValueError("The structure of the inputs is not known.")
-        x = generator.uniform(0, 2, (rows, *_lengths(shapes))).astype("float32")
+        x = generator.uniform(0, 2, (_ROWS, *_lengths(shapes))).astype("float32")
         return {id(graph.inputs): ops.convert_to_tensor(x)}
 
     def random(x: Any) -> Any:
-        if x.sparse:
-            raise ValueError("Sparse inputs are not made.")
-        shape = (rows, *_lengths(x.shape))
-        if keras.backend.is_float_dtype(x.dtype):
+        shape = (_ROWS, *_lengths(x.shape))
+        if keras.backend.is_float_dtype(x.dtype) and not x.sparse:
             return ops.convert_to_tensor(generator.normal(size=shape), x.dtype)
-        if not keras.backend.is_int_dtype(x.dtype) and x.dtype != "bool":
-            raise ValueError(f"Inputs of {x.dtype} are not made.")
+        if x.sparse or not (keras.backend.is_int_dtype(x.dtype) or x.dtype == "bool"):
+            raise ValueError("Sparse inputs and strings are not made.")
         # 1 comes first, because a sequence begins with unmasked steps.
         return ops.convert_to_tensor(-np.sort(-generator.integers(0, 2, shape), axis=-1), x.dtype)
 
     return {id(x): random(x) for x in tree.flatten(graph.inputs)}
 
 
-def _symbolic_inputs(graph: Graph, rows: int) -> dict[int, Any]:
-    return {id(x): keras.KerasTensor((rows, *_lengths(x.shape)), x.dtype) for x in tree.flatten(graph.inputs)}
+def _symbolic_inputs(graph: Graph) -> dict[int, Any]:
+    inputs = tree.flatten(graph.inputs)
+    return {id(x): keras.KerasTensor((_SYMBOLIC_ROWS, *_lengths(x.shape)), x.dtype) for x in inputs}
 
 
 def _lengths(shape: Any) -> list[int]:
@@ -296,21 +282,15 @@ def _lengths(shape: Any) -> list[int]:
 
 def _keeps_rows(step: Step) -> bool:
     """Return whether a step is known to return a row for each row, computed from this row alone."""
-    tensors = [*step.inputs, *step.outputs]
-    rank = min((len(x.shape) for x in tensors), default=0)
-    if rank < 2 or step.fixed_training:
-        return False
-    if not isinstance(step.layer, keras.Layer):
-        if slices_within_rows(step.layer, step.args):
-            return True
-        return is_elementwise(step.layer) and _has_only_tensors_of_one_rank(step)
-    return all(_is_row_wise(part, rank) for part in parts_of(step.layer))
-
-
-def _has_only_tensors_of_one_rank(step: Step) -> bool:
-    others = [x for x in tree.flatten((step.args, step.kwargs)) if not isinstance(x, keras.KerasTensor)]
     ranks = {len(x.shape) for x in (*step.inputs, *step.outputs)}
-    return len(ranks) == 1 and all(x is None or np.ndim(x) == 0 for x in others)
+    if min(ranks, default=0) < 2 or step.fixed_training:
+        return False
+    if isinstance(step.layer, keras.Layer):
+        return all(_is_row_wise(part, min(ranks)) for part in parts_of(step.layer))
+    others = [x for x in tree.flatten((step.args, step.kwargs)) if not isinstance(x, keras.KerasTensor)]
+    has_scalars_only = all(x is None or np.ndim(x) == 0 for x in others)
+    is_elementwise_in_rows = is_elementwise(step.layer) and len(ranks) == 1 and has_scalars_only
+    return is_elementwise_in_rows or slices_within_rows(step.layer, step.args)
 
 
 def _is_row_wise(layer: Any, rank: int) -> bool:

@@ -11,7 +11,7 @@ import keras
 from keras_ssd.augmentation import Augmentation
 from keras_ssd.graph import Graph, unique
 from keras_ssd.keras_names import is_conv_lstm_cell
-from keras_ssd.layer_copies import LayerCopies
+from keras_ssd.layer_copies import copy_layers
 
 _CELL_RATES = ("dropout", "recurrent_dropout")
 # The attributes that hold the dropout rates of Keras' layers. Recurrent cells hold a seed generator also at rate 0.
@@ -199,26 +199,25 @@ def seed_states(layers: Sequence[Any]) -> list[Any]:
     return unique(states)
 
 
-def layer_for_passes(layer: Any, dropout_rate: float | None, copies: LayerCopies) -> Any:
-    """Return the layer that makes the noise of a noise layer while its BatchNormalization stays in inference mode.
+def layers_for_passes(layers: Sequence[Any], dropout_rate: float | None) -> list[Any]:
+    """Return the layers that make the noise of noise layers while their BatchNormalization stays in inference mode.
 
     Args:
-        layer: a noise layer. It is not changed.
-        dropout_rate: the rate to use instead of the layer's own, if not `None`.
-        copies: makes the copies of layers that have to differ from the user's.
+        layers: noise layers. They are not changed.
+        dropout_rate: the rate to use instead of the layers' own, if not `None`.
 
     Returns:
-        The layer itself, or a copy that shares its variables.
+        For each layer the layer itself, or a copy that shares its variables.
     """
-    changes: dict[int, dict[str, Any]] = {}
-    for part in parts_of(layer):
-        if isinstance(part, keras.layers.BatchNormalization) and part.trainable:
-            # Keras' way to switch a BatchNormalization that a layer calls itself to inference mode.
-            changes[id(part)] = {"trainable": False}
-    for part, name, _ in [] if dropout_rate is None else _rates_to_replace(layer):
-        changes.setdefault(id(part), {})[name] = dropout_rate
-    holders = [part for part in parts_of(layer) if any(id(inner) in changes for inner in parts_of(part))]
-    return copies.copy(layer, {id(part): changes.get(id(part), {}) for part in holders})
+    parts = unique(part for layer in layers for part in parts_of(layer))
+    # Keras' way to switch a BatchNormalization that a layer calls itself to inference mode.
+    frozen = [part for part in parts if isinstance(part, keras.layers.BatchNormalization) and part.trainable]
+    changes: dict[int, dict[str, Any]] = {id(part): {"trainable": False} for part in frozen}
+    if dropout_rate is not None:
+        for part, name in (rate for layer in layers for rate in _rates_to_replace(layer)):
+            changes.setdefault(id(part), {})[name] = dropout_rate
+    holders = [part for part in parts if any(id(inner) in changes for inner in parts_of(part))]
+    return copy_layers(layers, {id(part): changes.get(id(part), {}) for part in holders})
 
 
 def refuse_augmentation(graph: Graph, layers: Sequence[Any]) -> None:
@@ -313,10 +312,10 @@ def _dropout_rates(part: Any) -> dict[str, Any]:
     return {n: v for n, v in values.items() if not isinstance(v, bool) and isinstance(v, numbers.Real)}
 
 
-def _rates_to_replace(layer: Any) -> list[tuple[Any, str, Any]]:
-    """Return `(part, attribute, rate)` of all dropout in a noise layer that is on."""
+def _rates_to_replace(layer: Any) -> list[tuple[Any, str]]:
+    """Return `(part, attribute)` of all dropout in a noise layer that is on."""
     parts = [part for part in parts_of(layer) if makes_noise(part) and not isinstance(part, AUGMENTATION)]
-    return [(part, name, rate) for part in parts for name, rate in _dropout_rates(part).items() if rate > 0]
+    return [(part, name) for part in parts for name, rate in _dropout_rates(part).items() if rate > 0]
 
 
 def _held(item: Any, wanted: Any, enter: Any) -> list[Any]:

@@ -1,5 +1,6 @@
 """N stochastic passes of the layers after the first noise layer of a network; the layers before it are run once."""
 
+import dataclasses
 import math
 import warnings
 from collections.abc import Sequence
@@ -10,26 +11,23 @@ from keras import ops, tree
 
 from keras_ssd import _backend
 from keras_ssd._typing import Tensor
-from keras_ssd.graph import Graph, Step, last_reads, unique
-from keras_ssd.independence import examine
-from keras_ssd.layer_copies import LayerCopies
+from keras_ssd.graph import Graph, last_reads, unique
+from keras_ssd.independence import RepeatRows, examine
 from keras_ssd.noise import (
     Noise,
     dropout_for,
     is_augmentation,
     is_noise,
-    layer_for_passes,
+    layers_for_passes,
     refuse_augmentation,
     seed_states,
 )
-from keras_ssd.repeating import RepeatForTeachers
 from keras_ssd.settings import level_of_user
 
 # The size of one layer's output that fits into a processor's cache.
 _CACHED_BYTES = 2 * 2**20
-
-# The largest number of teachers for which a repeating layer is made in advance: PyTorch's compiler cannot make layers.
-_REPEATS_MADE = 32
+# Made in advance, because PyTorch's compiler cannot make layers; by the number of passes.
+_REPEATS = {n: RepeatRows(n) for n in range(1, 33)}
 
 
 class StochasticPasses:
@@ -73,11 +71,11 @@ class StochasticPasses:
             refuse_augmentation(graph, noise.layers)
         added = [(x, dropout_for(x, dropout_rate or 0.0)) for x in noise.tensors]
         graph = graph.with_layers_after(added)
-        noise_layers = [*noise.layers, *(layer for _, layer in added)]
         self.outputs = [graph.moved.get(id(x), x) for x in outputs]
         # Noise layers that the graph fixes to training mode are random in every pass, also if they were not chosen.
-        noise_layers += [s.layer for s in graph.steps if s.fixed_training and is_noise(s.layer)]
-        noise_ids = {id(layer) for layer in noise_layers}
+        always_on = [step.layer for step in graph.steps if step.fixed_training and is_noise(step.layer)]
+        noise_layers = unique([*noise.layers, *(layer for _, layer in added), *always_on])
+        noise_ids = set(map(id, noise_layers))
         random_tensors: set[int] = set()
         for step in graph.steps:
             is_on = id(step.layer) in noise_ids and step.fixed_training is not False
@@ -86,74 +84,66 @@ class StochasticPasses:
         self.is_random = [id(x) in random_tensors for x in self.outputs]
         needed = graph.needed(self.outputs)
         self.suffix = [step for step in needed if any(id(x) in random_tensors for x in step.outputs)]
-        self._suffix_inputs = unique(
-            [x for step in self.suffix for x in step.inputs if id(x) not in random_tensors]
-            + [x for x, is_random in zip(self.outputs, self.is_random, strict=True) if not is_random]
-        )
-        augmentations = [x for step in graph.steps if is_augmentation(step.layer) for x in step.outputs]
-        shared = [x for x in augmentations if id(x) not in random_tensors]
-        self.prefix: list[Step] = []
-        # Teachers without noise or of clean samples run the prefix again: the student's own pass has its noise on and
-        # sees augmented samples.
-        if shares_prefix and noise_layers and (augmented or not shared):
-            self.cut = self._suffix_inputs
-        else:
-            self.prefix = graph.needed(self._suffix_inputs, shared if augmented else [])
-            produced = {id(x) for step in self.prefix for x in step.outputs}
-            read = unique([x for step in self.prefix for x in step.inputs] + self._suffix_inputs)
-            self.cut = [x for x in read if id(x) not in produced]
-        self._rows = examine(graph, needed, self.suffix, self._suffix_inputs, self.outputs)
-        self._has_batch = self._rows.has_rows
-        self.is_row_wise = self._rows.suffix_culprit is None and not self._rows.has_fixed_size
-        self.takes_rows = self.is_row_wise and (self._rows.prefix_culprit is None or not self.prefix)
-        self._model_name = graph.model.name
-        if self._rows.suffix_culprit is not None:
-            what, remedy = self._describe_culprit(self._rows.suffix_culprit)
-            warnings.warn(
-                f"{what}, so the {passes} are run one at a time, on whole batches: the layers after the first noise "
-                f"layer run once for each of them, which is slower. To run the {passes} side by side, {remedy}, or "
-                "choose noise layers after it by `stochastic_layers`.",
-                stacklevel=level_of_user(),
-            )
-        self.cut_has_batch = [self._has_batch.get(id(x), True) for x in self.cut]
-        self.layers = unique([s.layer for s in self.prefix + self.suffix if isinstance(s.layer, keras.Layer)])
-        self.variables = unique([v for layer in self.layers for v in layer.variables])
-        self._seed_states = seed_states([layer for layer in self.layers if id(layer) in noise_ids])
-        copies = LayerCopies()
-        noise_of = {id(x): layer_for_passes(x, dropout_rate, copies) for x in self.layers if id(x) in noise_ids}
-        # The steps to run for every pass, and whether each of them makes noise.
-        self._runs = [
-            (step.with_layer(noise_of.get(id(step.layer), step.layer)), id(step.layer) in noise_ids)
-            for step in self.suffix
-        ]
-        sizes = [math.prod(x.shape[1:]) for step in self.suffix for x in step.outputs if None not in x.shape[1:]]
-        self._row_bytes = 4 * max(sizes, default=0)
-        self._last_read = last_reads(self.suffix, self.outputs)
-        self._repeats = {n: RepeatForTeachers(n) for n in range(1, _REPEATS_MADE + 1)}
         for step in self.suffix:
             if getattr(step.layer, "stateful", False):
                 raise ValueError(
                     f"The layer {step.layer.name!r} is stateful: it keeps one state per row of the batch, which the "
                     f"{passes}, run side by side in one batch, would mix up. Build it with stateful=False."
                 )
+        read = [x for step in self.suffix for x in step.inputs] + self.outputs
+        self._suffix_inputs = unique(x for x in read if id(x) not in random_tensors)
+        augmentations = [x for step in graph.steps if is_augmentation(step.layer) for x in step.outputs]
+        shared = [x for x in augmentations if id(x) not in random_tensors]
+        # Teachers without noise or of clean samples run the prefix again: the student's own pass has its noise on and
+        # sees augmented samples.
+        is_given = shares_prefix and noise_layers and (augmented or not shared)
+        self.prefix = [] if is_given else graph.needed(self._suffix_inputs, shared if augmented else [])
+        produced = {id(x) for step in self.prefix for x in step.outputs}
+        read = [x for step in self.prefix for x in step.inputs] + self._suffix_inputs
+        self.cut = unique(x for x in read if id(x) not in produced)
+        before = [step for step in needed if all(step is not other for other in self.suffix)]
+        self._rows = examine(graph, before, self.suffix, self._suffix_inputs, self.outputs)
+        self.cut_has_batch = [self._rows.has_rows.get(id(x), True) for x in self.cut]
+        self.is_row_wise = self._rows.suffix_culprit is None and not self._rows.has_fixed_size
+        self.takes_rows = self.is_row_wise and (self._rows.prefix_culprit is None or not self.prefix)
+        self._model_name = graph.model.name
+        if self._rows.suffix_culprit is not None:
+            self._warn(
+                f"{{culprit}}, so the {passes} are run one at a time, on whole batches: the layers after the first "
+                f"noise layer run once for each of them, which is slower. To run the {passes} side by side, "
+                "{remedy}, or choose noise layers after it by `stochastic_layers`.",
+                self._rows.suffix_culprit,
+            )
+        layers = unique(s.layer for s in self.prefix + self.suffix if isinstance(s.layer, keras.Layer))
+        self.variables = unique(v for layer in layers for v in layer.variables)
+        noisy = [layer for layer in layers if id(layer) in noise_ids]
+        self._seed_states = seed_states(noisy)
+        noise_of = dict(zip(map(id, noisy), layers_for_passes(noisy, dropout_rate), strict=True))
+        # The steps to run for every pass, whether each of them makes noise, and the values that no later step reads.
+        self._runs = [
+            (dataclasses.replace(s, layer=noise_of.get(id(s.layer), s.layer)), id(s.layer) in noise_ids, keys)
+            for s, keys in zip(self.suffix, last_reads(self.suffix, self.outputs), strict=True)
+        ]
+        sizes = [math.prod(x.shape[1:]) for step in self.suffix for x in step.outputs if None not in x.shape[1:]]
+        self._row_bytes = 4 * max(sizes, default=0)
 
     def warn_of_whole_batches(self) -> None:
         """Warn if a part of a batch would not give that part of the outputs because of the layers before the noise."""
         if self.is_row_wise and not self.takes_rows:
-            what, remedy = self._describe_culprit(self._rows.prefix_culprit)
-            warnings.warn(
-                f"{what} before the first noise layer, so the teachers are given whole batches (kd_fraction=1), which "
-                f"is slower. To give them a part of each batch, {remedy}.",
-                stacklevel=level_of_user(),
+            self._warn(
+                "{culprit} before the first noise layer, so the teachers are given whole batches (kd_fraction=1), "
+                "which is slower. To give them a part of each batch, {remedy}.",
+                self._rows.prefix_culprit,
             )
 
-    def _describe_culprit(self, layer: Any) -> tuple[str, str]:
-        """Describe how a layer makes rows depend on each other, and return the remedy."""
+    def _warn(self, message: str, layer: Any) -> None:
+        """Warn of a layer that makes rows depend on each other."""
         if self._rows.moves:
             does, remedy = "moves samples along the first axis", "fold and unfold the batch within one layer"
         else:
             does, remedy = "combines the samples of a batch", "compute every sample without the others in this layer"
-        return f"The layer {layer.name!r} of the model {self._model_name!r} {does}", remedy
+        culprit = f"The layer {layer.name!r} of the model {self._model_name!r} {does}"
+        warnings.warn(message.format(culprit=culprit, remedy=remedy), stacklevel=level_of_user())
 
     def run(
         self,
@@ -223,15 +213,16 @@ class StochasticPasses:
         return chunk_size(num_teachers, _CACHED_BYTES // max(self._row_bytes * batch, 1))
 
     def _run_suffix(self, values: dict[int, Any], n: int) -> list[Any]:
-        repeat = self._repeats[n] if n in self._repeats else RepeatForTeachers(n)
-        for x in self._suffix_inputs:
-            if self._has_batch[id(x)] and values[id(x)] is not None:
-                values[id(x)] = tree.map_structure(repeat, values[id(x)])
-        for (step, is_noise_on), last_read in zip(self._runs, self._last_read, strict=True):
+        repeat = _REPEATS.get(n) or RepeatRows(n)
+        for key in map(id, self._suffix_inputs):
+            if self._rows.has_rows[key] and values[key] is not None:
+                values[key] = tree.map_structure(repeat, values[key])
+        for step, is_noise_on, last_read in self._runs:
             step.run(values, training=is_noise_on)
             for key in last_read:
                 del values[key]
-        return [tree.map_structure(lambda x: _split(x, n), values[id(x)]) for x in self.outputs]
+        results = [values[id(x)] for x in self.outputs]
+        return tree.map_structure(lambda x: ops.reshape(x, (-1, n, *ops.shape(x)[1:])), results)
 
 
 def chunk_size(num_passes: int, limit: int) -> int:
@@ -241,17 +232,7 @@ def chunk_size(num_passes: int, limit: int) -> int:
     return divisor if 2 * divisor >= limit else math.ceil(num_passes / math.ceil(num_passes / limit))
 
 
-def _split(x: Tensor, n: int) -> Tensor:
-    """Turn `(batch * n, ...)` into `(batch, n, ...)`."""
-    return ops.reshape(x, (-1, n, *_static_tail(x, 1)))
-
-
 def _merge_chunks(x: Tensor) -> Tensor:
     """Turn `(chunks, batch, n, ...)` into `(batch, chunks * n, ...)`."""
     chunks, n = x.shape[0], x.shape[2]
-    return ops.reshape(ops.swapaxes(x, 0, 1), (-1, chunks * n, *_static_tail(x, 3)))
-
-
-def _static_tail(x: Tensor, start: int) -> list[Any]:
-    shape = ops.shape(x)
-    return [shape[axis] for axis in range(start, len(x.shape))]
+    return ops.reshape(ops.swapaxes(x, 0, 1), (-1, chunks * n, *ops.shape(x)[3:]))

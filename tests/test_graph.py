@@ -1,5 +1,7 @@
 """A model as a list of layer calls: values of `training` that the graph fixes, layers that are inserted."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -74,7 +76,8 @@ def test_a_call_of_a_layer_keeps_the_training_that_the_graph_fixes(monkeypatch, 
     monkeypatch.setattr("keras_ssd.graph.graph_fixes_training", lambda: True)
     x, y, z = (keras.KerasTensor((None, 1)) for _ in range(3))
     step = Step(Doubling(), (x,), fixed, [y])
-    for one, source in ((step, x), (step.with_arguments((z,), {}), z), (step.with_layer(Doubling()), x)):
+    others = dataclasses.replace(step, args=(z,), kwargs={}), dataclasses.replace(step, layer=Doubling())
+    for one, source in zip((step, *others), (x, z, x), strict=True):
         values = {id(source): ops.ones((2, 1))}
         one.run(values, training=True)
         assert_close(arrays(values[id(y)]), [np.full((2, 1), expected)])
@@ -122,3 +125,30 @@ def test_outputs_pass_through_an_inserted_layer():
     plain = arrays(graph.reader(graph.outputs)(ops.convert_to_tensor(X), training=False))
     doubled = arrays(changed.reader(changed.outputs)(ops.convert_to_tensor(X), training=False))
     assert_close(doubled, [2 * value for value in plain])
+
+
+def called_on_its_own_output(x, apply):
+    return apply(apply(x))
+
+
+def called_on_an_expression(x, apply):
+    return apply(2 * x)
+
+
+def called_on_both(x, apply):
+    return apply(2 * apply(x) + 1)
+
+
+@pytest.mark.parametrize("call", [called_on_its_own_output, called_on_an_expression, called_on_both])
+def test_a_nested_model_is_distilled_like_the_same_layers_without_a_model_around_them(call):
+    losses = []
+    for is_nested in (False, True):
+        keras.utils.set_random_seed(1)
+        dense, noise = layers.Dense(4, activation="tanh"), Doubling()
+        inputs, inner_inputs = keras.Input((4,)), keras.Input((4,))
+        inner = keras.Model(inner_inputs, noise(dense(inner_inputs)))
+        hidden = call(inputs, inner if is_nested else lambda x: noise(dense(x)))  # noqa: B023
+        model = compiled(keras.Model(inputs, softmax_head(hidden)), keras.optimizers.SGD(0.1), metrics=())
+        ssd = keras_ssd.wrap(model, "snapshot", num_teachers=2, kd_weight=1.0, seed=1)
+        losses.append(ssd.fit(X, Y, batch_size=16, epochs=2, verbose=0, shuffle=False).history["kd_loss"])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5) and losses[0][1] > 1e-4

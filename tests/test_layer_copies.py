@@ -9,8 +9,7 @@ import pytest
 from keras import layers, ops
 
 import keras_ssd
-from keras_ssd.layer_copies import LayerCopies
-from keras_ssd.noise import layer_for_passes, parts_of
+from keras_ssd.noise import layers_for_passes, parts_of
 
 X = np.ones((200, 8), "float32")
 
@@ -106,7 +105,7 @@ def test_a_copy_has_the_rate_of_the_passes_and_normalises_as_in_inference(kind):
     layer = kind()
     layer(X[:2])
     before = state(layer)
-    copy = layer_for_passes(layer, 0.9, LayerCopies())
+    (copy,) = layers_for_passes([layer], 0.9)
     values = ops.convert_to_numpy(copy(X, training=True))
     # (1 - 0.5) / 0.5 = 1, which is dropped, or kept and multiplied by 1 / (1 - 0.9).
     kept = values != 0
@@ -121,7 +120,7 @@ def test_a_copy_has_the_rate_of_the_passes_and_normalises_as_in_inference(kind):
 
 def test_a_layer_in_which_nothing_changes_is_not_copied():
     drop = layers.Dropout(0.3)
-    assert layer_for_passes(drop, None, LayerCopies()) is drop
+    assert layers_for_passes([drop], None)[0] is drop
 
 
 def test_a_layer_that_is_held_twice_has_one_copy():
@@ -130,9 +129,9 @@ def test_a_layer_that_is_held_twice_has_one_copy():
             super().__init__()
             self.inner = inner
 
-    drop, copies = layers.Dropout(0.3), LayerCopies()
-    first, second = (layer_for_passes(Holder(drop), 0.9, copies) for _ in range(2))
-    assert first.inner is second.inner is layer_for_passes(drop, 0.9, copies) is not drop
+    drop = layers.Dropout(0.3)
+    first, second, copy = layers_for_passes([Holder(drop), Holder(drop), drop], 0.9)
+    assert first.inner is second.inner is copy is not drop
 
 
 def test_passes_in_two_threads_leave_the_layers_as_they_are():

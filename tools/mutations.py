@@ -144,8 +144,8 @@ MUTATIONS = [
     # The passes of the teachers.
     Mutation(
         "gradient through what the teachers branch off from",
-        "ops.repeat(ops.stop_gradient(x), self.num_teachers, axis=0)",
-        "ops.repeat(x, self.num_teachers, axis=0)",
+        "ops.repeat(ops.stop_gradient(x), self.times, axis=0)",
+        "ops.repeat(x, self.times, axis=0)",
         "training structures",
         "tensorflow",
     ),
@@ -158,8 +158,8 @@ MUTATIONS = [
     ),
     Mutation(
         "rows of a sample torn apart",
-        "ops.repeat(ops.stop_gradient(x), self.num_teachers, axis=0)",
-        "ops.tile(ops.stop_gradient(x), [self.num_teachers] + [1] * (len(x.shape) - 1))",
+        "ops.repeat(ops.stop_gradient(x), self.times, axis=0)",
+        "ops.tile(ops.stop_gradient(x), [self.times] + [1] * (len(x.shape) - 1))",
         "structures",
     ),
     Mutation(
@@ -176,8 +176,8 @@ MUTATIONS = [
     ),
     Mutation(
         "BatchNormalization inside a noise layer in training mode",
-        'changes[id(part)] = {"trainable": False}',
-        'changes[id(part)] = {"trainable": True}',
+        '{id(part): {"trainable": False} for part in frozen}',
+        '{id(part): {"trainable": True} for part in frozen}',
         "structures layer_copies",
     ),
     Mutation(
@@ -236,13 +236,13 @@ MUTATIONS = [
     ),
     Mutation(
         "training that the graph fixes is ignored",
-        'is_fixed = "training" in kwargs and graph_fixes_training()',
-        "is_fixed = False",
+        "self.fixed_training = bool(training) if graph_fixes_training() else None",
+        "self.fixed_training = None",
         "graph",
     ),
     Mutation(
         "rows that depend on each other taken for independent",
-        'return "rows" if self.is_symbolic or _equal(a[::_STRIDE], b) else "mixed"',
+        'return "rows" if _equal(a[::_STRIDE], b) else "mixed"',
         'return "rows"',
         "independence",
     ),
@@ -260,7 +260,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a graph with a layer inserted keeps its outputs",
-        "graph.outputs = [graph.moved.get(id(x), x) for x in self.outputs]",
+        "graph.outputs = _replaced(self.outputs, graph.moved)",
         "graph.outputs = list(self.outputs)",
         "graph",
     ),
