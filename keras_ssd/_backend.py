@@ -14,6 +14,14 @@ from keras import ops
 from keras_ssd import keras_names
 from keras_ssd._typing import Tensor
 
+BACKEND = keras.backend.backend()
+if BACKEND == "tensorflow":
+    import tensorflow as tf
+elif BACKEND == "jax":
+    import jax
+elif BACKEND == "torch":
+    import torch
+
 # For each purpose of a derived seed the last state of the generators, and how many seeds were derived from it before.
 _calls: dict[str, tuple[Any, int]] = {}
 _lock = threading.Lock()
@@ -23,24 +31,29 @@ _lock = threading.Lock()
 def teacher_scope(seed: Tensor) -> Iterator[None]:
     """Run teachers without recording gradients and without changing the generators that the student draws from.
 
-    On PyTorch an unseeded `Dropout` draws from torch's global generator, which is therefore seeded with `seed` and
-    restored afterwards. TensorFlow and JAX have no such state, and drop unused gradients when they compile.
+    On PyTorch an unseeded `Dropout` draws from torch's global generator (of the CPU or of the accelerator: CUDA, MPS,
+    XPU), which is therefore seeded with `seed` and restored afterwards. TensorFlow and JAX have no such state, and drop
+    unused gradients when they compile.
 
     Args:
         seed: integer tensor, `()`.
     """
-    if keras.backend.backend() != "torch":
+    if BACKEND != "torch":
         yield
         return
-    import torch
-
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.no_grad(), torch.random.fork_rng(devices=devices):
+    device = torch.get_device_module() if torch.accelerator.is_available() else None
+    # `fork_rng` saves the state of a device by an index, which MPS does not take.
+    state = None if device is None else device.get_rng_state()
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
         # `torch.manual_seed` would do the same, but formats the call stack for every device type there might be.
         torch.default_generator.manual_seed(int(seed))
-        if devices:
-            torch.cuda.manual_seed(int(seed))
-        yield
+        try:
+            if device is not None:
+                device.manual_seed(int(seed))
+            yield
+        finally:
+            if device is not None:
+                device.set_rng_state(state)
 
 
 def wide(x: Tensor) -> Tensor:
@@ -51,17 +64,9 @@ def wide(x: Tensor) -> Tensor:
 
 def is_concrete(x: Tensor) -> bool:
     """Return whether a tensor has a value: it is not part of a function that is traced or compiled."""
-    if keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
-
+    if BACKEND == "tensorflow":
         return tf.executing_eagerly()
-    if keras.backend.backend() == "jax":
-        import jax
-
-        return not isinstance(x, jax.core.Tracer)
-    import torch
-
-    return not torch.compiler.is_compiling()
+    return not isinstance(x, jax.core.Tracer) if BACKEND == "jax" else not torch.compiler.is_compiling()
 
 
 def gains_from_small_batches() -> bool:
@@ -69,15 +74,9 @@ def gains_from_small_batches() -> bool:
 
     Accelerators need large batches. TensorFlow also uses one batch: looping is only 3 % faster and slow to trace.
     """
-    if keras.backend.backend() == "jax":
-        import jax
-
+    if BACKEND == "jax":
         return jax.default_backend() == "cpu"
-    if keras.backend.backend() == "torch":
-        import torch
-
-        return not torch.accelerator.is_available()
-    return False
+    return BACKEND == "torch" and not torch.accelerator.is_available()
 
 
 def map_in_turn(function: Callable, elements: Tensor) -> Any:
@@ -85,10 +84,8 @@ def map_in_turn(function: Callable, elements: Tensor) -> Any:
 
     By default TensorFlow runs ten at a time.
     """
-    if keras.backend.backend() != "tensorflow":
+    if BACKEND != "tensorflow":
         return ops.map(function, elements)
-    import tensorflow as tf
-
     signature = keras.tree.map_structure(tf.TensorSpec.from_tensor, function(elements[0]))
     return tf.map_fn(function, elements, fn_output_signature=signature, parallel_iterations=1)
 
@@ -103,21 +100,14 @@ def move_average(averages: Sequence[Any], variables: Sequence[Any], momentum: Te
         variables: one variable for each of them, which may have fewer bits.
         momentum: m, a tensor `()` of float32.
     """
-    is_torch = keras.backend.backend() == "torch"
-    share = 1.0 - momentum if is_torch else None
+    share: Any = 1.0 - momentum if BACKEND == "torch" else None
     for average, variable in zip(averages, variables, strict=True):
         value = ops.cast(ops.stop_gradient(variable.value), average.dtype)
-        if is_torch:
-            _lerp(average.value, value, share)  # one fused operation instead of five for every variable and step
+        if BACKEND == "torch":
+            with torch.no_grad():  # one fused operation instead of five for every variable and step
+                average.value.lerp_(value, share.to(value.dtype))
         else:
             average.assign(value - ops.cast(momentum, average.dtype) * (value - average.value))
-
-
-def _lerp(average: Any, value: Any, share: Any) -> None:
-    import torch
-
-    with torch.no_grad():
-        average.lerp_(value, share.to(average.dtype))
 
 
 def variable_scope(model: keras.Model) -> Any:
@@ -132,11 +122,7 @@ def not_compiled(function: Callable) -> Callable:
     TensorFlow and JAX trace all of a step. PyTorch's compiler cannot follow generators of random numbers, and where it
     stops it compiles every function that is called from there on its own, again for each layer of the network.
     """
-    if keras.backend.backend() != "torch":
-        return function
-    import torch
-
-    return functools.wraps(function)(torch.compiler.disable(function))
+    return functools.wraps(function)(torch.compiler.disable(function)) if BACKEND == "torch" else function
 
 
 def build_optimizer(model: keras.Model) -> None:
@@ -148,16 +134,12 @@ def build_optimizer(model: keras.Model) -> None:
 
 def replicas_in_sync() -> int:
     """Return the number of replicas of the `tf.distribute` strategy, by which Keras divides its own losses; else 1."""
-    if keras.backend.backend() != "tensorflow":
-        return 1
-    import tensorflow as tf
-
-    return tf.distribute.get_strategy().num_replicas_in_sync
+    return tf.distribute.get_strategy().num_replicas_in_sync if BACKEND == "tensorflow" else 1
 
 
 def values_of_replicas(variables: Sequence[Any]) -> list[tuple[Any, Any]]:
     """Return `(copy, value)` of variables of which each replica of `tf.distribute` may hold another value."""
-    if keras.backend.backend() != "tensorflow":
+    if BACKEND != "tensorflow":
         return []
     copies = [getattr(v.value, "values", None) for v in variables if not v.trainable]
     return [(copy, copy.numpy()) for of_one in copies if isinstance(of_one, tuple) for copy in of_one]
@@ -172,16 +154,15 @@ def devices_of_a_batch() -> int:
     if distribution is None:
         return 1
     mesh = distribution.device_mesh
-    axis = distribution.get_data_layout((1,)).axes[0]
-    return dict(zip(mesh.axis_names, mesh.shape, strict=True))[axis]
+    return dict(zip(mesh.axis_names, mesh.shape, strict=True))[distribution.get_data_layout((1,)).axes[0]]
 
 
 def seeds_of_this_replica(seeds: Tensor) -> Tensor:
     """Return seeds that differ between the replicas of a batch; the first replica gets `seeds` unchanged.
 
     Under `tf.distribute` all replicas draw the same numbers from a `SeedGenerator`, and the processes of
-    `torch.distributed` start with the same seeds: the first samples of all replicas would get the same noise, and so
-    would the second. On JAX the noise is drawn for the whole batch, however many devices hold it.
+    `torch.distributed` start with the same seeds: the first samples of all replicas would get the same noise. On JAX
+    the noise is drawn for the whole batch, however many devices hold it.
 
     Args:
         seeds: tensor of non-negative integers below `2**31 - 1`.
@@ -196,18 +177,12 @@ def seeds_of_this_replica(seeds: Tensor) -> Tensor:
 
 def _replica() -> Any:
     """Return the number of the running replica (`tf.distribute`, `torch.distributed`); `None` if none was started."""
-    if keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
-
+    if BACKEND == "tensorflow":
         context = tf.distribute.get_replica_context()
-        alone = context is None or context.num_replicas_in_sync == 1
-        return None if alone else context.replica_id_in_sync_group
-    if keras.backend.backend() == "torch":
-        import torch
-
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            return torch.distributed.get_rank()
-    return None
+        is_alone = context is None or context.num_replicas_in_sync == 1
+        return None if is_alone else context.replica_id_in_sync_group
+    is_distributed = BACKEND == "torch" and torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_rank() if is_distributed else None
 
 
 def derived_seed(purpose: str = "wrapper") -> int:
@@ -238,14 +213,12 @@ def derived_seed(purpose: str = "wrapper") -> int:
 
 def gives_weights_away() -> bool:
     """Return whether Keras moves the weights out of the model while `fit` runs: an exception may lose some of them."""
-    return keras.backend.backend() == "jax"
+    return BACKEND == "jax"
 
 
 def for_each_thread(cls: type) -> Any:
     """Return an object of a class whose attributes each thread has for itself on TensorFlow, else a usual object."""
-    if keras.backend.backend() == "tensorflow":
-        cls = type(cls.__name__, (threading.local, cls), {})
-    return cls()
+    return (type(cls.__name__, (threading.local, cls), {}) if BACKEND == "tensorflow" else cls)()
 
 
 def after_train_step(model: keras.Model, result: Any, update: Callable[[], None]) -> Any:
@@ -259,7 +232,7 @@ def after_train_step(model: keras.Model, result: Any, update: Callable[[], None]
     Returns:
         The updated result.
     """
-    if keras.backend.backend() != "jax":
+    if BACKEND != "jax":
         update()
         return result
     pairs, rebuild = keras_names.trained_state(model, result)

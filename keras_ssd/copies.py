@@ -44,7 +44,10 @@ def add_copy(layer: keras.layers.Layer, variable: Any, wide: bool = False) -> An
         variable: the variable to copy. Its value is not copied yet.
         wide: whether the copy of a floating-point variable of fewer than 32 bits has 32 bits.
     """
-    dtype = variable.dtype
+    dtype, is_float = variable.dtype, keras.backend.is_float_dtype(variable.dtype)
+    # Trained weights are equal on all replicas of `tf.distribute`. Each replica has its own statistics of
+    # BatchNormalization; the copy holds their mean.
+    aggregation = {} if variable.trainable else {"aggregation": "mean" if is_float else "only_first_replica"}
     return layer.add_weight(
         shape=variable.shape,
         initializer="zeros",
@@ -54,13 +57,14 @@ def add_copy(layer: keras.layers.Layer, variable: Any, wide: bool = False) -> An
         autocast=False,
         # A layout map of `keras.distribution.ModelParallel` finds the copy by the rule for the original.
         name=variable.path.replace("/", "_").replace(".", "_"),
-        **_aggregation(variable),
+        **aggregation,
     )
 
 
 def copied_variables(model: keras.Model) -> list[Any]:
     """Return the weights of a model that can be copied: all but the states of stateful recurrent layers."""
-    states = {id(state) for state in recurrent_states(model)}
+    stateful = [part for part in parts_of(model) if getattr(part, "stateful", False)]
+    states = {id(state) for part in stateful for state in keras.tree.flatten(getattr(part, "states", None))}
     return [v for v in model.weights if id(v) not in states]
 
 
@@ -72,20 +76,9 @@ def averaged_variables(model: keras.Model) -> list[Any]:
     layers. A frozen layer may be trained later, so all of its weights are averaged.
     """
     parts = [part for part in parts_of(model) if not isinstance(part, keras.Model)]
-    averaged = {id(v) for part in parts if _is_averaged(part) for v in part.weights}
-    averaged.update(id(v) for v in model.trainable_weights)
+    whole = [part for part in parts if isinstance(part, keras.layers.BatchNormalization) or not part.trainable]
+    averaged = {id(v) for v in [*model.trainable_weights, *(v for part in whole for v in part.weights)]}
     return [v for v in copied_variables(model) if id(v) in averaged and keras.backend.is_float_dtype(v.dtype)]
-
-
-def _is_averaged(part: keras.layers.Layer) -> bool:
-    return isinstance(part, keras.layers.BatchNormalization) or not part.trainable
-
-
-def recurrent_states(model: keras.Model) -> list[Any]:
-    """Return the states of the stateful recurrent layers of a model, which Keras does not count as its variables."""
-    stateful = [layer for layer in parts_of(model) if getattr(layer, "stateful", False)]
-    states = [state for layer in stateful for state in keras.tree.flatten(getattr(layer, "states", None))]
-    return [state for state in states if state is not None]
 
 
 def arrays(variables: Sequence[Any]) -> list[np.ndarray]:
@@ -97,14 +90,3 @@ def assign(variables: Sequence[Any], values: Sequence[np.ndarray]) -> None:
     """Assign arrays to variables."""
     for variable, value in zip(variables, values, strict=True):
         variable.assign(value)
-
-
-def _aggregation(variable: Any) -> dict[str, str]:
-    """Return how the replicas of `tf.distribute` agree on the copy of a variable, as arguments of `add_weight`.
-
-    Trained weights are equal on all replicas. Each replica has its own statistics of BatchNormalization; the copy holds
-    their mean.
-    """
-    if variable.trainable:
-        return {}
-    return {"aggregation": "mean" if keras.backend.is_float_dtype(variable.dtype) else "only_first_replica"}

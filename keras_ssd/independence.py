@@ -140,14 +140,7 @@ class _Culprit(NamedTuple):
     counts: bool = False
 
 
-def _compare(
-    runs: _Runs,
-    prefix: Sequence[Step],
-    suffix: Sequence[Step],
-    suffix_inputs: Sequence[Any],
-    outputs: Sequence[Any],
-    by_shape: dict[int, bool],
-) -> Independence:
+def _compare(runs: _Runs, prefix: Any, suffix: Any, suffix_inputs: Any, outputs: Any, by_shape: Any) -> Independence:
     """Run both batches and compare them: first the prefix, then the suffix on rows of the values of the prefix."""
     in_prefix = _run_steps(runs, prefix)
     states = {id(x): runs.state(x) for x in suffix_inputs}
@@ -175,14 +168,13 @@ def _run_steps(runs: _Runs, steps: Sequence[Step]) -> _Culprit:
     for step in steps:
         for values in (runs.all, runs.part):
             step.run(values, training=False)
-        states = [runs.state(x) for x in step.outputs]
+        states = {runs.state(x) for x in step.outputs}
         if culprit.layer is not None:
             continue
-        if "mixed" in states:
-            if _is_random(runs, step):  # go on with the same draws
-                runs.part.update({id(x): runs.take(runs.all[id(x)]) for x in step.outputs})
-            else:
-                culprit = _Culprit(step.layer)
+        if "mixed" in states and _is_random(runs, step):  # go on with the same draws
+            runs.part.update({id(x): runs.take(runs.all[id(x)]) for x in step.outputs})
+        elif "mixed" in states:
+            culprit = _Culprit(step.layer)
         elif _counts_rows(runs, step, states):
             culprit = _Culprit(step.layer, counts=True)
     return culprit
@@ -210,10 +202,10 @@ def _is_random(runs: _Runs, step: Step) -> bool:
     return not all(_equal(a, b) for a, b in zip(before, _again(step, runs.all), strict=True))
 
 
-def _counts_rows(runs: _Runs, step: Step, states: Sequence[str]) -> bool:
+def _counts_rows(runs: _Runs, step: Step, states: set[str]) -> bool:
     """Return whether a layer computes a row differently if there are many rows, as a layer with a capacity does."""
     kept = {id(x): runs.state(x) for x in step.inputs if runs.all[id(x)] is not None}
-    if _keeps_rows(step) or set(states) != {"rows"} or set(kept.values()) - {"rows", "none"}:
+    if _keeps_rows(step) or states != {"rows"} or set(kept.values()) - {"rows", "none"}:
         return False
     repeated = {key: runs.all[key] for key, state in kept.items() if state == "rows"}
     before = tree.flatten([runs.all[id(x)] for x in step.outputs])
@@ -298,11 +290,8 @@ def _is_row_wise(layer: Any, rank: int) -> bool:
     is_exported = getattr(keras.layers, type(layer).__name__, None) is type(layer)
     if not is_exported or isinstance(layer, keras.layers.Lambda):
         return False
-    for name, value in vars(layer).items():
-        if name.strip("_") in ("axis", "axes", "attention_axes"):
-            if any(isinstance(n, int) and (n == 0 or n <= -rank) for n in tree.flatten(value)):
-                return False
-        elif callable(value) and not isinstance(value, keras.Layer):
-            if not is_of_keras(value) and not is_of_keras(type(value)):
-                return False
-    return True
+    axes = [value for name, value in vars(layer).items() if name.strip("_") in ("axis", "axes", "attention_axes")]
+    if any(isinstance(n, int) and (n == 0 or n <= -rank) for n in tree.flatten(axes)):
+        return False
+    functions = [value for value in vars(layer).values() if callable(value) and not isinstance(value, keras.Layer)]
+    return all(is_of_keras(function) or is_of_keras(type(function)) for function in functions)

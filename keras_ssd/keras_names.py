@@ -22,14 +22,9 @@ def compile_record(model: keras.Model) -> Any:
 
 
 def share_compiled(source: keras.Model, target: keras.Model, metrics: bool = True) -> None:
-    """Let a compiled model use the loss, its mean and the metrics of another one that was compiled alike.
+    """Let a compiled model use the loss, its mean and (if wanted) the metrics of another one that was compiled alike.
 
     `compile` wraps what it is given in new objects, which know the metrics that were given by name.
-
-    Args:
-        source: the model whose objects are used.
-        target: the model that uses them.
-        metrics: whether the metrics are shared, too. Defaults to `True`.
     """
     names = ["_compile_loss", "_loss_tracker", *(["_compile_metrics"] if metrics else [])]
     vars(target).update({name: getattr(source, name) for name in names})  # untracked, as in `compile`
@@ -68,8 +63,7 @@ def trained_state(model: keras.Model, result: Any) -> tuple[list[tuple[Any, Any]
 
 def check_mode() -> None:
     """Raise `RuntimeError` in Keras' NNX mode, in which a layer must not refer to the variables of another."""
-    is_enabled = getattr(keras.config, "is_nnx_enabled", lambda: False)  # newer than the oldest version
-    if is_enabled():
+    if getattr(keras.config, "is_nnx_enabled", bool)():  # newer than the oldest version
         raise RuntimeError(
             "keras_ssd does not work in Keras' NNX mode. Unset KERAS_NNX_ENABLED (or call "
             "keras.config.disable_nnx()) before importing Keras, and use the JAX backend as usual."
@@ -78,8 +72,7 @@ def check_mode() -> None:
 
 def no_rematerialization() -> Any:
     """Return the context in which new layers do not recompute their calls, also within a `keras.RematScope`."""
-    scope = getattr(keras, "RematScope", None)  # newer than the oldest version
-    return contextlib.nullcontext() if scope is None else scope(mode=None)
+    return keras.RematScope(mode=None) if hasattr(keras, "RematScope") else contextlib.nullcontext()  # not in 3.8
 
 
 @functools.cache
@@ -126,19 +119,24 @@ def model_classes() -> frozenset:
     return frozenset(c for kind in (keras.Model, keras.Sequential, functional_class()) for c in kind.__mro__)
 
 
+def _is_kind(item: Any, package: str, *names: str) -> bool:
+    """Return whether an object is of a class of a package, or of a subclass, by the name of the class."""
+    return any(package_of(c) == package and c.__name__ in names for c in type(item).__mro__)
+
+
 def is_hub_task(model: Any) -> bool:
     """Return whether a model is a task of KerasHub, whose `fit` and `predict` run a preprocessor."""
-    return any(package_of(c) == "keras_hub" and c.__name__ in ("Task", "PipelineModel") for c in type(model).__mro__)
+    return _is_kind(model, "keras_hub", "Task", "PipelineModel")
 
 
 def is_conv_lstm_cell(layer: Any) -> bool:
     """Return whether a layer is the cell of `keras.layers.ConvLSTM1D`, `ConvLSTM2D` or `ConvLSTM3D`."""
-    return any(package_of(c) == "keras" and c.__name__ == "ConvLSTMCell" for c in type(layer).__mro__)
+    return _is_kind(layer, "keras", "ConvLSTMCell")
 
 
 def is_graph_node(item: Any) -> bool:
     """Return whether an object is a node of a functional model's graph, which refers to a layer by `operation`."""
-    return package_of(type(item)) == "keras" and type(item).__name__ == "Node"
+    return _is_kind(item, "keras", "Node")
 
 
 # Operations that compute every value from the values at the same place.
@@ -155,8 +153,8 @@ def is_elementwise(operation: Any) -> bool:
 
 def slices_within_rows(operation: Any, args: tuple[Any, ...]) -> bool:
     """Return whether an operation is `x[:, ...]`, which takes parts of every row; `args` are those of the call."""
-    is_slice = is_of_keras(type(operation)) and type(operation).__name__ == "GetItem" and len(args) == 2
-    return is_slice and isinstance(args[1], tuple) and args[1][:1] == (slice(None),)
+    is_slice = _is_kind(operation, "keras", "GetItem") and isinstance(args[-1], tuple)
+    return is_slice and args[-1][:1] == (slice(None),)
 
 
 class _NumberedSeed(int):
@@ -171,9 +169,9 @@ _numbers = itertools.count()
 def seeding_number() -> int | None:
     """Return a number that changes with each call of `keras.utils.set_random_seed` in this thread.
 
-    A seed that was set again cannot be told from the last one by its value or by the state of any generator. So the
-    value that Keras stores is replaced by an equal one with a number, which the next call overwrites. The number is -1
-    before the first call, and `None` in versions of Keras that store no seed, such as 3.8.
+    A seed that was set again has the same value, and so has the state of every generator. So the seed that Keras stores
+    is replaced by an equal one with a number, which the next call overwrites. The number is -1 before the first call,
+    and `None` in versions of Keras that store no seed, such as 3.8.
     """
     if "set_global_attribute" not in keras.utils.set_random_seed.__code__.co_names:
         return None

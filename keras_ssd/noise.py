@@ -13,27 +13,19 @@ from keras_ssd.graph import Graph, unique
 from keras_ssd.keras_names import is_conv_lstm_cell
 from keras_ssd.layer_copies import copy_layers
 
-_CELL_RATES = ("dropout", "recurrent_dropout")
 # The attributes that hold the dropout rates of Keras' layers. Recurrent cells hold a seed generator also at rate 0.
-_DROPOUT_RATES: dict[type, tuple[str, ...]] = {
-    keras.layers.Dropout: ("rate",),
-    keras.layers.AlphaDropout: ("rate",),
-    keras.layers.GaussianDropout: ("rate",),
-    keras.layers.Attention: ("dropout",),
-    keras.layers.LSTMCell: _CELL_RATES,
-    keras.layers.GRUCell: _CELL_RATES,
-    keras.layers.SimpleRNNCell: _CELL_RATES,
-}
+_CELL_RATES = ("dropout", "recurrent_dropout")
+_DROPOUT_RATES: list[tuple[tuple[type, ...], tuple[str, ...]]] = [
+    ((keras.layers.Dropout, keras.layers.AlphaDropout, keras.layers.GaussianDropout), ("rate",)),
+    ((keras.layers.Attention,), ("dropout",)),
+    ((keras.layers.LSTMCell, keras.layers.GRUCell, keras.layers.SimpleRNNCell), _CELL_RATES),
+]
 # A custom layer names its rates by this attribute, for example `keras_ssd_rates = ("drop_prob",)`.
 _DECLARED = "keras_ssd_rates"
 
-AUGMENTATION: tuple[type, ...] = (
-    Augmentation,
-    *(
-        getattr(keras.layers, name)
-        for name in dir(keras.layers)
-        if name.startswith("Random") or name in ("AugMix", "CutMix", "MixUp", "RandAugment", "Solarization")
-    ),
+_AUGMENTING = ("Rand", "AugMix", "CutMix", "MixUp", "Solarization")
+AUGMENTATION: tuple[type, ...] = tuple(
+    [Augmentation, *(getattr(keras.layers, name) for name in dir(keras.layers) if name.startswith(_AUGMENTING))]
 )
 
 
@@ -53,9 +45,7 @@ class Noise(NamedTuple):
     @property
     def described(self) -> str:
         """Return a description of the noise, for an error."""
-        if self.names:
-            return str(self.names)
-        return "dropout of the head's input" if self.tensors else "none"
+        return str(self.names) if self.names else "dropout of the head's input" if self.tensors else "none"
 
 
 def is_augmentation(layer: Any) -> bool:
@@ -63,9 +53,8 @@ def is_augmentation(layer: Any) -> bool:
 
     A layer with weights does not, even if it holds augmentation: its output consists of features, not of the sample.
     """
-    if not isinstance(layer, keras.Layer) or layer.weights or is_noise(layer):
-        return False
-    return any(isinstance(part, AUGMENTATION) for part in parts_of(layer))
+    is_layer = isinstance(layer, keras.Layer) and not layer.weights and not is_noise(layer)
+    return is_layer and any(isinstance(part, AUGMENTATION) for part in parts_of(layer))
 
 
 def is_noise(layer: Any) -> bool:
@@ -126,7 +115,7 @@ def choose_noise(
     # A layer that is fixed to inference mode in all of its calls makes no noise.
     free = {id(step.layer) for step in graph.steps if step.fixed_training is not False}
     called = [step.layer for step in graph.steps] + [model for model, _ in graph.nested]
-    layers = [layer for layer in unique(called) if isinstance(layer, keras.Layer)]
+    layers = unique(layer for layer in called if isinstance(layer, keras.Layer))
     noise = [layer for layer in layers if id(layer) in free and is_noise(layer)]
     if stochastic_layers is None:
         if not noise and dropout_rate is not None and not graph.is_opaque:
@@ -138,7 +127,7 @@ def choose_noise(
         names = [stochastic_layers] if isinstance(stochastic_layers, str) else list(stochastic_layers)
         if not names:
             return Noise([], [], [])
-        unknown = sorted(set(names) - {layer.name for layer in layers})
+        unknown = sorted(set(names) - set(_names(layers)))
         if unknown:
             raise ValueError(
                 f"`stochastic_layers` should name layers of the model. Unknown: {unknown}. Its noise layers are "
@@ -147,7 +136,12 @@ def choose_noise(
         chosen = [layer for layer in layers if layer.name in names]
     if not chosen:
         raise ValueError(_no_noise_message(graph, layers, stochastic_layers, passes))
-    _refuse_shared_names(chosen, layers)
+    shared = set(_names(chosen)) & {layer.name for layer in layers if all(layer is not other for other in chosen)}
+    if shared:
+        raise ValueError(
+            f"`stochastic_layers` selected layers whose names are not unique, in nested models: {sorted(shared)}. A "
+            "saved model finds them by name; give each layer a unique name."
+        )
     own = [layer for layer in chosen if id(layer) in free and any(makes_noise(part) for part in parts_of(layer))]
     quiet = [layer for layer in chosen if all(layer is not other for other in own)]
     if quiet and (dropout_rate is None or graph.is_opaque):
@@ -171,21 +165,18 @@ def choose_noise(
                 "identical. Use `None` as the first entry of `noise_shape`, or leave the layer out of "
                 "`stochastic_layers`."
             )
-    return Noise(own, _outputs_of(graph, quiet), _names(chosen))
+    calls = [(step.layer, step.outputs) for step in graph.steps] + graph.nested
+    outputs = [x for layer, tensors in calls if any(layer is other for other in quiet) for x in tensors]
+    return Noise(own, _floats(outputs), _names(chosen))
 
 
 def dropout_for(tensor: Any, rate: float) -> keras.layers.Layer:
-    """Return a dropout layer for a symbolic tensor: of features, or of whole channels if the tensor has positions.
+    """Return a dropout layer for a symbolic tensor `(batch, ..., features)`: of whole channels if it has positions.
 
     Neighbouring positions of a feature map have similar values, so dropping single values makes hardly any noise
     (Tompson et al. 2015, arXiv 1411.4280). Keras' spatial dropout drops whole channels.
-
-    Args:
-        tensor: symbolic, `(batch, ..., features)`.
-        rate: dropout rate, 0-1.
     """
-    kinds = {3: keras.layers.SpatialDropout1D, 4: keras.layers.SpatialDropout2D, 5: keras.layers.SpatialDropout3D}
-    kind = kinds.get(len(tensor.shape), keras.layers.Dropout)
+    kind = getattr(keras.layers, f"SpatialDropout{len(tensor.shape) - 2}D", keras.layers.Dropout)
     state = random.getstate()
     try:  # an unseeded layer draws a seed from Python's generator, which would change the seeds of later layers
         return kind(rate, dtype=tensor.dtype)
@@ -195,8 +186,7 @@ def dropout_for(tensor: Any, rate: float) -> keras.layers.Layer:
 
 def seed_states(layers: Sequence[Any]) -> list[Any]:
     """Return the states of all seed generators that layers hold, each once."""
-    states = [g.state for layer in layers for part in parts_of(layer) for g in generators_of(part)]
-    return unique(states)
+    return unique(g.state for layer in layers for part in parts_of(layer) for g in generators_of(part))
 
 
 def layers_for_passes(layers: Sequence[Any], dropout_rate: float | None) -> list[Any]:
@@ -242,26 +232,12 @@ def _what_feeds_the_head(graph: Graph) -> list[Any]:
                 f"An output of the model {graph.model.name!r} depends on no layer with weights, so there is no head "
                 "before which `dropout_rate` could act. Name layers by `stochastic_layers`."
             )
-        tensors += [x for x in heads[-1].inputs if keras.backend.is_float_dtype(x.dtype)]
-    return unique(tensors)
+        tensors += heads[-1].inputs
+    return _floats(tensors)
 
 
-def _outputs_of(graph: Graph, layers: Sequence[Any]) -> list[Any]:
-    """Return the floating-point outputs of layers and nested models at every call."""
-    called = [(step.layer, step.outputs) for step in graph.steps] + graph.nested
-    found = [x for layer, outputs in called if any(layer is other for other in layers) for x in outputs]
-    return unique(x for x in found if keras.backend.is_float_dtype(x.dtype))
-
-
-def _refuse_shared_names(chosen: Sequence[Any], layers: Sequence[Any]) -> None:
-    shared = {layer.name for layer in chosen} & {
-        layer.name for layer in layers if all(layer is not other for other in chosen)
-    }
-    if shared:
-        raise ValueError(
-            f"`stochastic_layers` selected layers whose names are not unique, in nested models: {sorted(shared)}. A "
-            "saved model finds them by name; give each layer a unique name."
-        )
+def _floats(tensors: Sequence[Any]) -> list[Any]:
+    return unique(x for x in tensors if keras.backend.is_float_dtype(x.dtype))
 
 
 def _no_noise_message(graph: Graph, layers: Sequence[Any], stochastic_layers: Any, passes: str) -> str:
@@ -270,7 +246,8 @@ def _no_noise_message(graph: Graph, layers: Sequence[Any], stochastic_layers: An
             f"`stochastic_layers` chose no layer: the predicate was False for all of {_names(layers)}. Choose at least "
             "one layer" + (", or pass an empty tuple for a deterministic teacher." if passes == "teachers" else ".")
         )
-    silent = [layer for layer in layers if _is_silent_noise(layer)]
+    kinds = (keras.layers.Dropout, keras.layers.GaussianNoise)
+    silent = [layer for layer in layers if any(isinstance(part, kinds) for part in parts_of(layer))]
     if graph.is_opaque:
         remedy = "Give it a keras.layers.Dropout with a rate above 0, or build it with the functional API"
     else:
@@ -282,13 +259,8 @@ def _no_noise_message(graph: Graph, layers: Sequence[Any], stochastic_layers: An
         )
     return (
         f"The model {graph.model.name!r} has no noise layer (Dropout, GaussianNoise, a recurrent layer with `dropout`, "
-        f"a custom layer with a `keras.random.SeedGenerator`, ...), so all {passes} would be identical. "
-        f"{remedy}."
+        f"a custom layer with a `keras.random.SeedGenerator`, ...), so all {passes} would be identical. {remedy}."
     )
-
-
-def _is_silent_noise(layer: Any) -> bool:
-    return any(isinstance(part, (keras.layers.Dropout, keras.layers.GaussianNoise)) for part in parts_of(layer))
 
 
 def _names(layers: Sequence[Any]) -> list[str]:
@@ -299,7 +271,7 @@ def _dropout_rates(part: Any) -> dict[str, Any]:
     """Return the dropout rates of a layer by attribute: of Keras' layers, and those that a custom layer declares."""
     names = getattr(part, _DECLARED, None)
     if names is None:
-        names = [of_kind for kind, of_kind in _DROPOUT_RATES.items() if isinstance(part, kind)]
+        names = [of_kinds for kinds, of_kinds in _DROPOUT_RATES if isinstance(part, kinds)]
         names += [_CELL_RATES] if is_conv_lstm_cell(part) else []
     names = keras.tree.flatten(names)
     unknown = [name for name in names if not hasattr(part, name)]
@@ -327,7 +299,7 @@ def _held(item: Any, wanted: Any, enter: Any) -> list[Any]:
             if id(item) in found:
                 continue
             found[id(item)] = item
-        if enter and isinstance(item, enter):
+        if isinstance(item, enter):
             queue.extend(vars(item).values())
         elif isinstance(item, dict):
             queue.extend(item.values())

@@ -218,7 +218,7 @@ MUTATIONS = [
     ),
     Mutation(
         "teachers' draws move PyTorch's global generator",
-        "with torch.no_grad(), torch.random.fork_rng(devices=devices):",
+        "with torch.no_grad(), torch.random.fork_rng(devices=[]):",
         "with torch.no_grad():",
         "training",
     ),
