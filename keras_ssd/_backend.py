@@ -32,11 +32,8 @@ def teacher_scope(seed: Tensor) -> Iterator[None]:
     """Run teachers without recording gradients and without changing the generators that the student draws from.
 
     On PyTorch an unseeded `Dropout` draws from torch's global generator (of the CPU or of the accelerator: CUDA, MPS,
-    XPU), which is therefore seeded with `seed` and restored afterwards. TensorFlow and JAX have no such state, and drop
-    unused gradients when they compile.
-
-    Args:
-        seed: integer tensor, `()`.
+    XPU), which is therefore seeded with `seed`, an integer, and restored afterwards. TensorFlow and JAX have no such
+    state, and drop unused gradients when they compile.
     """
     if BACKEND != "torch":
         yield
@@ -74,9 +71,8 @@ def gains_from_small_batches() -> bool:
 
     Accelerators need large batches. TensorFlow also uses one batch: looping is only 3 % faster and slow to trace.
     """
-    if BACKEND == "jax":
-        return jax.default_backend() == "cpu"
-    return BACKEND == "torch" and not torch.accelerator.is_available()
+    on_jax = BACKEND == "jax" and jax.default_backend() == "cpu"
+    return on_jax or (BACKEND == "torch" and not torch.accelerator.is_available())
 
 
 def map_in_turn(function: Callable, elements: Tensor) -> Any:
@@ -91,14 +87,9 @@ def map_in_turn(function: Callable, elements: Tensor) -> Any:
 
 
 def move_average(averages: Sequence[Any], variables: Sequence[Any], momentum: Tensor) -> None:
-    """Move averages towards variables: `average = m * average + (1 - m) * variable`.
+    """Move averages towards variables, which may have fewer bits: `average = m * average + (1 - m) * variable`.
 
-    The result is exact where both are equal, as in a frozen layer, and where m is 0.
-
-    Args:
-        averages: the floating-point variables to change.
-        variables: one variable for each of them, which may have fewer bits.
-        momentum: m, a tensor `()` of float32.
+    The result is exact where both are equal, as in a frozen layer, and where the momentum m is 0.
     """
     share: Any = 1.0 - momentum if BACKEND == "torch" else None
     for average, variable in zip(averages, variables, strict=True):
@@ -158,14 +149,11 @@ def devices_of_a_batch() -> int:
 
 
 def seeds_of_this_replica(seeds: Tensor) -> Tensor:
-    """Return seeds that differ between the replicas of a batch; the first replica gets `seeds` unchanged.
+    """Return integers below `2**31 - 1` that differ between the replicas of a batch; the first one gets `seeds`.
 
     Under `tf.distribute` all replicas draw the same numbers from a `SeedGenerator`, and the processes of
     `torch.distributed` start with the same seeds: the first samples of all replicas would get the same noise. On JAX
     the noise is drawn for the whole batch, however many devices hold it.
-
-    Args:
-        seeds: tensor of non-negative integers below `2**31 - 1`.
     """
     replica = _replica()
     if replica is None:
@@ -191,9 +179,6 @@ def derived_seed(purpose: str = "wrapper") -> int:
     Drawing would change the seeds of layers that the user creates after wrapping. Calls in a row for the same purpose,
     between which Python's generator did not move, return different seeds; the first one after `set_random_seed` is
     always the same. Where it cannot be known whether that was called again, all of them are the same.
-
-    Args:
-        purpose: the use of the seed; each purpose counts its own calls.
     """
     state = random.getstate()
     try:
@@ -224,13 +209,7 @@ def for_each_thread(cls: type) -> Any:
 def after_train_step(model: keras.Model, result: Any, update: Callable[[], None]) -> Any:
     """Run `update`, which assigns to non-trainable variables of a model, on the state after its training step.
 
-    Args:
-        model: the model.
-        result: the result of Keras' `train_step`; on JAX it holds the new state.
-        update: callable without arguments.
-
-    Returns:
-        The updated result.
+    The result of Keras' `train_step`, which on JAX holds this state, is returned with the updates.
     """
     if BACKEND != "jax":
         update()

@@ -12,14 +12,7 @@ from keras_ssd.noise import parts_of
 
 
 class WeightCopies(keras.layers.Layer):
-    """A copy of a model's weights: the weights of a frozen teacher.
-
-    Args:
-        weights: the variables to copy; later calls take them in the same order.
-
-    Attributes:
-        copies: the copies, in the order of `weights`.
-    """
+    """A copy of a model's weights, the weights of a frozen teacher; all methods take them in the same order."""
 
     def __init__(self, weights: Sequence[Any], **kwargs: Any) -> None:
         super().__init__(trainable=False, **kwargs)
@@ -37,12 +30,9 @@ class WeightCopies(keras.layers.Layer):
 
 
 def add_copy(layer: keras.layers.Layer, variable: Any, wide: bool = False) -> Any:
-    """Add a variable to a layer for the copy of another variable.
+    """Add a variable to a layer for the copy of another variable, whose value is not copied yet.
 
-    Args:
-        layer: the layer.
-        variable: the variable to copy. Its value is not copied yet.
-        wide: whether the copy of a floating-point variable of fewer than 32 bits has 32 bits.
+    `wide` copies of floating-point variables of fewer than 32 bits have 32 bits.
     """
     dtype, is_float = variable.dtype, keras.backend.is_float_dtype(variable.dtype)
     # Trained weights are equal on all replicas of `tf.distribute`. Each replica has its own statistics of

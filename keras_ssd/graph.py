@@ -1,10 +1,10 @@
 """A Keras model as a flat list of layer calls that can be run in parts, on other inputs and with other weights."""
 
-import contextlib
 import copy
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import keras
@@ -73,13 +73,15 @@ class Graph:
         self.steps: list[Step] = []
         self.nested: list[tuple[keras.Model, list[keras.KerasTensor]]] = []
         self.moved: dict[int, keras.KerasTensor] = {}
+        self._walked: list[keras.Model] = []  # kept, because `moved` knows their tensors by `id`
         self.is_opaque = not is_functional(model)
         if self.is_opaque:
             self.inputs, output = keras.KerasTensor((None,)), keras.KerasTensor((None,))
             self.steps = [Step(model, (self.inputs,), {}, [output], is_whole_model=True)]
             self.outputs = [output]
             return
-        with _unique_names(model):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Keras warned when the model was built
             self.inputs, self.outputs = self._replay(model, {})
 
     def _replay(self, model: keras.Model, training: dict[str, Any], inputs: Any = None) -> tuple[Any, list[Any]]:
@@ -98,8 +100,10 @@ class Graph:
             if isinstance(layer, keras.Layer) and graph_fixes_training():
                 kwargs = {**training, **kwargs}
             args, kwargs = _replaced((args, kwargs), self.moved)
-            given = {name: value for name, value in kwargs.items() if name == "training" or value is not None}
-            if args and given.keys() <= {"training"} and is_functional(layer) and _takes_unchanged(layer, args[0]):
+            if args and is_functional(layer) and _takes_unchanged(layer, args[0]):
+                given = {
+                    name: value for name, value in kwargs.items() if name == "training"
+                }  # the mask is that of args
                 _, own_outputs = self._replay(layer, given, tree.flatten(args[0]))
                 self.nested.append((layer, own_outputs))
                 self.moved.update(zip(map(id, tree.flatten(outputs)), own_outputs, strict=True))
@@ -107,18 +111,11 @@ class Graph:
                 self.steps.append(Step(layer, args, kwargs, tree.flatten(outputs)))
             return outputs
 
-        walked = keras.models.clone_model(functional, own_inputs, lambda layer: layer, call_function=record)
-        return own_inputs, _replaced(walked.outputs, self.moved)
+        self._walked.append(keras.models.clone_model(functional, own_inputs, lambda layer: layer, call_function=record))
+        return own_inputs, _replaced(self._walked[-1].outputs, self.moved)
 
     def with_layers_after(self, layers: Sequence[tuple[keras.KerasTensor, keras.Layer]]) -> "Graph":
-        """Return this graph with additional layers after some of its tensors; the graph itself is not changed.
-
-        Args:
-            layers: pairs of a symbolic tensor and the layer to insert between it and all steps that read it.
-
-        Returns:
-            A `Graph`, whose attribute `moved` maps the `id` of each of these tensors to its replacement.
-        """
+        """Return a graph in which each layer comes between a symbolic tensor and all steps that read it."""
         graph, after = copy.copy(self), {id(tensor): layer for tensor, layer in layers}
         graph.steps, graph.moved = [], {}
 
@@ -160,15 +157,13 @@ class Graph:
         symbolic, steps = tree.flatten(self.inputs), self.needed(tensors)
         runs = list(zip(steps, last_reads(steps, tensors), strict=True))
         has_training = takes_training(self.model)
-        if not self.is_opaque:
-            with _unique_names(self.model):
-                # Inputs are cast and completed as in the user's model.
-                entry = keras.Model(self.inputs, symbolic)
+        # Inputs are cast and completed as in the user's model.
+        entry = None if self.is_opaque else keras.Model(self.inputs, symbolic)
 
         def run(x: Any, training: bool | None) -> list[Any]:
             # Like Keras' own training step, which passes `training` only to a `call` that takes it.
             training = training if has_training else False
-            inputs = [x] if self.is_opaque else tree.flatten(entry(x, training=training))
+            inputs = [x] if entry is None else tree.flatten(entry(x, training=training))
             values = dict(zip(map(id, symbolic), inputs, strict=True))
             for step, keys in runs:
                 step.run(values, training)
@@ -211,40 +206,6 @@ def is_functional(model: Any) -> bool:
     kinds = (keras.Sequential, functional_class())  # the second is a base of the first
     kind: Any = next((kind for kind in kinds if isinstance(model, kind)), None)
     return kind is not None and type(model).call is kind.call
-
-
-@contextlib.contextmanager
-def _unique_names(model: keras.Model) -> Iterator[None]:
-    """Give every layer of a model and of its nested models a unique name while a graph is built.
-
-    Keras requires unique names in a graph; members of an ensemble, made by the same function, have equal names.
-    """
-    renamed: list[tuple[Any, str]] = []
-    # The inputs of a Sequential are not among its layers, and keep their names.
-    taken = {x.name for x in model.inputs} if isinstance(model, keras.Sequential) else set()
-    try:
-        for operation in _operations(model):
-            if operation.name in taken:
-                renamed.append((operation, operation.name))
-                operation.name = f"{operation.name}_keras_ssd_{len(renamed)}"
-            taken.add(operation.name)
-        yield
-    finally:
-        for operation, name in renamed:
-            operation.name = name
-
-
-def _operations(model: keras.Model) -> list[Any]:
-    """Return the layers and operations of a model's graph and of all graphs nested in it, each once."""
-    found: dict[int, Any] = {}
-    queue = [model]
-    while queue:
-        graph = queue.pop()
-        operations = graph.layers if isinstance(graph, keras.Sequential) else graph.operations
-        new = {id(operation): operation for operation in operations if id(operation) not in found}
-        found.update(new)
-        queue += filter(is_functional, new.values())
-    return list(found.values())
 
 
 def _takes_unchanged(model: keras.Model, inputs: Any) -> bool:

@@ -70,15 +70,8 @@ def examine(
 ) -> Independence:
     """Find out which tensors have a row for each sample, and which parts of a graph keep rows apart.
 
-    Args:
-        graph: a `Graph`.
-        prefix: its steps that lead to the suffix.
-        suffix: its steps that are run for every pass.
-        suffix_inputs: symbolic tensors that the suffix takes.
-        outputs: symbolic tensors that the passes return.
-
-    Returns:
-        An `Independence`. Rows count as independent if the layers cannot be run.
+    `suffix` are the steps that run for every pass on the symbolic tensors `suffix_inputs`, `prefix` those before them,
+    and `outputs` the symbolic tensors that the passes return. Rows count as independent if the layers cannot be run.
     """
     batch = tree.flatten(graph.inputs)[0].shape[0]
     read = [x for step in (*prefix, *suffix) for x in step.inputs] + list(suffix_inputs)

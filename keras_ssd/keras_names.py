@@ -51,9 +51,8 @@ def _learning_rate(optimizer: Any) -> Any:
 def trained_state(model: keras.Model, result: Any) -> tuple[list[tuple[Any, Any]], Any]:
     """Split the result of `train_step` on JAX, which holds the new state; the model does not have it yet.
 
-    Returns:
-        `(pairs, rebuild)`: `(variable, new value)` pairs of all variables of the model, and a function that takes other
-        values of the non-trainable variables and returns the changed result.
+    Returns `(variable, new value)` pairs of all variables of the model, and a function that returns the result with
+    other values of the non-trainable variables.
     """
     logs, (trainable, non_trainable, *others) = result
     variables = [*model.trainable_variables, *model.non_trainable_variables]

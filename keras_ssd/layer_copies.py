@@ -21,11 +21,8 @@ def copy_layers(layers: Sequence[Any], changes: Mapping[int, Mapping[str, Any]])
 
     Args:
         layers: the layers.
-        changes: by `id` of each layer to copy, also within `layers`, the new values of its attributes by name. All
-            other layers, and the layers in them, are shared.
-
-    Returns:
-        A copy of each layer, or the layer itself if it is not to be copied.
+        changes: the new values of attributes by name, by `id` of each layer to copy, also of layers in other layers.
+            All other layers, and the layers in them, are shared.
     """
     # By `id` of an original: the original, which keeps the `id` from being used again, and its copy.
     copies: dict[int, tuple[Any, Any]] = {}

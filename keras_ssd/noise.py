@@ -190,14 +190,9 @@ def seed_states(layers: Sequence[Any]) -> list[Any]:
 
 
 def layers_for_passes(layers: Sequence[Any], dropout_rate: float | None) -> list[Any]:
-    """Return the layers that make the noise of noise layers while their BatchNormalization stays in inference mode.
+    """Return noise layers whose BatchNormalization stays in inference mode, and with another rate if it is given.
 
-    Args:
-        layers: noise layers. They are not changed.
-        dropout_rate: the rate to use instead of the layers' own, if not `None`.
-
-    Returns:
-        For each layer the layer itself, or a copy that shares its variables.
+    Each of them is the layer itself, which is not changed, or a copy that shares its variables.
     """
     parts = unique(part for layer in layers for part in parts_of(layer))
     # Keras' way to switch a BatchNormalization that a layer calls itself to inference mode.

@@ -168,15 +168,13 @@ class StochasticPasses:
             For each output a tensor `(batch, num_teachers, ...)`. No gradient flows into any of them, and no
             variable is changed except the state of `seed_generator`.
         """
-        chunk = min(chunk or self._chunk_in_cache(cut_values, num_teachers), num_teachers)
-        if not self.is_row_wise:
-            chunk = 1
+        chunk = min(chunk or self._chunk_in_cache(cut_values, num_teachers), num_teachers) if self.is_row_wise else 1
         mapping = {id(v): (v, ops.stop_gradient(v.value)) for v in self.variables}
         mapping.update({id(v): (v, ops.stop_gradient(value)) for v, value in weights if id(v) in mapping})
         values = {id(x): value for x, value in zip(self.cut, cut_values, strict=True)}
-        n_chunks = math.ceil(num_teachers / chunk)
         # For each chunk one row for every generator, after a first row for layers that use PyTorch's global generator.
-        seeds = keras.random.randint((n_chunks, len(self._seed_states) + 1, 2), 0, 2**31 - 1, seed=seed_generator)
+        shape = math.ceil(num_teachers / chunk), len(self._seed_states) + 1, 2
+        seeds = keras.random.randint(shape, 0, 2**31 - 1, seed=seed_generator)
         seeds = _backend.seeds_of_this_replica(seeds)
 
         if self.prefix:

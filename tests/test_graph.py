@@ -1,6 +1,7 @@
 """A model as a list of layer calls: values of `training` that the graph fixes, layers that are inserted."""
 
 import dataclasses
+import warnings
 
 import keras
 import numpy as np
@@ -152,3 +153,16 @@ def test_a_nested_model_is_distilled_like_the_same_layers_without_a_model_around
         ssd = keras_ssd.wrap(model, "snapshot", num_teachers=2, kd_weight=1.0, seed=1)
         losses.append(ssd.fit(X, Y, batch_size=16, epochs=2, verbose=0, shuffle=False).history["kd_loss"])
     assert losses[1] == pytest.approx(losses[0], rel=1e-5) and losses[0][1] > 1e-4
+
+
+def test_a_nested_model_of_masked_values_is_expanded_without_another_warning():
+    inner_inputs, inputs = keras.Input((5, 4)), keras.Input((5,), dtype="int32")
+    inner = keras.Model(inner_inputs, layers.LSTM(3, name="lstm")(inner_inputs))
+    x = ops.convert_to_tensor(np.array([[3, 2, 5, 0, 0]], "int32"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = keras.Model(inputs, inner(layers.Embedding(7, 4, mask_zero=True)(inputs)))
+        expected = arrays(model(x))
+    graph = Graph(model)
+    assert graph.steps[-1].layer.name == "lstm"
+    assert_close(arrays(graph.reader(graph.outputs)(x, training=False)), expected)

@@ -2,6 +2,7 @@
 
 import functools
 import random
+import types
 
 import keras
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from keras import layers, ops
 
 import keras_ssd
+from keras_ssd import _backend
 from models import CLASSES as Y
 from models import WINDOWS as X
 from models import compiled, network
@@ -36,6 +38,21 @@ def fitted_without_teachers(seeds, teacher=None):
     trained = model if teacher is None else keras_ssd.wrap(model, teacher=teacher, kd_weight=0, ema_momentum=0)
     history = trained.fit(X, Y, epochs=2, batch_size=10, verbose=0, validation_data=(X, Y))
     return history.history, model.get_weights()
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="Only PyTorch has global generators.")
+def test_the_passes_restore_the_generator_of_an_accelerator(monkeypatch):
+    """Of CUDA, MPS or XPU: all have these three functions, and only two of them take the index of a device."""
+    import torch
+
+    states = ["before"]
+    names = {"get_rng_state": lambda: states[-1], "set_rng_state": states.append, "manual_seed": states.append}
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "get_device_module", lambda: types.SimpleNamespace(**names))
+    with pytest.raises(KeyError), _backend.teacher_scope(7):
+        assert states[-1] == 7
+        raise KeyError
+    assert states == ["before", 7, "before"]
 
 
 @pytest.mark.parametrize("seeds", [(1, 2), (None, None)], ids=["seeded", "unseeded"])
