@@ -101,9 +101,8 @@ class Graph:
                 kwargs = {**training, **kwargs}
             args, kwargs = _replaced((args, kwargs), self.moved)
             if args and is_functional(layer) and _takes_unchanged(layer, args[0]):
-                given = {
-                    name: value for name, value in kwargs.items() if name == "training"
-                }  # the mask is that of args
+                # The layers within get their masks with the values.
+                given = {"training": kwargs["training"]} if "training" in kwargs else {}
                 _, own_outputs = self._replay(layer, given, tree.flatten(args[0]))
                 self.nested.append((layer, own_outputs))
                 self.moved.update(zip(map(id, tree.flatten(outputs)), own_outputs, strict=True))

@@ -198,14 +198,15 @@ def _is_random(runs: _Runs, step: Step) -> bool:
 def _counts_rows(runs: _Runs, step: Step, states: set[str]) -> bool:
     """Return whether a layer computes a row differently if there are many rows, as a layer with a capacity does."""
     kept = {id(x): runs.state(x) for x in step.inputs if runs.all[id(x)] is not None}
-    if _keeps_rows(step) or states != {"rows"} or set(kept.values()) - {"rows", "none"}:
+    is_symbolic = runs.rows == _SYMBOLIC_ROWS
+    if is_symbolic or _keeps_rows(step) or states != {"rows"} or set(kept.values()) - {"rows", "none"}:
         return False
     repeated = {key: runs.all[key] for key, state in kept.items() if state == "rows"}
     before = tree.flatten([runs.all[id(x)] for x in step.outputs])
     elements = sum(math.prod(x.shape) for x in [*tree.flatten(list(repeated.values())), *before])
     weights = sum(math.prod(v.shape) for v in getattr(step.layer, "weights", []))
     rows = min(_MANY_ROWS, runs.rows * _MANY_ELEMENTS // max(elements, 1), _MANY_MULTIPLICATIONS // max(weights, 1))
-    copies = rows // runs.rows  # 1 of a symbolic batch
+    copies = rows // runs.rows
     if copies < 2:
         return False
     many = tree.map_structure(RepeatRows(copies), repeated)
