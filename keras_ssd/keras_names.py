@@ -62,7 +62,7 @@ def trained_state(model: keras.Model, result: Any) -> tuple[list[tuple[Any, Any]
 
 def check_mode() -> None:
     """Raise `RuntimeError` in Keras' NNX mode, in which a layer must not refer to the variables of another."""
-    if getattr(keras.config, "is_nnx_enabled", bool)():  # newer than the oldest version
+    if getattr(keras.config, "is_nnx_enabled", lambda: False)():  # newer than the oldest version
         raise RuntimeError(
             "keras_ssd does not work in Keras' NNX mode. Unset KERAS_NNX_ENABLED (or call "
             "keras.config.disable_nnx()) before importing Keras, and use the JAX backend as usual."

@@ -48,7 +48,7 @@ def test_the_passes_restore_the_generator_of_an_accelerator(monkeypatch):
     states = ["before"]
     names = {"get_rng_state": lambda: states[-1], "set_rng_state": states.append, "manual_seed": states.append}
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
-    monkeypatch.setattr(torch, "get_device_module", lambda: types.SimpleNamespace(**names))
+    monkeypatch.setattr(torch, "get_device_module", lambda *_: types.SimpleNamespace(**names))
     with pytest.raises(KeyError), _backend.teacher_scope(7):
         assert states[-1] == 7
         raise KeyError
