@@ -105,7 +105,7 @@ class _Runs:
 
     def take(self, values: Any) -> Any:
         """Return the rows of the smaller batch, of each tensor in a structure."""
-        return tree.map_structure(lambda x: x[::_STRIDE], values)
+        return tree.map_structure(_every_third, values)
 
     def state(self, tensor: Any) -> str:
         """Return `"rows"`, `"none"` (no row for each sample), `"moved"` or `"mixed"` for a symbolic tensor."""
@@ -122,8 +122,14 @@ class _Runs:
         if sizes[0] == sizes[1]:
             return "none" if _equal(a, b) else "mixed"
         if sizes == (self.rows, self.few):
-            return "rows" if _equal(a[::_STRIDE], b) else "mixed"
+            return "rows" if _equal(_every_third(a), b) else "mixed"
         return "moved" if sizes[0] * self.few == sizes[1] * self.rows else "mixed"
+
+
+def _every_third(x: Any) -> Any:
+    if isinstance(x, keras.KerasTensor):
+        return keras.KerasTensor((math.ceil(x.shape[0] / _STRIDE), *x.shape[1:]), x.dtype)
+    return x[::_STRIDE]
 
 
 class _Culprit(NamedTuple):

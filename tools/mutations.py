@@ -242,7 +242,7 @@ MUTATIONS = [
     ),
     Mutation(
         "rows that depend on each other taken for independent",
-        'return "rows" if _equal(a[::_STRIDE], b) else "mixed"',
+        'return "rows" if _equal(_every_third(a), b) else "mixed"',
         'return "rows"',
         "independence",
     ),
