@@ -16,7 +16,7 @@ from keras_ssd.average import WeightAverage
 from keras_ssd.checks import check_model, check_overrides
 from keras_ssd.cost import TeacherCost
 from keras_ssd.distillation import Distillation
-from keras_ssd.face import shares_face
+from keras_ssd.forwarding import forwards_to_student
 from keras_ssd.graph import is_functional, takes_training
 from keras_ssd.guidance import guided_target
 from keras_ssd.settings import check_number, resolve
@@ -44,7 +44,7 @@ def _evaluating(name: str) -> Any:
 
 
 @keras.saving.register_keras_serializable(package="keras_ssd")
-@shares_face
+@forwards_to_student
 class SSDModel(keras.Model):
     """A model that is trained by stochastic self-distillation (arXiv 2504.14307).
 
@@ -302,7 +302,7 @@ class SSDModel(keras.Model):
                 "keras_ssd.wrap(ssd.student, ...), or save the model itself, ssd.student.save(...)."
             )
 
-    # Attributes and methods of the student; face.py lists more.
+    # Attributes and methods of the student; forwarding.py lists more.
 
     def __getattr__(self, name: str) -> Any:
         """Return an attribute of the student that the wrapper lacks, such as a counter that a callback reads."""
@@ -544,7 +544,7 @@ class SSDModel(keras.Model):
         Returns:
             NumPy array `(batch, teachers)`, every row sums to 1.
         """
-        return ops.convert_to_numpy(self._compare(x, percentile)[0])
+        return ops.convert_to_numpy(self._compare_teachers(x, percentile)[0])
 
     def teacher_representations(self, x: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the features by which `guidance_weights` compares the student and the teachers.
@@ -557,16 +557,16 @@ class SSDModel(keras.Model):
             `(batch, features)`: the representations, or the flattened first output if outputs are both compared and
             distilled.
         """
-        guidance, student, teachers = self._compare(x)
+        guidance, student, teachers = self._compare_teachers(x)
         return tuple(map(ops.convert_to_numpy, (student, teachers, guided_target(guidance, teachers))))
 
-    def _compare(self, x: Any, percentile: float | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def _compare_teachers(self, x: Any, percentile: float | None = None) -> tuple[Tensor, Tensor, Tensor]:
         if self.distillation is None:
             raise ValueError(
                 f"{self.name!r} was wrapped with kd_weight=0: it has no teachers. Wrap it with a kd_weight above 0."
             )
         is_average = self.settings.kind == "ema" and self.average.holds_average
-        return self.distillation.compare(x, self.average.values() if is_average else (), percentile)
+        return self.distillation.compare_teachers(x, self.average.values() if is_average else (), percentile)
 
 
 def _are_same(variables: list[Any], others: list[Any]) -> bool:

@@ -4,20 +4,20 @@ from typing import Any
 
 import keras
 
-SHARED = (
+FORWARDED = (
     *("input", "input_names", "input_shape", "inputs", "layers", "output", "output_shape", "outputs"),
     *("compute_output_shape", "compute_output_spec", "count_params", "get_layer"),
 )
 
 
-def shares_face(cls: type) -> type:
+def forwards_to_student(cls: type) -> type:
     """Let a class of models answer as its attribute `student` does, for all names above."""
-    for name in SHARED:
-        setattr(cls, name, _shared(name))
+    for name in FORWARDED:
+        setattr(cls, name, _forwarded(name))
     return cls
 
 
-def _shared(name: str) -> property:
+def _forwarded(name: str) -> property:
     def read(model: Any) -> Any:
         try:
             return getattr(model.student, name)
