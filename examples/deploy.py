@@ -310,6 +310,8 @@ def parse(argv):
     arguments = parser.parse_args(argv)
     if arguments.windows is not None and arguments.model is None:
         parser.error("--windows needs --model, the student that takes them")
+    if arguments.model and arguments.model.resolve() == (arguments.out / "student.keras").resolve():
+        parser.error("--out should be another folder than that of --model: its student.keras would be replaced")
     return arguments
 
 

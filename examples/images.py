@@ -109,7 +109,7 @@ def plot(runs, dataset, path):
     figure = Figure(figsize=(12, 4), layout="constrained")
     examples, accuracy, loss = figure.subplots(1, 3)
     comparison.plot_curves(runs, dataset.name, accuracy, loss)
-    model = runs["plain"].model
+    model = next(iter(runs.values())).model
     last = [layer for layer in model.layers if isinstance(layer, keras.layers.RandomRotation)][-1]
     augment = keras.Model(model.input, last.output)
     rows = dataset.x_train[:8].astype("float32")

@@ -1,5 +1,6 @@
 """`compare`: plain, averaged and distilled training from the same weights on the same batches."""
 
+import contextlib
 import copy
 import json
 import pathlib
@@ -43,7 +44,7 @@ def compare(
     | arm | what it is |
     |---|---|
     | plain | `model.fit` |
-    | averaged | `wrap(model, **keras_ssd.AVERAGING).fit`: no teachers |
+    | averaged | `wrap(model, **keras_ssd.AVERAGING).fit`: no teachers; also with the momentum of each setting |
     | each of `settings` | `wrap(model, **options).fit`; its control is averaged, or plain if it does not average |
     | continued | the control of `teacher="snapshot"`, as in `keras_ssd.PAPER`: plain, then plain once more |
 
@@ -79,7 +80,7 @@ def compare(
     """
     import scipy.stats  # noqa: F401  # before the training, not after it
 
-    numbers = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+    numbers = list(range(seeds)) if isinstance(seeds, (int, np.integer)) else list(seeds)
     if not numbers or not all(isinstance(n, (int, np.integer)) and not isinstance(n, bool) for n in numbers):
         raise ValueError(f"`seeds` should be a number above 0 or a list of integers. Received: seeds={seeds!r}")
     if any(hasattr(data, "__next__") for data in (training_data, validation_data, test_data)):
@@ -93,7 +94,7 @@ def compare(
     for (fold, training, test), seed in ((part, int(number)) for part in parts for number in numbers):
         test, model = validation_data if test is None else test, _built(build, seed)
         of_model = [keras.backend.backend(), model, keras_names.compile_arguments(model)]
-        known = {"model": of_model, "data": [training, validation_data, test]}
+        known = {"model": of_model, "data": [training, validation_data, test], "score": score}
         weights = {False: model.get_weights()}  # before and after the plain arm
         for arm in arms:
             own = {"fit": {**fit, "callbacks": _callbacks(fit, arm)}, "options": arm.options}
@@ -111,11 +112,13 @@ def compare(
                     costs = _train(model, one, seed, training, validation_data, fit)
                     if one is arms[0]:
                         weights[True] = model.get_weights()
-                scores = {} if score is None else dict(score(model, _read(test)))
-                scores |= _evaluated(model, test, fit)
+                scores = {} if score is None else {n: float(v) for n, v in score(model, _read(test)).items()}
+                steps = fit.get("validation_steps") if where == "validation_data" else None
+                scores |= _named_alike(_evaluated(model, test, fit, steps), recorded.values())
                 if not np.isfinite([*scores.values()]).all():
                     costs["status"] = "diverged"
-                recorded[key] = row = {"configuration": configuration, **run, **scores, **costs}
+                row = {"configuration": configuration, **run, **scores, **costs}
+                recorded |= {**_read_rows(out), key: row}  # another process may have written meanwhile
                 _write_rows(out, recorded.values())
             rows.append({name: value for name, value in row.items() if name != "configuration"})
             bar.update(len(rows))
@@ -151,8 +154,9 @@ def _arms(build: Callable[[], keras.Model], settings: Any, seed: int) -> list[_A
         except (TypeError, ValueError) as error:
             raise ValueError(f"settings[{name!r}] should be options of `wrap`: {error}") from error
         goes_on, averages = resolved.kind == "snapshot", resolved.averages
-        control = names[2 * goes_on + averages]
-        arms.setdefault(control, _Arm(control, AVERAGING if averages else None, "", goes_on))
+        averaging = {**AVERAGING, "ema_momentum": resolved.ema_momentum} if averages else None
+        control = names[2 * goes_on + averages] + f" {resolved.ema_momentum:g}" * (averaging not in (None, AVERAGING))
+        arms.setdefault(control, _Arm(control, averaging, "", goes_on))
         arms[name] = _Arm(name, options, control, goes_on, resolved.distills)
     return list(arms.values())
 
@@ -195,20 +199,31 @@ def _train(model: Any, arm: _Arm, seed: int, training: Any, validation: Any, fit
     clock = keras.callbacks.LambdaCallback(on_train_batch_end=lambda *_, logs=None: ends.append(time.perf_counter()))
     fit = {**fit, "callbacks": [clock, *_callbacks(fit, arm)], "verbose": 0}
     keras.utils.set_random_seed(seed)
+    before = int(keras.ops.convert_to_numpy(model.optimizer.iterations))  # of a model that was trained already
     data = _arguments(training) | {"validation_data": _read(validation)}
     began = time.perf_counter()
-    losses = trained.fit(**data, **fit).history["loss"]
+    losses = trained.fit(**data, **fit).history.get("loss")
+    if losses is None:
+        raise ValueError("`fit` trained no epoch: a callback restored a backup of another arm, or `epochs` is 0.")
     seconds = time.perf_counter() - began
-    steps = int(keras.ops.convert_to_numpy(model.optimizer.iterations))
-    of_step = float(np.median(np.diff([began, *ends])[-max(len(ends) - 1, 1) :])) * len(ends) / steps
+    steps = int(keras.ops.convert_to_numpy(model.optimizer.iterations)) - before
+    of_step = float(np.median(np.diff([began, *ends])[-max(len(ends) - 1, 1) :])) * len(ends) / max(steps, 1)
     costs = {"epochs": len(losses), "steps": steps, "seconds_per_step": of_step, "seconds": seconds}
     return costs | {"status": "finished" if np.isfinite(losses).all() else "diverged"}
 
 
-def _evaluated(model: Any, data: Any, fit: Mapping[str, Any]) -> dict[str, float]:
+def _evaluated(model: Any, data: Any, fit: Mapping[str, Any], steps: int | None) -> dict[str, float]:
     """Return the scores of `evaluate`, losses last."""
-    scores = model.evaluate(**_arguments(data), batch_size=fit.get("batch_size"), return_dict=True, verbose=0)
+    options = {"batch_size": fit.get("batch_size"), "steps": steps, "return_dict": True, "verbose": 0}
+    scores = model.evaluate(**_arguments(data), **options)
     return {name: float(scores[name]) for name in sorted(scores, key=lambda n: (n.endswith("loss"), n == "loss"))}
+
+
+def _named_alike(scores: dict[str, float], rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """Return scores by the names of the first row: Keras counts up the names of metrics and of outputs."""
+    first = list(next(iter(rows), scores))
+    names = first[: first.index("epochs")][-len(scores) :] if "epochs" in first else first
+    return dict(zip(names, scores.values(), strict=True))
 
 
 def _read_rows(path: Any) -> dict[Any, dict[str, Any]]:
@@ -216,6 +231,7 @@ def _read_rows(path: Any) -> dict[Any, dict[str, Any]]:
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
+            row["configuration"]
             rows[row["arm"], row["seed"], row["fold"]] = row
         except (ValueError, LookupError, TypeError) as error:
             if number < len(lines) or not line.startswith('{"configuration"'):  # else its writer was killed
@@ -231,20 +247,31 @@ def _write_rows(path: Any, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def _digest(value: Any) -> str:
-    text = json.dumps(value, default=_description)
-    text = re.sub('"name": "[^"]*"', "", text)  # Keras counts names up
+    text = json.dumps(_with_text_keys(value), default=lambda one: _with_text_keys(_description(one)))
+    text = re.sub(r'_\d+"', '"', text)  # Keras counts names up
     return f"{zlib.crc32(text.encode()):08x}"
 
 
+def _with_text_keys(value: Any) -> Any:
+    """Return a structure whose dicts have strings as keys: JSON knows no keys of NumPy's types."""
+    if isinstance(value, Mapping):
+        return {str(name): _with_text_keys(one) for name, one in value.items()}
+    return [_with_text_keys(one) for one in value] if isinstance(value, (list, tuple)) else value
+
+
 def _description(value: Any) -> Any:
-    """Return what tells an object from others in every process: contents of arrays, simple attributes, names."""
+    """Return what tells an object from others in every process: contents of arrays, configurations, names."""
     if isinstance(value, keras.Model):
+        with contextlib.suppress(Exception):  # not every class of a user's has a configuration
+            return [value.get_config(), value.get_weights()]
         return [value.layers, value.get_weights()]
-    if isinstance(value, keras.optimizers.Optimizer):
-        return value.get_config()
+    if hasattr(value, "get_config"):  # layers, losses, metrics, optimizers, schedules, regularizers
+        with contextlib.suppress(Exception):
+            return [type(value).__qualname__, value.get_config()]
     if hasattr(value, "__array__"):
         array = np.asarray(value)
-        return f"{array.dtype} {array.shape} {zlib.crc32(array.tobytes())}"
+        content = array.tobytes() if array.dtype != object else repr(array.tolist()).encode()
+        return f"{array.dtype} {array.shape} {zlib.crc32(content)}"
     own = vars(value).items() if isinstance(value, (keras.Layer, keras.callbacks.Callback)) else ()
     simple = {n: v for n, v in own if isinstance(v, (int, float, str, types.FunctionType)) and n[0] != "_"}
     return [getattr(value, "__qualname__", type(value).__qualname__), simple]

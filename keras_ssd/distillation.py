@@ -140,7 +140,9 @@ class Distillation(keras.layers.Layer):
         outputs = tree.flatten(student_pass.outputs)
         return StepOutputs(outputs, student_pass.representation, tree.flatten(teachers), representation)
 
-    def compare_teachers(self, x: Any, average: Any = (), percentile: float | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def compare_teachers(
+        self, x: Any, average: Any = (), percentile: float | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the guidance weights, and the compared features of student and teachers, for one batch of inputs.
 
         It changes nothing, and returns the same values for the same weights and seed. `average` is as for `term`; a

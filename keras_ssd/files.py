@@ -283,7 +283,8 @@ def _read(group: Any) -> dict[str, dict[str, np.ndarray]]:
 def _members(ssd: Any, state: dict[str, dict[str, np.ndarray]]) -> dict[str, bytes]:
     """Return by name the members that are added to an archive of the plain model."""
     config = {**ssd.get_config(), "teacher": ssd.settings.kind}
-    config.pop("model")
+    for name in ("model", "student"):  # as a subclass may call it
+        config.pop(name, None)
     record = {"version": __version__, "class": keras.saving.get_registered_name(type(ssd)), "config": config}
     buffer = io.BytesIO()
     with h5py.File(buffer, "w") as file:

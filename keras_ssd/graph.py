@@ -91,7 +91,7 @@ class Graph:
         its own, which are replaced by the tensors that it is called on, and so are the outputs of its call.
         """
         functional = keras.Model(model.inputs[0] if isinstance(model, keras.Sequential) else model.input, model.outputs)
-        own_inputs = _new_inputs(functional)
+        own_inputs = _new_inputs(functional, inputs)
         if inputs is not None:
             self.moved.update(zip(map(id, tree.flatten(own_inputs)), inputs, strict=True))
 
@@ -188,16 +188,18 @@ def _replaced(structure: Any, replacements: dict[int, Any]) -> Any:
     return tree.map_structure(lambda x: replacements.get(id(x), x), structure)
 
 
-def _new_inputs(model: keras.Model) -> Any:
+def _new_inputs(model: keras.Model, called_on: Any = None) -> Any:
     """Return new symbolic inputs like those of a model, in their structure."""
     layers = {id(layer.output): layer for layer in model.operations if isinstance(layer, keras.layers.InputLayer)}
 
-    def like(x: keras.KerasTensor) -> keras.KerasTensor:
+    def like(x: keras.KerasTensor, shape: Any) -> keras.KerasTensor:
         # Keras' own cloning would lose the flag that an input is optional.
         options = {"optional": True} if getattr(layers.get(id(x)), "optional", False) else {}
-        return keras.Input(batch_shape=x.shape, dtype=x.dtype, sparse=x.sparse, name=x.name, **options)
+        return keras.Input(batch_shape=shape, dtype=x.dtype, sparse=x.sparse, name=x.name, **options)
 
-    return tree.map_structure(like, model.input)
+    own = tree.flatten(model.input)
+    new = [like(x, y.shape) for x, y in zip(own, called_on or own, strict=True)]
+    return tree.pack_sequence_as(model.input, new)
 
 
 def is_functional(model: Any) -> bool:
@@ -209,7 +211,8 @@ def is_functional(model: Any) -> bool:
 
 def _takes_unchanged(model: keras.Model, inputs: Any) -> bool:
     """Return whether a nested model takes these inputs as they are, so that a call would not cast or reshape them."""
-    return [(len(x.shape), x.dtype) for x in tree.flatten(inputs)] == [(len(x.shape), x.dtype) for x in model.inputs]
+    given = [x for x in tree.flatten(inputs) if x is not None]  # an optional input may be left out
+    return [(len(x.shape), x.dtype) for x in given] == [(len(x.shape), x.dtype) for x in model.inputs]
 
 
 def output_structure(model: keras.Model) -> Any:

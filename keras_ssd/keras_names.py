@@ -21,6 +21,15 @@ def compile_record(model: keras.Model) -> Any:
     return getattr(model, "_compile_config", None) if model.compiled else None
 
 
+def note_input_shape(model: Any, shape: Any) -> None:
+    """Note the shape of a single input, which TensorFlow's converters read, as `build` does, but for its lock.
+
+    After `build` a subclass could add no variables.
+    """
+    if isinstance(shape, tuple):
+        vars(model)["_build_shapes_dict"] = {"input_shape": shape}
+
+
 def share_compiled(source: keras.Model, target: keras.Model, metrics: bool = True) -> None:
     """Let a compiled model use the loss, its mean and (if wanted) the metrics of another one that was compiled alike.
 

@@ -110,9 +110,14 @@ class SSDModel(keras.Model):
             # Allows losses and metrics by output name, as for the model itself.
             self.output_names = list(model.output_names)
         self.built = True
+        keras_names.note_input_shape(self, getattr(model, "input_shape", None))
         self._share_compile()
 
     # Methods that Keras calls, in the order of a training step.
+
+    def build(self, input_shape: Any = None) -> None:
+        """Do nothing: the student is already built."""
+        self.built = True
 
     @as_training_step
     def train_step(self, *args: Any, **kwargs: Any) -> Any:
@@ -420,9 +425,14 @@ class SSDModel(keras.Model):
             state.train_functions[former] = self.train_function
             self.train_function = state.train_functions.pop(state.kind, None)
             # `jax.jit` takes the same method for the same function, whatever state it reads; a `partial` is another.
-            setattr(self, "train_step", functools.partial(type(self).train_step, self))  # noqa: B010
-            self.make_train_function()
-            delattr(self, "train_step")
+            own = vars(self).get("train_step")
+            setattr(self, "train_step", functools.partial(own or self.train_step))  # noqa: B010
+            try:
+                self.make_train_function()
+            finally:
+                delattr(self, "train_step")
+                if own is not None:
+                    setattr(self, "train_step", own)  # noqa: B010
 
     # For users.
 

@@ -142,7 +142,10 @@ def _declared_logits(loss: Any) -> bool | None:
             return None
     if hasattr(loss, "from_logits"):
         return bool(loss.from_logits)
-    if inspect.isfunction(loss) or isinstance(loss, functools.partial):
+    if isinstance(loss, functools.partial):
+        known = "from_logits" in loss.keywords
+        return bool(loss.keywords["from_logits"]) if known else _declared_logits(loss.func)
+    if inspect.isfunction(loss):
         parameter = inspect.signature(loss).parameters.get("from_logits")
         if parameter is not None and parameter.default is not inspect.Parameter.empty:
             return bool(parameter.default)

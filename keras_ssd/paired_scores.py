@@ -15,6 +15,7 @@ _COSTS = ("seconds_per_step", "seconds", "epochs")
 _CAUTION = {
     "seed": "seeds, so they say nothing about other data, and few seeds show only large differences",
     "fold": "folds, which share training rows",
+    "subject": "subjects, whose folds share training rows",
 }
 
 
@@ -39,6 +40,11 @@ class Comparison:
         names = list(self.rows[0])
         self.metrics = names[names.index("scored_on") + 1 : names.index("epochs")]
         controls = {row["arm"]: row["control"] for row in self.rows}
+        runs = {arm: {(r[self.unit], r["seed"], r["fold"]) for r in self.rows if r["arm"] == arm} for arm in self.arms}
+        if lacking := [arm for arm in self.arms if runs[arm] != set().union(*runs.values())]:
+            raise ValueError(
+                f"Each arm should have a row for each {self.unit}, seed and fold. Rows are missing of {lacking}."
+            )
         self.pairs = [(a, b) for a in self.arms for b in dict.fromkeys(("plain", controls[a])) if b and a != b]
 
     def values(self, arm: str, name: str) -> np.ndarray:
@@ -60,7 +66,11 @@ class Comparison:
         parts, equal, n, where = [], [], len(self.units), self.rows[0]["scored_on"]
         for arm, other in self.pairs:
             mean, half = self.difference(arm, other)
-            if abs(mean) > half:
+            if math.isnan(mean):
+                parts.append(f"{arm} and {other} cannot be compared: a score is not a number")
+            elif half == 0 and mean:
+                parts.append(f"{arm} minus {other} is {mean:+.4f} with every {self.unit}, which gives no interval")
+            elif abs(mean) > half:
                 parts.append(f"{arm} is {'higher' if mean > 0 else 'lower'} than {other} ({mean:+.4f} ± {half:.4f})")
             else:
                 equal.append(f"{arm} and {other}")
@@ -68,7 +78,9 @@ class Comparison:
         caution = f"the intervals are over {n} {_CAUTION.get(self.unit, f'units ({self.unit})')}"
         parts.append(caution if n > 1 else f"a single {self.unit} has no interval and cannot show a difference")
         parts += ["scores are too good if epochs or options were chosen on these rows"] * (where == "validation_data")
-        lost = [f"{row['arm']} (seed {row['seed']})" for row in self.rows if row["status"] == "diverged"]
+        diverged = [row for row in self.rows if row["status"] == "diverged"]
+        places = dict.fromkeys((self.unit, "seed"))
+        lost = [f"{row['arm']} ({', '.join(f'{name} {row[name]}' for name in places)})" for row in diverged]
         parts += ["diverged: " + ", ".join(lost)] * bool(lost)
         return f"{self.metrics[0]} on {where}: {'; '.join(parts)}."
 

@@ -270,6 +270,21 @@ def test_fit_restores_its_state_after_an_exception():
     assert ssd.predict(X, verbose=0).shape == (24, 3)
 
 
+def test_a_train_step_assigned_to_the_wrapper_is_kept():
+    ssd, calls = make_snapshot_model(), []
+    train_step = ssd.train_step
+
+    def own(*args):
+        calls.append(len(calls))
+        return train_step(*args)
+
+    ssd.train_step = own
+    for callbacks in ([], [TeacherMonitor()]):
+        before = len(calls)
+        fit(ssd, callbacks, epochs=1)
+        assert len(calls) > before and ssd.train_step is own
+
+
 def test_teaching_can_be_switched_off_by_hand():
     plain = fit(make_model(), epochs=1)
     ssd = make_snapshot_model()

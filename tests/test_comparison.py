@@ -32,12 +32,12 @@ def compare(training=TRAINING, test=TEST, settings=None, seeds=1, **options):
     return result, {(row["arm"], row["seed"]): weights for row, weights in zip(result.rows, kept, strict=False)}
 
 
-def by_hand(seed, weights=None, averages=False):
+def by_hand(seed, weights=None, momentum=0):
     keras.utils.set_random_seed(seed)
     model = build()
     if weights is not None:
         model.set_weights(weights)
-    trained = keras_ssd.wrap(model, kd_weight=0, ema_momentum=0.99) if averages else model
+    trained = keras_ssd.wrap(model, kd_weight=0, ema_momentum=momentum) if momentum else model
     keras.utils.set_random_seed(seed)
     trained.fit(*TRAINING, batch_size=4, epochs=2, verbose=0)
     return model
@@ -49,7 +49,7 @@ def test_each_arm_is_what_its_seed_and_fit_give_bit_for_bit():
         plain = by_hand(seed)
         assert_same(weights["plain", seed], plain.get_weights())
         assert_same(weights["off", seed], plain.get_weights())
-        assert_same(weights["averaged", seed], by_hand(seed, averages=True).get_weights())
+        assert_same(weights["averaged", seed], by_hand(seed, momentum=0.99).get_weights())
         row = next(row for row in result.rows if row["arm"] == "plain" and row["seed"] == seed)
         scores = plain.evaluate(*TEST, batch_size=4, return_dict=True, verbose=0)
         assert {name: row[name] for name in ("accuracy", "loss")} == scores
@@ -119,11 +119,12 @@ def test_sample_weights_weigh():
 def test_the_paper_brings_its_stages():
     settings = {"paper": keras_ssd.PAPER, "averaged paper": {**keras_ssd.PAPER, "ema_momentum": 0.5}}
     result, weights = compare(settings=settings)
-    assert result.arms == ["plain", "averaged", "continued", "paper", "continued, averaged", "averaged paper"]
+    assert result.arms == ["plain", "averaged", "continued", "paper", "continued, averaged 0.5", "averaged paper"]
     assert_same(weights["continued", 0], by_hand(0, weights["plain", 0]).get_weights())
-    assert_same(weights["continued, averaged", 0], by_hand(0, weights["plain", 0], averages=True).get_weights())
+    averaged = by_hand(0, weights["plain", 0], momentum=0.5).get_weights()
+    assert_same(weights["continued, averaged 0.5", 0], averaged)
     assert ("paper", "continued") in result.pairs and ("paper", "averaged") not in result.pairs
-    assert ("averaged paper", "continued, averaged") in result.pairs
+    assert ("averaged paper", "continued, averaged 0.5") in result.pairs
     assert {row["steps"] for row in result.rows} == {6}, "on top of the plain arm's"
 
 
@@ -158,9 +159,9 @@ def test_intervals_are_students():
     assert lines[3][2:] == ["0.7500", "0.0000", "+0.2500", "±", "0.0000", "+0.0500", "±", "0.2484"]
     assert ["wrap", "0.25", "2", "2"] in lines
     assert result.summary() == (
-        "accuracy on test_data: wrap is higher than plain (+0.2500 ± 0.0000); no difference was shown between averaged "
-        "and plain, wrap and averaged; the intervals are over 3 seeds, so they say nothing about other data, and few "
-        "seeds show only large differences."
+        "accuracy on test_data: wrap minus plain is +0.2500 with every seed, which gives no interval; no difference "
+        "was shown between averaged and plain, wrap and averaged; the intervals are over 3 seeds, so they say nothing "
+        "about other data, and few seeds show only large differences."
     )
 
 
@@ -175,11 +176,53 @@ def test_the_mean_over_seeds_of_a_unit_counts():
     assert joined.units == ["a", "b"] and joined.metrics == ["accuracy"]
 
 
+def test_arms_of_other_seeds_are_refused():
+    with pytest.raises(ValueError, match=r"Rows are missing of \['averaged'\]"):
+        keras_ssd.Comparison([row("plain", 0, 0.5), row("plain", 1, 0.6), row("averaged", 0, 0.9)])
+
+
+def test_scores_have_one_name_where_keras_counts_up_names():
+    def build():
+        return compiled(classifier(), None, "categorical_crossentropy", metrics=[keras.metrics.AUC()])
+
+    training, test = ((x, np.eye(2)[y]) for x, y in (TRAINING, TEST))
+    score = lambda model, data: {"f1": np.float32(0.5)}  # noqa: E731
+    result = keras_ssd.compare(build, training, None, test, {}, seeds=2, score=score, batch_size=4, verbose=0)
+    f1, auc, loss = result.metrics
+    assert f1 == "f1" and auc.startswith("auc") and loss == "loss"
+    assert all(set(row) == set(result.rows[0]) for row in result.rows) and "auc" in repr(result)
+
+
+def test_validation_steps_end_the_scoring_of_data_without_end():
+    class Endless(keras.utils.PyDataset):
+        def __getitem__(self, index):
+            return X[:4], Y[:4]
+
+        @property
+        def num_batches(self):
+            return None
+
+    options = {"settings": {}, "seeds": 1, "batch_size": 4, "verbose": 0, "validation_steps": 2}
+    assert keras_ssd.compare(build, TRAINING, Endless(), **options).metrics == ["accuracy", "loss"]
+
+
+def test_steps_of_a_model_that_was_trained_before_are_its_new_ones():
+    def trained():
+        model = build()
+        model.fit(*TRAINING, batch_size=4, epochs=2, verbose=0)
+        return model
+
+    result, _ = compare(build=trained, settings={}, class_weight=dict(zip(np.unique(Y), [1.0, 2.0], strict=True)))
+    assert {row["steps"] for row in result.rows} == {6}
+
+
 def test_a_single_seed_shows_no_difference_and_a_diverged_run_is_named():
     result = keras_ssd.Comparison([row("plain", 4, 0.5), row("averaged", 4, 0.9, status="diverged")])
     assert "+0.4000\n" in str(result)
     assert "no difference was shown; a single seed has no interval" in result.summary()
     assert "diverged: averaged (seed 4)" in result.summary()
+    unknown = keras_ssd.Comparison([row("plain", 4, 0.5), row("averaged", 4, np.nan)])
+    assert "averaged and plain cannot be compared: a score is not a number" in unknown.summary()
     result, _ = compare(build=lambda: compiled(classifier(), keras.optimizers.SGD(np.inf)), settings={})
     assert [one["status"] for one in result.rows] == ["diverged", "diverged"]
 
@@ -222,6 +265,17 @@ def test_a_killed_comparison_continues(tmp_path, monkeypatch):
     assert trained == ["off"]
 
 
+def smoothed():
+    loss = keras.losses.SparseCategoricalCrossentropy(ignore_class=1)
+    return compiled(classifier(), keras.optimizers.Adam(0.05), loss)
+
+
+def regularized():
+    model = classifier()
+    model.layers[-1].kernel_regularizer = keras.regularizers.L2(0.1)
+    return compiled(model, keras.optimizers.Adam(0.05))
+
+
 @pytest.mark.parametrize(
     ("change", "part"),
     [
@@ -231,8 +285,10 @@ def test_a_killed_comparison_continues(tmp_path, monkeypatch):
         ({"test": (X[:3], Y[:3])}, "data"),
         ({"build": lambda: compiled(classifier(), keras.optimizers.Adam(0.1))}, "model"),
         ({"build": lambda: compiled(classifier(rate=0.5), keras.optimizers.Adam(0.05))}, "model"),
+        ({"build": lambda: smoothed()}, "model"),
+        ({"build": lambda: regularized()}, "model"),
     ],
-    ids=["epochs", "callbacks", "options", "data", "learning rate", "dropout rate"],
+    ids=["epochs", "callbacks", "options", "data", "learning rate", "dropout rate", "loss", "regularizer"],
 )
 def test_rows_of_another_configuration_are_refused(tmp_path_factory, change, part):
     out = tmp_path_factory.getbasetemp() / "recorded.jsonl"

@@ -571,6 +571,21 @@ def test_options_and_weights_of_a_subclass_survive_saving(tmp_path):
     assert (loaded.sharpness, loaded.settings.num_teachers, float(loaded.seen.value)) == (2, 3, 5.0)
 
 
+@keras.saving.register_keras_serializable(package="tests")
+class Renamed(keras_ssd.SSDModel):
+    def __init__(self, student, **kwargs):
+        super().__init__(student, **kwargs)
+
+    def get_config(self):
+        config = super().get_config()
+        return {**config, "student": config.pop("model")}
+
+
+def test_a_subclass_may_call_the_model_student(tmp_path):
+    Renamed(network(), num_teachers=3).save(tmp_path / "ssd.keras")
+    assert keras.models.load_model(tmp_path / "ssd.keras").layers
+
+
 def test_configuration_without_a_model_raises():
     config = keras_ssd.wrap(network()).get_config()
     del config["model"]

@@ -155,6 +155,29 @@ def test_a_nested_model_is_distilled_like_the_same_layers_without_a_model_around
     assert losses[1] == pytest.approx(losses[0], rel=1e-5) and losses[0][1] > 1e-6
 
 
+@pytest.mark.parametrize("batch", [None, 8], ids=["any batch", "a batch of 8"])
+def test_a_nested_model_of_any_size_has_the_sizes_that_it_is_called_on(batch):
+    keras.utils.set_random_seed(1)
+    image = keras.Input((None, None, 3))
+    hidden = layers.Conv2D(4, 3, strides=2, padding="same")(image)
+    backbone = keras.Model(image, layers.Dropout(0.5)(layers.GlobalAveragePooling2D()(hidden)))
+
+    def network(apply):
+        inputs = keras.Input(batch_shape=(batch, 6, 6, 3))
+        return compiled(keras.Model(inputs, layers.Dense(3, activation="softmax")(apply(inputs))), "sgd", metrics=())
+
+    def flat(x):
+        for layer in backbone.layers[1:]:
+            x = layer(x)
+        return x
+
+    x = np.random.default_rng(0).normal(size=(16, 6, 6, 3)).astype("float32")
+    nested, expected = (keras_ssd.wrap(network(apply), num_teachers=2, seed=1) for apply in (backbone, flat))
+    assert nested.teacher_cost == expected.teacher_cost
+    assert keras_ssd.predict_stochastic(nested.student, x, num_passes=2, batch_size=8, verbose=0).mean.shape == (16, 3)
+    nested.fit(x, np.zeros(16), batch_size=8, verbose=0)
+
+
 def test_a_nested_model_of_masked_values_is_expanded_without_another_warning():
     inner_inputs, inputs = keras.Input((5, 4)), keras.Input((5,), dtype="int32")
     inner = keras.Model(inner_inputs, layers.LSTM(3, name="lstm")(inner_inputs))

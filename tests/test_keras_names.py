@@ -90,6 +90,14 @@ def test_what_compile_was_called_with_is_told_as_objects():
     assert keras_names.compile_arguments(model)["loss"] is loss
 
 
+def test_a_noted_shape_is_that_of_build_without_its_lock():
+    built, noted = keras.Sequential([layers.Dense(2)]), keras.Sequential([layers.Dense(2)])
+    built.build((None, 3))
+    keras_names.note_input_shape(noted, (None, 3))
+    assert noted.get_build_config() == built.get_build_config()
+    noted.add_weight(shape=())
+
+
 def test_models_that_were_compiled_alike_share_loss_and_metrics():
     source, target = compiled_model(), compiled_model()
     keras_names.share_compiled(source, target)

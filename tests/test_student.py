@@ -275,10 +275,12 @@ def test_exported_model_returns_what_predict_returns(tmp_path, kind):
 @pytest.mark.compiled
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="the converter is TensorFlow's")
 @pytest.mark.filterwarnings("ignore")
-def test_lite_rt_converts_the_wrapper():
+def test_tensorflow_saves_the_wrapper_and_lite_rt_converts_it(tmp_path):
     tf = pytest.importorskip("tensorflow")
     ssd = keras_ssd.wrap(sequential_network())
     ssd.fit(X, Y, verbose=0)
+    tf.saved_model.save(ssd, tmp_path)
+    assert "serving_default" in tf.saved_model.load(tmp_path).signatures
     content = tf.lite.TFLiteConverter.from_keras_model(ssd).convert()
     interpreter = pytest.importorskip("ai_edge_litert.interpreter").Interpreter(model_content=content)
     interpreter.allocate_tensors()

@@ -90,8 +90,10 @@ def search(tuner: keras_tuner.Tuner, *args: Any, **kwargs: Any) -> Trials | None
             raise
         stopped = error
     finished = [trial for trial in oracle.trials.values() if trial.status == "COMPLETED" and math.isfinite(trial.score)]
-    if stopped is not None or not finished:
-        raise stopped if finished and stopped is not None else _all_failed(oracle) from stopped
+    if not finished:
+        raise _all_failed(oracle) from stopped
+    if stopped is not None:
+        raise stopped
     return Trials(sorted(finished, key=lambda trial: trial.score, reverse=oracle.objective.direction == "max"))
 
 
