@@ -3,7 +3,8 @@
 The names follow the literature (Um et al. 2017, arXiv 1706.00527; the mask is from SpecAugment, arXiv 1904.08779). The
 layers work in training only and have no weights. They belong in the model, after the normalisation of its inputs if
 their strength is given in standard deviations. They do not count as noise of the teachers, as Keras' `GaussianNoise`
-does: teachers see the student's augmented sample, or the clean sample (`augmented_teachers=False`).
+does: teachers see the student's augmented sample, the clean sample (`augmented_teachers=False`) or a view of their own
+(`augmented_teachers="each"`).
 """
 
 import math

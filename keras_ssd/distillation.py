@@ -68,13 +68,15 @@ class Distillation(keras.layers.Layer):
         self.kd_weight = self.add_weight(dtype="float32", name="kd_weight", **number)
         self.kd_weight.assign(settings.kd_weight)
         # Untracked, so that a model around the wrapped one does not list it.
-        self._kd_loss = Untracked(keras.metrics.Mean(name="kd_loss"))
+        self._logged = Untracked([keras.metrics.Mean(name="kd_loss")])
+        if settings.target_threshold > 0:
+            self._logged.content.append(keras.metrics.Mean(name="kd_share"))
         self.built = True
 
     @property
-    def kd_loss(self) -> keras.metrics.Metric:
-        """The mean of the term, which `SSDModel` lists among its metrics."""
-        return self._kd_loss.content
+    def logged(self) -> list[keras.metrics.Metric]:
+        """The means of the term and, with a threshold, of the share of targets that reach it, which logs show."""
+        return self._logged.content
 
     @property
     def cost(self) -> TeacherCost:
@@ -125,9 +127,11 @@ class Distillation(keras.layers.Layer):
             statistics.update_state(guidance, *step.compared, predictions)
         given = sample_weight if self.settings.kd_sample_weight else None
         weights = per_output(given, y_pred, self.output_records.names)
-        loss = distillation_loss(step, guidance, records, self.settings, weights)
+        loss, shares = distillation_loss(step, guidance, records, self.settings, weights)
         num_samples = ops.shape(tree.flatten(student_pass.outputs)[0])[0]
-        self.kd_loss.update_state(loss * _backend.replicas_in_sync(), sample_weight=num_samples)
+        self.logged[0].update_state(loss * _backend.replicas_in_sync(), sample_weight=num_samples)
+        for metric in self.logged[1:] if shares else []:
+            metric.update_state(sum(shares) / len(shares))
         return loss
 
     def run_teachers(self, student_pass: StudentPass, average: Any = ()) -> StepOutputs:

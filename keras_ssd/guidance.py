@@ -152,6 +152,19 @@ def guided_target(weights: Tensor, teachers: Tensor) -> Tensor:
     return ops.where(ops.isfinite(unchecked), target, unchecked - unchecked)
 
 
+def sharpened(target: Tensor, temperature: float) -> Tensor:
+    """Return distributions with all probabilities to the power `1 / T`, normalised (MixMatch, arXiv 1905.02249, eq. 7).
+
+    Args:
+        target: probabilities `(..., classes)`.
+        temperature: T > 0. 1 changes nothing; near 0 the most probable class gets all.
+
+    Example:
+        >>> sharpened([[0.75, 0.25]], 0.5)  # [[0.9, 0.1]]
+    """
+    return ops.softmax(ops.log(ops.maximum(wide(target), 1e-30)) / temperature, axis=-1)
+
+
 def _weighted_sum(weights: Tensor, teachers: Tensor) -> Tensor:
     return ops.squeeze(ops.matmul(ops.expand_dims(weights, 1), teachers), axis=1)
 

@@ -176,8 +176,8 @@ class SSDModel(keras.Model):
 
     def _metrics_of_teachers(self) -> list[keras.metrics.Metric]:
         """Return the metrics that only training has."""
-        of_term = None if self.distillation is None else self.distillation.kd_loss
-        return [metric for metric in (of_term, self._fit_state.kind.statistics) if metric is not None]
+        of_term = [] if self.distillation is None else self.distillation.logged
+        return [metric for metric in (*of_term, self._fit_state.kind.statistics) if metric is not None]
 
     # Compilation: the student's `compile` is the truth.
 
@@ -186,8 +186,8 @@ class SSDModel(keras.Model):
         arguments = _COMPILE.bind(self, *args, **kwargs).arguments
         arguments.pop("self")
         if self.distillation is not None and isinstance(arguments.get("metrics"), list):
-            # Keras Tuner compiles again with the metrics in `self.metrics`, which include the wrapper's own metric.
-            arguments["metrics"] = [m for m in arguments["metrics"] if m is not self.distillation.kd_loss]
+            # Keras Tuner compiles again with the metrics in `self.metrics`, which include the wrapper's own metrics.
+            arguments["metrics"] = [m for m in arguments["metrics"] if m not in self.distillation.logged]
         with _backend.variable_scope(self):
             self.student.compile(**arguments)
         self._share_compile()

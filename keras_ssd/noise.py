@@ -94,8 +94,9 @@ def choose_noise(
     stochastic_layers: str | Sequence[str] | Callable | None = None,
     dropout_rate: float | None = None,
     passes: str = "teachers",
+    views: bool = False,
 ) -> Noise:
-    """Choose the noise in the passes of a graph.
+    """Choose the noise in the passes of a graph, and with `views` the augmentation, which is then noise like any other.
 
     Args:
         graph: a `Graph`.
@@ -105,6 +106,7 @@ def choose_noise(
             goes through dropout, in these passes only.
         dropout_rate: rate of this dropout.
         passes: name of the passes in errors: teachers, or passes.
+        views: whether each pass augments the sample itself. Without dropout, augmentation is then enough.
 
     Returns:
         A `Noise`.
@@ -117,16 +119,19 @@ def choose_noise(
     called = [step.layer for step in graph.steps] + [model for model, _ in graph.nested]
     layers = unique(layer for layer in called if isinstance(layer, keras.Layer))
     noise = [layer for layer in layers if id(layer) in free and is_noise(layer)]
+    views_of = [layer for layer in layers if views and id(layer) in free and is_augmentation(layer)]
     if stochastic_layers is None:
         if not noise and dropout_rate is not None and not graph.is_opaque:
-            return Noise([], _what_feeds_the_head(graph), [])
+            return Noise(views_of, _what_feeds_the_head(graph), [])
+        if not noise and views_of:
+            return Noise(views_of, [], [])
         chosen = noise
     elif callable(stochastic_layers):
         chosen = [layer for layer in layers if stochastic_layers(layer)]
     else:
         names = [stochastic_layers] if isinstance(stochastic_layers, str) else list(stochastic_layers)
         if not names:
-            return Noise([], [], [])
+            return Noise(views_of, [], [])
         unknown = sorted(set(names) - set(_names(layers)))
         if unknown:
             raise ValueError(
@@ -167,7 +172,7 @@ def choose_noise(
             )
     calls = [(step.layer, step.outputs) for step in graph.steps] + graph.nested
     outputs = [x for layer, tensors in calls if any(layer is other for other in quiet) for x in tensors]
-    return Noise(own, _floats(outputs), _names(chosen))
+    return Noise(unique([*views_of, *own]), _floats(outputs), _names(chosen))
 
 
 def dropout_for(tensor: Any, rate: float) -> keras.layers.Layer:
@@ -215,6 +220,19 @@ def refuse_augmentation(graph: Graph, layers: Sequence[Any]) -> None:
                 "of the teachers. Use a functional model with separate layers for noise and augmentation, and name "
                 "no augmentation in `stochastic_layers`; or leave augmented_teachers=True."
             )
+
+
+def check_views(graph: Graph, layers: Sequence[Any]) -> None:
+    """Refuse noise layers that hold no augmentation, or one that mixes samples, if each teacher should augment."""
+    found: list[Any] = [part for layer in layers for part in parts_of(layer) if isinstance(part, AUGMENTATION)]
+    mixing = [part.name for part in found if type(part).__name__ in ("CutMix", "MixUp")]
+    if mixing or not found:
+        lack = f"mixes samples by {mixing}" if mixing else "has no augmentation layers that its teachers could run"
+        raise ValueError(
+            f'`augmented_teachers` is "each", but the model {graph.model.name!r} {lack}. Put layers that augment each '
+            "sample by itself into it (keras.layers.RandomFlip, keras_ssd.augmentation.Jitter, ...), or leave "
+            "augmented_teachers=True."
+        )
 
 
 def _what_feeds_the_head(graph: Graph) -> list[Any]:

@@ -69,16 +69,35 @@ class Output:
         scores = ops.reshape(guidance.similarity_scores(*rows, "kl"), (batch, ops.shape(student)[1], num_teachers))
         return masked_mean(scores, None if mask is None else ops.expand_dims(mask, -1), axis=1)
 
-    def target(self, weights: Tensor, student: Tensor, teachers: Tensor) -> Tensor:
+    def target(
+        self,
+        weights: Tensor,
+        student: Tensor,
+        teachers: Tensor,
+        mask: Tensor | None = None,
+        temperature: float = 1.0,
+        threshold: float = 0.0,
+    ) -> tuple[Tensor, Tensor | None]:
         """Return the weighted mean of the teachers' tempered distributions (or values), without a gradient to them.
 
-        It is `(batch, ...)`, for a binary output `(batch, ..., 2)`. If a sample's target is not finite, the student's
-        own distribution replaces it: no term, no gradient.
+        It is `(batch, ...)`, for a binary output `(batch, ..., 2)`. Distributions are `guidance.sharpened` with a
+        temperature. The student's own distribution replaces targets that do not count, so that there is no term and no
+        gradient: of samples whose target is not finite, and at positions where the likeliest class, before it is
+        sharpened, is below the threshold (FixMatch, arXiv 2001.07685, eq. 4).
+
+        Also returns the share of unmasked positions (or binary units) that count, `(batch,)`, if one of the two is set.
         """
         shape = ops.shape(student) + ((2,) if self.kind == "binary" else ())
-        own = merge_axes(ops.stop_gradient(self._probabilities(student)), 1)
-        teachers = merge_axes(self._probabilities(teachers, 2), 2)
-        return ops.reshape(finite_or(guidance.guided_target(weights, teachers), own), shape)
+        own, share = ops.stop_gradient(self._probabilities(student)), None
+        mean = guidance.guided_target(weights, merge_axes(self._probabilities(teachers, 2), 2))
+        target = finite_or(mean, merge_axes(own, 1))
+        if self.kind != "regression" and (temperature != 1 or threshold > 0):
+            target = ops.reshape(target, ops.shape(own))
+            is_finite = ops.all(ops.isfinite(mean), axis=1, keepdims=True)
+            counts = ops.logical_and(is_finite, ops.max(target, axis=-1) >= threshold)
+            target = ops.where(ops.expand_dims(counts, -1), guidance.sharpened(target, temperature), own)
+            share = masked_mean(ops.cast(counts, target.dtype), self._position_mask(mask, student), axis=1)
+        return ops.reshape(target, shape), share
 
     def loss(self, target: Tensor, student: Tensor, sample_weight: Tensor | None) -> Tensor:
         """Return the distillation loss, reduced, weighted, masked and scaled over replicas as Keras' own losses."""

@@ -43,7 +43,7 @@ class StochasticPasses:
         outputs: the symbolic tensors to return.
         shares_prefix: whether all values before the cut are given.
         augmented: whether the passes branch off after augmentation (of a sample that was augmented elsewhere), not
-            before it. Augmentation itself is off in the passes.
+            before it. Augmentation itself is off in the passes, unless `noise` holds it.
         dropout_rate: rate of the dropout that `noise` adds; it also overrides the rates of the noise layers.
         passes: name of the passes in errors and warnings: teachers, or passes.
 

@@ -52,17 +52,20 @@ class Settings:
     kd_sample_weight: bool
     kd_fraction: Any  # a float; `None` until the cost of the teachers is known
     temperature: float
+    target_temperature: float
+    target_threshold: float
     representation: str | None
     similarity: str | Callable
     guidance_temperature: float
     percentile: float
     stochastic_layers: str | Sequence[str] | Callable | None
     dropout_rate: float | None
-    augmented_teachers: bool
+    augmented_teachers: bool | str
     ema_momentum: float
 
     def __post_init__(self) -> None:
-        for name, known, remedy in (("distill", DISTILL, ""), ("similarity", SIMILARITIES, " or a callable")):
+        named = ("distill", DISTILL, ""), ("similarity", SIMILARITIES, " or a callable")
+        for name, known, remedy in (*named, ("augmented_teachers", (True, False, "each"), "")):
             value = getattr(self, name)
             if value not in known and not (remedy and callable(value)):
                 raise ValueError(f"`{name}` should be one of {known}{remedy}. Received: {name}={value!r}")
@@ -72,8 +75,9 @@ class Settings:
         check_integer("teacher_chunk", self.teacher_chunk, 1, ", or None for all teachers at once", optional=True)
         check_integer("seed", self.seed, None, " or None", optional=True)
         check_number("kd_weight", self.kd_weight, "[0, inf)")
-        check_number("temperature", self.temperature, "(0, inf)")
-        check_number("guidance_temperature", self.guidance_temperature, "(0, inf)")
+        for name in ("temperature", "target_temperature", "guidance_temperature"):
+            check_number(name, getattr(self, name), "(0, inf)")
+        check_number("target_threshold", self.target_threshold, "[0, 1)", " (0 lets all targets count)")
         check_number("percentile", self.percentile, "[0, 100]", " (0 keeps all)")
         own = ", or None to keep the model's own rates"
         check_number("dropout_rate", self.dropout_rate, "(0, 1)", own, optional=True)
@@ -114,7 +118,8 @@ class Settings:
 # The names of all options of `wrap` after `teacher`.
 OPTIONS = tuple(field.name for field in dataclasses.fields(Settings) if field.name != "kind")
 # Options with the same default for every kind of teacher.
-_COMMON: dict[str, Any] = dict(temperature=3.0, kd_sample_weight=True, augmented_teachers=True)
+_COMMON: dict[str, Any] = dict(temperature=3.0, target_temperature=1.0, target_threshold=0.0)
+_COMMON.update(kd_sample_weight=True, augmented_teachers=True)
 
 
 def resolve(kind: str, defaults: str | None = None, **given: Any) -> Settings:
@@ -137,7 +142,9 @@ def resolve(kind: str, defaults: str | None = None, **given: Any) -> Settings:
     similarity = options["similarity"]
     usual = GUIDANCE_TEMPERATURES.get(similarity, 1.0) if isinstance(similarity, str) else 1.0
     options = {**dict.fromkeys(OPTIONS), "guidance_temperature": usual, **options}
-    options.update({name: bool(options[name]) for name in ("augmented_teachers", "kd_sample_weight")})
+    options["kd_sample_weight"] = bool(options["kd_sample_weight"])
+    if not isinstance(options["augmented_teachers"], str):
+        options["augmented_teachers"] = bool(options["augmented_teachers"])
     settings = Settings(kind, **options)
     if kind == "self" and similarity == "dot" and settings.distill != "outputs":
         warnings.warn(

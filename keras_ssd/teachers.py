@@ -11,7 +11,7 @@ from keras_ssd.copies import copied_variables
 from keras_ssd.cost import teacher_cost
 from keras_ssd.graph import Graph, output_structure
 from keras_ssd.masks import flatten_features
-from keras_ssd.noise import choose_noise, parts_of
+from keras_ssd.noise import check_views, choose_noise, parts_of
 from keras_ssd.passes import StochasticPasses
 from keras_ssd.representation import find_representation, find_representations
 from keras_ssd.settings import KINDS, Settings
@@ -74,7 +74,10 @@ class StudentTeacherGraph:
         self.student, self._settings = student.model, settings
         is_frozen = settings.kind in ("snapshot", "model")
         self.frozen_variables = copied_variables(teacher.model) if is_frozen else []
-        self.noise = choose_noise(teacher, settings.stochastic_layers, settings.dropout_rate)
+        views = settings.augmented_teachers == "each"
+        self.noise = choose_noise(teacher, settings.stochastic_layers, settings.dropout_rate, views=views)
+        if views:
+            check_views(teacher, self.noise.layers)
         _check_shapes(student, teacher, settings)
         representations: list[Any] = []
         if settings.needs_representation:
@@ -82,8 +85,8 @@ class StudentTeacherGraph:
         elif settings.representation is not None:
             find_representation(student, settings.representation)  # a wrong name is an error, even if not needed
         outputs = (teacher.outputs if settings.needs_outputs else []) + representations[1:]
-        shares_prefix, augmented, rate = settings.kind == "self", settings.augmented_teachers, settings.dropout_rate
-        self.passes = StochasticPasses(teacher, self.noise, outputs, shares_prefix, augmented, rate)
+        shares_prefix, augmented = settings.kind == "self", bool(settings.augmented_teachers)
+        self.passes = StochasticPasses(teacher, self.noise, outputs, shares_prefix, augmented, settings.dropout_rate)
         self._check_noise()
         if not self.passes.takes_rows and settings.kd_fraction is not None and settings.kd_fraction < 1:
             raise ValueError(

@@ -71,24 +71,28 @@ def weigh_teachers(
 
 def distillation_loss(
     step: StepOutputs, guidance: Tensor, outputs: Sequence[Output], settings: Settings, sample_weights: Sequence[Tensor]
-) -> Tensor:
+) -> tuple[Tensor, list[Tensor]]:
     """Return the distance between the student and the weighted teachers: in outputs, representation or both.
 
     `guidance` are the guidance weights `(batch, teachers)`; there is an item of `sample_weights` for each output.
+    Also returns the shares of the outputs' targets that count, as `Output.target` returns them.
     """
-    loss = 0.0
+    loss, shares = 0.0, []
     if settings.distill != "representation":
         scales = step.scales or [None] * len(outputs)
-        of_outputs = zip(outputs, step.outputs, step.teacher_outputs, sample_weights, scales, strict=True)
-        for output, student, teachers, weight, scale in of_outputs:
+        of_outputs = zip(outputs, step.outputs, step.teacher_outputs, step.masks, sample_weights, scales, strict=True)
+        sharpness = settings.target_temperature, settings.target_threshold
+        for output, student, teachers, mask, weight, scale in of_outputs:
             if output.is_distilled:
-                value = output.loss(output.target(guidance, student, teachers), student, weight)
+                target, share = output.target(guidance, student, teachers, mask, *sharpness)
+                shares += [] if share is None else [share]
+                value = output.loss(target, student, weight)
                 loss += value if scale is None else value * ops.cast(scale, value.dtype)
     if settings.distill != "outputs":
         own = wide(step.representation)
         target = finite_or(guided_target(guidance, step.teacher_representations), ops.stop_gradient(own))
         loss += representation_loss(target, own, mean_weight(sample_weights), mask_of(step.representation))
-    return loss
+    return loss, shares
 
 
 def representation_loss(

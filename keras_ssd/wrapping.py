@@ -23,13 +23,15 @@ def wrap(
     kd_sample_weight: bool = True,
     kd_fraction: float | None = None,
     temperature: float = 3.0,
+    target_temperature: float = 1.0,
+    target_threshold: float = 0.0,
     representation: str | None = None,
     similarity: Similarity | None = None,
     guidance_temperature: float | None = None,
     percentile: float | None = None,
     stochastic_layers: str | Sequence[str] | Callable | None = None,
     dropout_rate: float | None = None,
-    augmented_teachers: bool = True,
+    augmented_teachers: bool | str = True,
     ema_momentum: float | None = None,
 ) -> SSDModel:
     """Wrap a Keras model so that `fit` trains it by stochastic self-distillation.
@@ -65,6 +67,13 @@ def wrap(
             paper; else the largest of 1, 1/2, 1/4, ... for which the multiplications of the passes stay below a quarter
             of a plain training step. The attribute `teacher_cost` of the result reports both.
         temperature: T > 0 of the softmax when outputs are distilled or compared. Defaults to `3.0`.
+        target_temperature: > 0, sharpens the target of a classification: all of its probabilities are raised to the
+            power of 1 / `target_temperature` and normalised (MixMatch, arXiv 1905.02249, eq. 7). 0.01 makes it nearly a
+            hard label. Defaults to `1.0`: the weighted mean of the teachers.
+        target_threshold: probability in [0, 1): of a classification, only samples (positions) whose target, before it
+            is sharpened, gives at least this probability to one class count in the term (FixMatch, arXiv 2001.07685,
+            eq. 4). The logs show their share as `kd_share`. It is a probability at `temperature`, so pass
+            `temperature=1` with it. Defaults to `0.0`: all count.
         representation: name of the layer whose output, flattened, is the representation. Defaults to `None`: the input
             of the last Dense layer. It is looked up only if representations are distilled or compared.
 
@@ -78,16 +87,19 @@ def wrap(
         stochastic_layers: (noise) names of the layers that are random in the teachers, or a predicate on layers. A
             noise layer makes its own noise; the output of any other layer goes through dropout at `dropout_rate` (of
             whole channels if there are positions). Defaults to `None`: every noise layer except augmentation. An empty
-            tuple makes one deterministic teacher, as a control.
+            tuple makes one deterministic teacher, as a control, or teachers that differ only in their augmentation.
         dropout_rate: dropout rate in (0, 1) in the teachers only. It replaces the rates of Keras' layers, and of custom
             layers whose class names theirs, `keras_ssd_rates = ("rate",)`. In a model without noise layers the input of
             the head (the last layer with weights) goes through dropout. Defaults to `None`: the rates of the noise
             layers.
-        augmented_teachers: whether teachers see the same augmented sample as the student, made by augmentation layers
-            in the model (from Keras or `keras_ssd.augmentation`), or the clean sample, so that the student learns to
-            give the same answer for both (consistency, as in mean teacher and FixMatch). With `"self"` the clean sample
-            takes one more pass of the layers before the noise, without gradient, with BatchNormalization's moving
-            statistics. Another model always sees the clean sample. Defaults to `True`.
+        augmented_teachers: what teachers see of the augmentation that layers in the model make (from Keras or
+            `keras_ssd.augmentation`): `True`, the student's augmented sample; `False`, the clean sample, so that the
+            student learns to give the same answer for both (consistency, as in mean teacher and FixMatch); `"each"`,
+            a view of its own for every teacher, so that the target is the mean over views (MixMatch, eq. 6). With
+            `"self"` the clean sample takes one more pass of the layers before the noise, without gradient, with
+            BatchNormalization's moving statistics. With `"each"` the layers from the first augmentation on are run for
+            every teacher, at a price that `kd_fraction` bounds; dropout is on beside it, unless `stochastic_layers` is
+            empty. Another model sees the clean sample, or its own augmentation. Defaults to `True`.
 
         ema_momentum: (average) momentum in [0, 1) of an exponential moving average of the student's weights, which
             validation uses and which the student holds after `fit`. 0 switches it off. Except with `"ema"` it does

@@ -214,6 +214,58 @@ def test_teachers_see_the_augmented_or_the_clean_sample(teacher):
         np.testing.assert_allclose(teachers_of(wrapped(model, teacher=teacher), X)[:, 0], augmented, atol=1e-6)
 
 
+@pytest.mark.parametrize("teacher", ["self", "snapshot", "ema"])
+@pytest.mark.parametrize("noise", [None, ()], ids=["dropout", "no dropout"])
+def test_each_teacher_augments_the_clean_sample_once(teacher, noise):
+    """The sample is halved, not left or halved twice; the noise, if it is on, doubles what it gets."""
+    model = network()
+    views = teachers_of(wrapped(model, teacher=teacher, augmented_teachers="each", stochastic_layers=noise), X)
+    expected = model.predict(X / 2, verbose=0) if noise == () else frozen_with_noise(model, X / 2)
+    for i in range(3):
+        np.testing.assert_allclose(views[:, i], expected, atol=1e-6)
+
+
+AUGMENTING = {
+    "jitter": (lambda: Jitter(1.0), (6, 3)),
+    "Keras' own": (lambda: layers.RandomBrightness(0.1, value_range=(-9, 9)), (4, 4, 3)),
+    "Keras' own, nested": (lambda: keras.Sequential([layers.RandomBrightness(0.1, value_range=(-9, 9))]), (4, 4, 3)),
+}
+
+
+@pytest.mark.parametrize("teacher", ["self", "snapshot", "ema", "model"])
+@pytest.mark.parametrize("make, shape", AUGMENTING.values(), ids=AUGMENTING)
+def test_each_teacher_and_sample_draws_a_view_of_its_own(make, shape, teacher):
+    """The output is the mean of the augmented sample; a model without dropout needs none."""
+    inputs = keras.Input(shape)
+    model = keras.Model(
+        inputs, layers.Flatten()(keras.layers.AveragePooling1D(18)(layers.Reshape((-1, 1))(make()(inputs))))
+    )
+    x = np.zeros((5, *shape), "float32")
+    options = dict(augmented_teachers="each", num_teachers=4, kd_fraction=1, seed=3)
+    kinds = teacher if teacher != "model" else keras.models.clone_model(model)
+    ssd = keras_ssd.wrap(model, kinds, distill="outputs", similarity="uniform", ema_momentum=0.9, **options)
+    first, second = passes(ssd, x), passes(ssd, x)
+    drawn = np.concatenate([first.teacher_outputs[0][..., 0], first.outputs[0][:, None, 0]], axis=1)
+    assert len(np.unique(drawn)) == drawn.size
+    np.testing.assert_array_equal(first.teacher_outputs[0], second.teacher_outputs[0])
+
+
+def test_the_price_of_views_is_bounded():
+    ssd = wrapped(network(), augmented_teachers="each", num_teachers=4)
+    # Four passes of all but the first layer are 4/3 of a plain step; an eighth of the batch costs less than a quarter.
+    assert ssd.teacher_cost.fraction == 1 / 8
+    assert 0.1 < ssd.teacher_cost.relative < 0.25
+
+
+def test_views_need_augmentation_that_keeps_samples_apart():
+    model = keras.Sequential([keras.Input((6, 3)), layers.Flatten(), layers.Dropout(0.5), layers.Dense(3)])
+    with pytest.raises(ValueError, match='"each", but the model .* has no augmentation layers'):
+        wrapped(model, augmented_teachers="each")
+    images = keras.Sequential([keras.Input((4, 4, 3)), layers.MixUp(name="mix"), layers.Flatten(), layers.Dense(3)])
+    with pytest.raises(ValueError, match=r"mixes samples by \['mix'\]"):
+        wrapped(images, augmented_teachers="each", ema_momentum=0)
+
+
 def test_augmentation_after_the_noise_is_off_in_the_teachers():
     inputs = keras.Input((6, 3))
     model = keras.Model(inputs, layers.Dense(3, activation="softmax")(layers.Flatten()(Halving()(Doubling()(inputs)))))

@@ -48,7 +48,7 @@ def for_samples(sample_weight, shape):
 
 
 def distil(distance, student, teachers, weights=WEIGHTS, sample_weight=None):
-    return distance.loss(distance.target(weights, student, teachers), student, sample_weight)
+    return distance.loss(distance.target(weights, student, teachers)[0], student, sample_weight)
 
 
 @every_output
@@ -74,7 +74,75 @@ def test_loss_by_hand():
     # The mean of (3/4, 1/4) and (1/4, 3/4) is the student's own distribution.
     assert_close(distil(distance, student, teachers, np.float32([[0.5, 0.5]])), 0.0)
     # 5/6 (3/4, 1/4) + 1/6 (1/4, 3/4), which is not the softmax of the mean logits.
-    assert_close(distance.target(np.float32([[5 / 6, 1 / 6]]), student, teachers), [[2 / 3, 1 / 3]])
+    assert_close(distance.target(np.float32([[5 / 6, 1 / 6]]), student, teachers)[0], [[2 / 3, 1 / 3]])
+
+
+# Three samples; at T = 1/2 the mean (3/4, 1/4) becomes (9, 1) / 10 and (1/2, 1/2) stays.
+SURE = np.float32([[[0.9, 0.1], [0.6, 0.4]], [[0.8, 0.2], [0.2, 0.8]], [[0.25, 0.75], [0.25, 0.75]]])
+HALVES = np.full((3, 2), 0.5, "float32")
+
+
+@pytest.mark.parametrize(
+    "threshold, targets, shares",
+    [
+        (0.0, [[0.9, 0.1], [0.5, 0.5], [0.1, 0.9]], [1, 1, 1]),
+        (0.7, [[0.9, 0.1], [0.3, 0.7], [0.1, 0.9]], [1, 0, 1]),
+        (0.76, [[0.3, 0.7], [0.3, 0.7], [0.3, 0.7]], [0, 0, 0]),
+    ],
+)
+def test_targets_are_sharpened_where_they_reach_the_threshold(threshold, targets, shares):
+    """Elsewhere the student's own distribution, (0.3, 0.7), leaves neither term nor gradient."""
+    student = np.float32([[0.3, 0.7]] * 3)
+    distance = Output("categorical", from_logits=False, temperature=1.0)
+
+    def loss(x):
+        return distance.loss(distance.target(HALVES, x, SURE, None, 0.5, threshold)[0], x, None)
+
+    target, share = distance.target(HALVES, student, SURE, None, 0.5, threshold)
+    assert_close(target, targets)
+    assert_close(share, shares)
+    value, gradient = value_and_gradient(loss, student, compiled=True)
+    divergences = [sum(p * math.log(p / q) for p, q in zip(one, (0.3, 0.7), strict=True)) for one in targets]
+    assert_close(value, sum(divergences) / 3)
+    # Of KL to softmax(log q): (q_c - p_c) / q_c for each of three samples.
+    assert_close(gradient, [[(q - p) / q / 3 for p, q in zip(one, (0.3, 0.7), strict=True)] for one in targets])
+
+
+def test_each_unit_of_a_binary_output_has_its_own_threshold():
+    """Units at 0.75 and 0.5: the first is sharpened to 0.9, the second is the student's own, 0.4."""
+    student, teachers = np.float32([[0.4, 0.4]]), np.float32([[[0.75, 0.5]]])
+    distance = Output("binary", from_logits=False, temperature=1.0)
+    target, share = distance.target(np.ones((1, 1), "float32"), student, teachers, None, 0.5, 0.7)
+    assert_close(target, [[[0.9, 0.1], [0.4, 0.6]]])
+    assert_close(share, [0.5])
+
+
+def test_masked_positions_have_no_part_in_the_share_that_counts():
+    teachers = np.float32([[[[0.9, 0.1], [0.5, 0.5], [0.5, 0.5]]]])
+    distance = Output("categorical", from_logits=False, temperature=1.0)
+    mask = ops.convert_to_tensor([[True, True, False]])
+    share = distance.target(np.ones((1, 1), "float32"), teachers[:, 0], teachers, mask, 1.0, 0.7)[1]
+    assert_close(share, [0.5])
+
+
+def test_regression_has_no_threshold():
+    student, teachers = outputs((4,))
+    target, share = Output("regression", False, 1.0).target(WEIGHTS, student, teachers, None, 0.5, 0.9)
+    assert_close(target, reference.target(WEIGHTS, teachers))
+    assert share is None
+
+
+def test_logs_show_the_share_of_targets_that_count():
+    """A model without a kernel puts out sigmoid(ln 4) = 0.8 for every sample, and so do its teachers."""
+    model = keras.Sequential([keras.Input((2,)), layers.Dropout(0.5), layers.Dense(1, "sigmoid", use_bias=True)])
+    model.set_weights([np.zeros((2, 1)), np.log([4.0])])
+    shares = []
+    for threshold in (0.7, 0.9):
+        ssd = keras_ssd.wrap(model, target_threshold=threshold, temperature=1.0, kd_fraction=1)
+        ssd.compile(keras.optimizers.SGD(0.0), "binary_crossentropy")
+        shares += ssd.fit(normal(4, 2), np.ones(4), validation_split=0.5, verbose=0).history["kd_share"]
+        assert "kd_share" not in ssd.evaluate(normal(4, 2), np.ones(4), return_dict=True, verbose=0)
+    assert shares == [1.0, 0.0]
 
 
 @pytest.mark.parametrize("kind", ["categorical", "binary"])
@@ -121,7 +189,8 @@ def test_scores_have_no_gradient_through_outputs():
 
 @every_output
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_non_finite_teachers_leave_no_term(kind, shape, expected, bad):
+@pytest.mark.parametrize("sharpness", [(1.0, 0.0), (0.5, 0.1)], ids=["mean", "sharpened"])
+def test_non_finite_teachers_leave_no_term(kind, shape, expected, bad, sharpness):
     """Also where the gradient could come back through weights that depend on the student."""
     student, teachers = outputs(shape)
     teachers[0, 1].flat[0] = bad
@@ -132,7 +201,7 @@ def test_non_finite_teachers_leave_no_term(kind, shape, expected, bad):
     def loss(hidden, sample_weight=None):
         output = ops.reshape(ops.matmul(hidden, factors), student.shape)
         weights = guidance_weights(similarity_scores(hidden, representations, "dot"), 5.0, 0.0)
-        return distil(distance, output, teachers, weights, sample_weight)
+        return distance.loss(distance.target(weights, output, teachers, None, *sharpness)[0], output, sample_weight)
 
     hidden = normal(B, 4, seed=5)
     value, gradient = value_and_gradient(loss, hidden)

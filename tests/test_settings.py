@@ -63,6 +63,8 @@ REFUSED = {
     "teacher_chunk": (0, -1, 1.5, True, "2"),
     "kd_weight": (-0.1, *NOT_NUMBERS),
     "temperature": (0, -1.0, None, *NOT_NUMBERS),
+    "target_temperature": (0, -1.0, None, *NOT_NUMBERS),
+    "target_threshold": (1, -0.1, None, *NOT_NUMBERS),
     "guidance_temperature": (0, -1.0, *NOT_NUMBERS),
     "percentile": (-1, 100.5, *NOT_NUMBERS),
     "dropout_rate": (0, 1, 1.0, -0.1, 1.5, *NOT_NUMBERS),
@@ -86,7 +88,8 @@ def test_number_out_of_range_raises(name, value):
 
 
 @pytest.mark.parametrize(
-    "name, value", [("distill", "output"), ("distill", 1), ("similarity", "l2"), ("similarity", 3)]
+    "name, value",
+    [("distill", "output"), ("distill", 1), ("similarity", "l2"), ("similarity", 3), ("augmented_teachers", "own")],
 )
 def test_unknown_name_raises(name, value):
     with pytest.raises(ValueError, match=f"`{name}` should be one of .* Received: {name}={value!r}"):
@@ -173,7 +176,7 @@ def test_wrap_takes_the_options_of_the_settings():
     for name in OPTIONS:
         assert parameters[name].kind is inspect.Parameter.KEYWORD_ONLY
         assert f"        {name}: " in keras_ssd.wrap.__doc__
-    assert len(OPTIONS) <= 16
+    assert len(OPTIONS) <= 18
 
 
 @pytest.mark.parametrize("options", [keras_ssd.PAPER, keras_ssd.SEMI_SUPERVISED], ids=["paper", "semi-supervised"])

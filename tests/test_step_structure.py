@@ -119,6 +119,21 @@ def test_clean_samples_for_teachers_cost_one_pass_before_the_dropout(teacher, ha
     assert after.rows == [BATCH, N * BATCH]
 
 
+@pytest.mark.parametrize("teacher, rows", [("self", [BATCH]), ("snapshot", [BATCH, BATCH]), ("ema", [BATCH, BATCH])])
+@pytest.mark.parametrize("noise", [None, ()], ids=["dropout", "no dropout"])
+def test_views_of_each_teacher_share_the_layers_before_the_augmentation(teacher, rows, noise):
+    before, augmented = Counting(), Counting()
+    augmenting = [layers.Reshape((8, 1)), Jitter(), layers.Reshape((8,))]
+    model = keras.Sequential(
+        [keras.Input((8,)), before, *augmenting, augmented, layers.Dropout(0.5, seed=1), layers.Dense(3)]
+    )
+    options = dict(num_teachers=N, kd_fraction=1, distill="outputs", similarity="kl", augmented_teachers="each")
+    one_step(keras_ssd.wrap(model, teacher, stochastic_layers=noise, **options), before, augmented)
+    assert before.rows == rows
+    assert augmented.rows == [BATCH, N * BATCH]
+    assert augmented.training == [True, False]
+
+
 @pytest.mark.parametrize("distill", ["outputs", "representation", "both"])
 @pytest.mark.parametrize("similarity", ["dot", "kl", "uniform"])
 def test_no_second_pass_for_any_representation_or_similarity(distill, similarity):

@@ -235,6 +235,24 @@ MUTATIONS = [
         "structures augmentation",
     ),
     Mutation(
+        "views of teachers without noise are off",
+        "return Noise(views_of, [], [])\n        unknown",
+        "return Noise([], [], [])\n        unknown",
+        "augmentation",
+    ),
+    Mutation(
+        "views of teachers: targets that are unsure count",
+        "ops.max(target, axis=-1) >= threshold",
+        "ops.max(target, axis=-1) >= 0",
+        "outputs",
+    ),
+    Mutation(
+        "views of teachers: targets not sharpened",
+        "guidance.sharpened(target, temperature), own",
+        "target, own",
+        "outputs",
+    ),
+    Mutation(
         "training that the graph fixes is ignored",
         "self.fixed_training = bool(training) if graph_fixes_training() else None",
         "self.fixed_training = None",
