@@ -26,9 +26,9 @@ from keras_ssd.augmentation import Jitter, Rotation, Scaling, TimeMask
 from networks import conv
 from unlabelled_search import split
 
-EPOCHS, STEPS, BATCH_SIZE = 20, 50, 16
-EVERY = 4  # steps of a window that are averaged to one
+EPOCHS, BATCH_SIZE = 20, 16
 CONTROL = "averaged"
+SETTING = ["every", "n_steps", "fraction"]
 # A moving teacher of four views whose mean is sharpened; its weight rises over a fifth of the steps.
 VIEWS = dict(
     teacher="ema",
@@ -82,13 +82,13 @@ def network(x, n_classes):
     return keras.Model(inputs, conv(windows.shape[1:], n_classes)(windows))
 
 
-def train(x, y, labelled, unlabelled, n_classes, seed, ratio=0, ramp=EPOCHS // 5, epochs=EPOCHS, **options):
+def train(x, y, labelled, unlabelled, n_classes, seed, n_steps, ratio=0, ramp=EPOCHS // 5, epochs=EPOCHS, **options):
     """One training; returns the model, which holds the averaged weights."""
     model = comparison.new_model(lambda: network(x, n_classes), seed)
     known = x[labelled], y[labelled]
-    data = har_data.EvenEpochs(*known, STEPS, BATCH_SIZE, seed)
+    data = har_data.EvenEpochs(*known, n_steps, BATCH_SIZE, seed)
     if ratio:
-        sizes = dict(batch_size=BATCH_SIZE, seed=seed, steps_per_epoch=STEPS)
+        sizes = dict(batch_size=BATCH_SIZE, seed=seed, steps_per_epoch=n_steps)
         data = keras_ssd.join_unlabelled(known, x[unlabelled], ratio=ratio, **sizes)
     ssd = keras_ssd.wrap(model, seed=seed, **options)
     weight = options["kd_weight"]
@@ -101,13 +101,14 @@ def train(x, y, labelled, unlabelled, n_classes, seed, ratio=0, ramp=EPOCHS // 5
 def table(rows):
     """Means, and the mean difference from the control on the seeds that both have."""
     lines = []
-    for (fraction, method), group in rows.groupby(["fraction", "method"], sort=False):
-        control = rows[(rows.fraction == fraction) & (rows.method == CONTROL)].set_index("seed")
+    for (*setting, method), group in rows.groupby([*SETTING, "method"], sort=False):
+        of_setting = rows[(rows[SETTING] == setting).all(axis=1)]
+        control = of_setting[of_setting.method == CONTROL].set_index("seed")
         both = group.set_index("seed").join(control, rsuffix="_control", how="inner")
         gains = 100 * (both.accuracy - both.accuracy_control)
         lines.append(
             {
-                "labels": fraction,
+                **dict(zip(SETTING, setting, strict=True)),
                 "method": method,
                 "seeds": len(group),
                 "accuracy": round(group.accuracy.mean(), 4),
@@ -124,6 +125,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=pathlib.Path)
     parser.add_argument("--fraction", type=float, default=0.02)
+    parser.add_argument("--every", type=int, default=4, help="steps of a window that are averaged to one; default 4")
+    parser.add_argument("--n-steps", type=int, default=50, help=f"steps in each of {EPOCHS} epochs; default 50")
     parser.add_argument("--seeds", type=comparison.seeds, default=[100, 101, 102, 103])
     parser.add_argument("--only", nargs="*", default=[], choices=list(VARIANTS))
     folder = pathlib.Path(__file__).parent / "results" / "examples"
@@ -136,9 +139,9 @@ def main():
             def run(seed=seed, variant=variant):
                 labelled, unlabelled, validation = split(dataset, arguments.fraction, seed)
                 x, y, n_classes = dataset.x_train, dataset.y_train, dataset.n_classes
-                x = x.reshape(len(x), -1, EVERY, x.shape[2]).mean(axis=2)
+                x = x.reshape(len(x), -1, arguments.every, x.shape[2]).mean(axis=2)
                 began = time.perf_counter()
-                model = train(x, y, labelled, unlabelled, n_classes, seed, **VARIANTS[variant])
+                model = train(x, y, labelled, unlabelled, n_classes, seed, arguments.n_steps, **VARIANTS[variant])
                 seconds = time.perf_counter() - began
                 predicted = model.predict(x[validation], verbose=0)
                 keras.backend.clear_session()
@@ -149,7 +152,8 @@ def main():
                 print(seed, variant, scores, round(seconds), flush=True)
                 return {variant: {**scores, "seconds": seconds}}
 
-            comparison.resume(arguments.out, {"fraction": arguments.fraction, "seed": seed, "method": variant}, run)
+            key = {name: getattr(arguments, name) for name in SETTING} | {"seed": seed, "method": variant}
+            comparison.resume(arguments.out, key, run)
     print(table(pd.read_csv(arguments.out)))
 
 
