@@ -89,7 +89,8 @@ def compare(
     if validation_data is None and parts[0][2] is None:
         raise ValueError("There are no data to score: pass `validation_data`, `test_data` or `folds`.")
     where = "the rows left out" if folds is not None else "validation_data" if test_data is None else "test_data"
-    arms, recorded, rows = _arms(build, settings, int(numbers[0])), _read_rows(out), []
+    arms, recorded = _arms(build, settings, int(numbers[0])), _read_rows(out)
+    rows: list[dict[str, Any]] = []
     bar = keras.utils.Progbar(len(parts) * len(numbers) * len(arms), verbose=verbose, unit_name="run")
     for (fold, training, test), seed in ((part, int(number)) for part in parts for number in numbers):
         test, model = validation_data if test is None else test, _built(build, seed)
@@ -114,7 +115,7 @@ def compare(
                         weights[True] = model.get_weights()
                 scores = {} if score is None else {n: float(v) for n, v in score(model, _read(test)).items()}
                 steps = fit.get("validation_steps") if where == "validation_data" else None
-                scores |= _named_alike(_evaluated(model, test, fit, steps), recorded.values())
+                scores |= _named_alike(_evaluated(model, test, fit, steps), rows)
                 if not np.isfinite([*scores.values()]).all():
                     costs["status"] = "diverged"
                 row = {"configuration": configuration, **run, **scores, **costs}
@@ -146,7 +147,7 @@ def _arms(build: Callable[[], keras.Model], settings: Any, seed: int) -> list[_A
     names = ("plain", "averaged", "continued", "continued, averaged")
     arms = {"plain": _Arm("plain", None), "averaged": _Arm("averaged", AVERAGING)}
     for name, options in ({"wrap": {}} if settings is None else dict(settings)).items():
-        if name in names:
+        if name in names or re.fullmatch(r"(continued, )?averaged [\d.]+", name):
             raise ValueError(f"`settings` should not name an arm {name!r}, as the controls are named.")
         model = _built(build, seed)
         try:

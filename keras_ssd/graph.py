@@ -10,7 +10,7 @@ from typing import Any
 import keras
 from keras import tree
 
-from keras_ssd.keras_names import functional_class, graph_fixes_training
+from keras_ssd.keras_names import automatic_mask, functional_class, graph_fixes_training
 
 
 @dataclasses.dataclass(eq=False)
@@ -97,10 +97,11 @@ class Graph:
 
         def record(layer: Any, *args: Any, **kwargs: Any) -> Any:
             outputs = layer(*args, **kwargs)
+            has_own_mask = bool(args) and _is_masked_by_name(args[0], kwargs.get("mask"))
             if isinstance(layer, keras.Layer) and graph_fixes_training():
                 kwargs = {**training, **kwargs}
             args, kwargs = _replaced((args, kwargs), self.moved)
-            if args and is_functional(layer) and _takes_unchanged(layer, args[0]):
+            if args and not has_own_mask and is_functional(layer) and _takes_unchanged(layer, args[0]):
                 # The layers within get their masks with the values.
                 given = {"training": kwargs["training"]} if "training" in kwargs else {}
                 _, own_outputs = self._replay(layer, given, tree.flatten(args[0]))
@@ -210,9 +211,17 @@ def is_functional(model: Any) -> bool:
 
 
 def _takes_unchanged(model: keras.Model, inputs: Any) -> bool:
-    """Return whether a nested model takes these inputs as they are, so that a call would not cast or reshape them."""
+    """Return whether a nested model takes these inputs as they are: a call would not cast, reshape or reorder them."""
+    if isinstance(inputs, dict) and (isinstance(model, keras.Sequential) or not isinstance(model.input, dict)):
+        return False  # Keras finds the inputs by their names
     given = [x for x in tree.flatten(inputs) if x is not None]  # an optional input may be left out
     return [(len(x.shape), x.dtype) for x in given] == [(len(x.shape), x.dtype) for x in model.inputs]
+
+
+def _is_masked_by_name(inputs: Any, mask: Any) -> bool:
+    """Return whether a call was given a mask for a tensor that has none: the layers of a nested model would miss it."""
+    pairs = zip(tree.flatten(inputs), tree.flatten(mask), strict=False)
+    return any(given is not None and automatic_mask(x) is None for x, given in pairs)
 
 
 def output_structure(model: keras.Model) -> Any:

@@ -162,7 +162,7 @@ def sharpened(target: Tensor, temperature: float) -> Tensor:
     Example:
         >>> sharpened([[0.75, 0.25]], 0.5)  # [[0.9, 0.1]]
     """
-    return ops.softmax(ops.log(ops.maximum(wide(target), 1e-30)) / temperature, axis=-1)
+    return ops.softmax(ops.log(ops.maximum(wide(target), 1e-30)) / max(temperature, 1e-30), axis=-1)
 
 
 def _weighted_sum(weights: Tensor, teachers: Tensor) -> Tensor:

@@ -142,6 +142,11 @@ def is_conv_lstm_cell(layer: Any) -> bool:
     return _is_kind(layer, "keras", "ConvLSTMCell")
 
 
+def automatic_mask(x: Any) -> Any:
+    """Return the mask that Keras passes on with a tensor; `None` if it has none."""
+    return getattr(x, "_keras_mask", None)
+
+
 def is_graph_node(item: Any) -> bool:
     """Return whether an object is a node of a functional model's graph, which refers to a layer by `operation`."""
     return _is_kind(item, "keras", "Node")

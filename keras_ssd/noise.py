@@ -223,11 +223,15 @@ def refuse_augmentation(graph: Graph, layers: Sequence[Any]) -> None:
 
 
 def check_views(graph: Graph, layers: Sequence[Any]) -> None:
-    """Refuse noise layers that hold no augmentation, or one that mixes samples, if each teacher should augment."""
+    """Refuse noise layers without augmentation of each sample by itself, for teachers with views of their own.
+
+    Teachers run side by side in one batch, so each row should draw its own numbers.
+    """
     found: list[Any] = [part for layer in layers for part in parts_of(layer) if isinstance(part, AUGMENTATION)]
-    mixing = [part.name for part in found if type(part).__name__ in ("CutMix", "MixUp")]
-    if mixing or not found:
-        lack = f"mixes samples by {mixing}" if mixing else "has no augmentation layers that its teachers could run"
+    # Two of them mix samples, the third draws one crop for a whole batch.
+    of_batches = [part.name for part in found if type(part).__name__ in ("CutMix", "MixUp", "RandomCrop")]
+    if of_batches or not found:
+        lack = f"augments whole batches by {of_batches}" if of_batches else "has no augmentation layers for teachers"
         raise ValueError(
             f'`augmented_teachers` is "each", but the model {graph.model.name!r} {lack}. Put layers that augment each '
             "sample by itself into it (keras.layers.RandomFlip, keras_ssd.augmentation.Jitter, ...), or leave "

@@ -84,6 +84,11 @@ class Settings:
         cheap = ", or None for the largest part of a batch that keeps teachers cheap"
         check_number("kd_fraction", self.kd_fraction, "(0, 1]", cheap, optional=True)
         check_number("ema_momentum", self.ema_momentum, "[0, 1)", ", or None for the default; 0 switches averaging off")
+        if self.distill == "representation" and (self.target_temperature != 1 or self.target_threshold > 0):
+            raise ValueError(
+                '`target_temperature` and `target_threshold` need outputs to distil: distill="representation" has none.'
+                f" Received: target_temperature={self.target_temperature}, target_threshold={self.target_threshold}"
+            )
         if self.kind == "ema" and self.ema_momentum == 0 and self.distills:
             raise ValueError(
                 '`ema_momentum` should be above 0 with teacher="ema": with 0 the average is the student itself, which '

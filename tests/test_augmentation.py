@@ -261,9 +261,19 @@ def test_views_need_augmentation_that_keeps_samples_apart():
     model = keras.Sequential([keras.Input((6, 3)), layers.Flatten(), layers.Dropout(0.5), layers.Dense(3)])
     with pytest.raises(ValueError, match='"each", but the model .* has no augmentation layers'):
         wrapped(model, augmented_teachers="each")
-    images = keras.Sequential([keras.Input((4, 4, 3)), layers.MixUp(name="mix"), layers.Flatten(), layers.Dense(3)])
-    with pytest.raises(ValueError, match=r"mixes samples by \['mix'\]"):
-        wrapped(images, augmented_teachers="each", ema_momentum=0)
+    for layer in (layers.MixUp(name="mix"), layers.RandomCrop(3, 3, name="mix")):
+        images = keras.Sequential([keras.Input((4, 4, 3)), layer, layers.Flatten(), layers.Dense(3)])
+        with pytest.raises(ValueError, match=r"augments whole batches by \['mix'\]"):
+            wrapped(images, augmented_teachers="each", ema_momentum=0)
+
+
+@pytest.mark.parametrize(
+    "options", [{"target_temperature": 0.5}, {"target_threshold": 0.9}], ids=["sharp", "threshold"]
+)
+def test_targets_of_representations_are_not_sharpened(options):
+    model = keras.Sequential([keras.Input((6, 3)), layers.Flatten(), layers.Dropout(0.5), layers.Dense(3)])
+    with pytest.raises(ValueError, match="`target_temperature` and `target_threshold` need outputs"):
+        wrapped(model, distill="representation", **options)
 
 
 def test_augmentation_after_the_noise_is_off_in_the_teachers():

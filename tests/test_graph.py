@@ -178,6 +178,24 @@ def test_a_nested_model_of_any_size_has_the_sizes_that_it_is_called_on(batch):
     nested.fit(x, np.zeros(16), batch_size=8, verbose=0)
 
 
+@pytest.mark.filterwarnings("ignore:Layer .* was passed an input with a mask attached")  # a Functional, by Keras
+def test_inputs_by_name_and_masks_by_name_of_a_nested_model_are_kept():
+    keras.utils.set_random_seed(0)
+    b, a = keras.Input((3,), name="b"), keras.Input((3,), name="a")
+    by_name = keras.Model([b, a], layers.Dense(2)(layers.Concatenate()([b, a])))
+    series = keras.Input((5, 3))
+    masked = keras.Model(series, layers.LSTM(2)(series))
+    x, y, mask = keras.Input((3,)), keras.Input((3,)), keras.Input((5,), dtype="bool")
+    generator = np.random.default_rng(0)
+    values = [generator.normal(size=(4, *shape)).astype("float32") for shape in ((3,), (3,), (5, 3))]
+    values.append(generator.random((4, 5)) > 0.5)
+    model = keras.Model([x, y, series, mask], [by_name({"a": x, "b": y}), masked(series, mask=mask)])
+    graph = Graph(model)
+    values = [ops.convert_to_tensor(value) for value in values]
+    for found, expected in zip(graph.reader(graph.outputs)(values, False), model(values), strict=True):
+        np.testing.assert_allclose(arrays([found])[0], arrays([expected])[0], atol=1e-6)
+
+
 def test_a_nested_model_of_masked_values_is_expanded_without_another_warning():
     inner_inputs, inputs = keras.Input((5, 4)), keras.Input((5,), dtype="int32")
     inner = keras.Model(inner_inputs, layers.LSTM(3, name="lstm")(inner_inputs))

@@ -90,6 +90,12 @@ def test_what_compile_was_called_with_is_told_as_objects():
     assert keras_names.compile_arguments(model)["loss"] is loss
 
 
+def test_a_mask_travels_with_a_tensor():
+    embedded = layers.Embedding(3, 2, mask_zero=True)(keras.Input((4,)))
+    assert keras_names.automatic_mask(embedded).shape == (None, 4)
+    assert keras_names.automatic_mask(keras.Input((4,))) is None
+
+
 def test_a_noted_shape_is_that_of_build_without_its_lock():
     built, noted = keras.Sequential([layers.Dense(2)]), keras.Sequential([layers.Dense(2)])
     built.build((None, 3))
