@@ -55,6 +55,26 @@ def keras_average(experiment):
     yield score("Keras' average, last weights", weights=watch.weights[-1])
 
 
+def schedule_free(experiment, name, learning_rate):
+    """Keras' ScheduleFreeAdamW as `fit` leaves it: at the point between its average "x" and its last step.
+
+    Keras does not swap "x" in for evaluation; it is worked out of the optimizer's variables. The statistics of
+    BatchNormalization are those of the training in all three.
+    """
+    model = experiment.model()
+    optimizer = keras.optimizers.ScheduleFreeAdamW(learning_rate)
+    model.compile(optimizer, LOSS)
+    watch = experiment.fit(model, experiment.n_epochs)
+    score = functools.partial(experiment.outcome, model=model, watch=watch, n_epochs=experiment.n_epochs)
+    yield score(name)
+    steps = [one for one in optimizer.variables if one.path.endswith("_momentum")]
+    for weight, step in zip(model.trainable_variables, steps, strict=True):
+        weight.assign((weight - (1 - optimizer.beta_1) * step) / optimizer.beta_1)
+    yield score(f"{name}, x")
+    loss = functools.partial(validation_loss, model=model, experiment=experiment)
+    yield score(f"{name}, best epoch", weights=min(watch.weights, key=loss))
+
+
 def validation_loss(weights, model, experiment):
     """That of a model which is given the weights."""
     model.set_weights(weights)
@@ -72,6 +92,7 @@ def distilled(
     large=None,
     budgets=1,
     behind_blocks=False,
+    learning_rate=LEARNING_RATE,
     **options,
 ):
     """Teachers by `keras_ssd`, from scratch or from the early-stopped weights; last and averaged weights.
@@ -95,6 +116,7 @@ def distilled(
         before.append(watch)
     for epochs in np.array_split(np.arange(n_epochs), generations):
         model = experiment.model(weights)
+        model.optimizer.learning_rate = learning_rate
         if behind_blocks:
             options["stochastic_layers"] = published.blocks(model)
         ssd = keras_ssd.wrap(model, seed=experiment.seed, **(options | AVERAGED))
@@ -279,6 +301,13 @@ TRAININGS = {
         keras_average,
         ("Keras' average", "Keras' average, best epoch", "Keras' average, last weights"),
     ),
+    **{  # at the rate of all others, at Keras' default, at a large one
+        name: (
+            functools.partial(schedule_free, name=name, learning_rate=rate),
+            (name, f"{name}, x", f"{name}, best epoch"),
+        )
+        for name, rate in ((f"ScheduleFreeAdamW {rate}", rate) for rate in (0.001, 0.0025, 0.01))
+    },
     "continued": (continued, ("stopped early", "continued", "continued, averaged")),
     "self": _ssd("self"),
     "self, uniform": _ssd("self, uniform", **_UNIFORM),

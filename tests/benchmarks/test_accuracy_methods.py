@@ -175,6 +175,42 @@ def test_keras_own_average_is_of_the_weights_of_model_fit(monkeypatch):
 
 
 @pytest.mark.slow
+def test_fit_leaves_schedule_free_a_tenth_of_the_way_from_its_average_to_its_last_step(monkeypatch):
+    monkeypatch.setattr(experiments, "STEPS_PER_EPOCH", 1)
+    one, steps, scored = experiment(network="unnormalised"), [], []
+    fit, outcome = one.fit, one.outcome
+
+    def watched_fit(model, n_epochs):
+        def keep(epoch, logs):
+            variables = [v for v in model.optimizer.variables if v.path.endswith("_momentum")]
+            steps.append([np.array(ops.convert_to_numpy(v)) for v in variables])
+
+        return fit(model, n_epochs, callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=keep)])
+
+    def watched_outcome(method, model, **options):
+        scored.append(model.get_weights())
+        return outcome(method, model, **options)
+
+    monkeypatch.setattr(one, "fit", watched_fit)
+    monkeypatch.setattr(one, "outcome", watched_outcome)
+    list(methods.schedule_free(one, "ScheduleFreeAdamW", 0.01))
+    for left, average, *of_steps in zip(*scored[:2], *steps, strict=True):
+        np.testing.assert_allclose(left, 0.9 * average + 0.1 * of_steps[-1], atol=1e-6)
+        assert np.abs(left - average).max() > 1e-4
+        if keras.backend.backend() == "jax":  # Keras 3.15.1 averages something else on the other two
+            np.testing.assert_allclose(average, np.mean(of_steps, axis=0), atol=1e-6)
+
+
+def test_a_variant_trains_at_its_own_rate(monkeypatch):
+    one, rates = experiment(), []
+    look = instead_of_training(lambda model, **options: rates.append(float(model.optimizer.learning_rate)))
+    monkeypatch.setattr(one, "fit", look)
+    for text in ('fast {"learning_rate": 0.25}', "self"):
+        list(methods.training(text)[0](one))
+    assert rates == pytest.approx([0.25, experiments.LEARNING_RATE])
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
@@ -197,6 +233,7 @@ def test_a_network_without_dropout_is_trained(name, monkeypatch):
     "name",
     [
         "Keras' average",
+        "ScheduleFreeAdamW 0.001",
         "continued",
         "deterministic logits",
         "deterministic features",
