@@ -48,6 +48,7 @@ class Regime(NamedTuple):
 
 REGIMES = [
     Regime("all labels", "accuracy/all_labels_jax.csv"),
+    Regime("all labels, a fresh seed", "accuracy/fresh/conv_jax.csv"),
     Regime("cosine decay", "accuracy/cosine_jax.csv"),
     Regime("10,000 steps", ("accuracy/long/constant_jax.csv", "accuracy/long/constant_longer_jax.csv")),
     Regime("10,000 steps, short series", "accuracy/long/constant_jax.csv"),
