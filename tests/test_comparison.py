@@ -241,6 +241,8 @@ def test_the_plot_holds_each_unit_and_the_interval():
     np.testing.assert_allclose(ends, [[0.2 - 0.248414, 0.2 + 0.248414]], atol=1e-6)
 
 
+@pytest.mark.slow
+@pytest.mark.once
 def test_a_killed_comparison_continues(tmp_path, monkeypatch):
     out, settings = tmp_path / "new" / "rows.jsonl", {"paper": dict(keras_ssd.PAPER, num_teachers=2)}
     whole, _ = compare(settings=settings, seeds=2, out=out)
@@ -276,6 +278,8 @@ def regularized():
     return compiled(model, keras.optimizers.Adam(0.05))
 
 
+@pytest.mark.slow
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("change", "part"),
     [
