@@ -18,7 +18,7 @@ from keras_ssd import keras_names
 from keras_ssd.files import written_beside
 from keras_ssd.model import SSDModel
 from keras_ssd.paired_scores import Comparison
-from keras_ssd.settings import AVERAGING
+from keras_ssd.settings import AVERAGING, is_integer
 from keras_ssd.wrapping import wrap
 
 
@@ -81,7 +81,7 @@ def compare(
     import scipy.stats  # noqa: F401  # before the training, not after it
 
     numbers = list(range(seeds)) if isinstance(seeds, (int, np.integer)) else list(seeds)
-    if not numbers or not all(isinstance(n, (int, np.integer)) and not isinstance(n, bool) for n in numbers):
+    if not numbers or not all(map(is_integer, numbers)):
         raise ValueError(f"`seeds` should be a number above 0 or a list of integers. Received: seeds={seeds!r}")
     if any(hasattr(data, "__next__") for data in (training_data, validation_data, test_data)):
         raise ValueError("A generator can be read only once: pass a function that returns it.")
@@ -95,11 +95,12 @@ def compare(
     for (fold, training, test), seed in ((part, int(number)) for part in parts for number in numbers):
         test, model = validation_data if test is None else test, _built(build, seed)
         of_model = [keras.backend.backend(), model, keras_names.compile_arguments(model)]
-        known = {"model": of_model, "data": [training, validation_data, test], "score": score}
+        data = _digest([training, validation_data, test])  # once for all arms
+        known = {"model": _digest(of_model), "data": data, "score": _digest(score)}
         weights = {False: model.get_weights()}  # before and after the plain arm
         for arm in arms:
             own = {"fit": {**fit, "callbacks": _callbacks(fit, arm)}, "options": arm.options}
-            configuration = {name: _digest(value) for name, value in {**known, **own}.items()}
+            configuration = known | {name: _digest(value) for name, value in own.items()}
             run = {"arm": arm.name, "control": arm.control, "seed": seed, "fold": fold, "scored_on": where}
             key = arm.name, seed, fold
             row = recorded.get(key, {})

@@ -179,10 +179,14 @@ def check_number(name: str, value: Any, interval: str, remedy: str = "", optiona
         raise ValueError(f"`{name}` should be a float in {interval}{remedy}. Received: {name}={value!r}")
 
 
+def is_integer(value: Any) -> bool:
+    """Return whether a value is an integer, also one of NumPy's, but no bool."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
 def check_integer(name: str, value: Any, least: int | None, remedy: str = "", optional: bool = False) -> None:
     """Raise `ValueError` unless an option is an integer (no bool), of at least `least`; see `check_number`."""
-    is_integer = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    if not (is_integer and (least is None or value >= least)) and not (optional and value is None):
+    if not (is_integer(value) and (least is None or value >= least)) and not (optional and value is None):
         lower = "" if least is None else f" of at least {least}"
         raise ValueError(f"`{name}` should be an integer{lower}{remedy}. Received: {name}={value!r}")
 
