@@ -95,7 +95,7 @@ class Comparison:
             scores.append([name, arm, f"{values.mean():.4f}", spread, *(gain.removesuffix(" ± nan") for gain in gains)])
         costs = [["arm", *(name.replace("_", " ") for name in _COSTS)]]
         costs += [[arm, *(f"{self.values(arm, name).mean():.3g}" for name in _COSTS)] for arm in self.arms]
-        return "\n".join([_aligned(scores), "", _aligned(costs), "", self.summary()])
+        return "\n".join([aligned(scores), "", aligned(costs), "", self.summary()])
 
     def plot(self, metric: str | None = None, ax: "Axes | None" = None) -> "Axes":
         """Draw the differences of a score, by default the first: each unit, the mean, its 95 % interval."""
@@ -112,6 +112,7 @@ class Comparison:
         return ax
 
 
-def _aligned(cells: list[list[str]]) -> str:
+def aligned(cells: list[list[str]]) -> str:
+    """Return the rows of a table as text, its columns aligned."""
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in cells)

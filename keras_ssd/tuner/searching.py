@@ -11,7 +11,7 @@ import keras
 import keras_tuner
 
 from keras_ssd.files import written_beside
-from keras_ssd.paired_scores import _aligned
+from keras_ssd.paired_scores import aligned
 from keras_ssd.tuner.hypermodel import SSDHyperModel
 
 
@@ -29,7 +29,7 @@ class Trials(list[Any]):
         for trial, one in zip(self, values, strict=True):
             cells = [trial.score, *(one.get(name, "") for name in names)]
             rows.append([trial.trial_id, *(f"{x:.4g}" if isinstance(x, float) else str(x) for x in cells)])
-        return _aligned(rows)
+        return aligned(rows)
 
 
 def search(tuner: keras_tuner.Tuner, *args: Any, **kwargs: Any) -> Trials | None:
