@@ -178,3 +178,12 @@ def test_the_stored_table_covers_all_and_nothing_fails():
     for backend in BACKENDS:
         assert [row["row"] for row in rows if row["backend"] == backend] == titles()
     assert not [row for row in rows if row["outcome"].startswith("fails")]
+
+
+def test_every_habit_of_the_table_names_a_test_that_exists():
+    sys.path.insert(0, str(ROOT / "tools"))
+    from models_table import HABITS
+
+    for test in HABITS.values():
+        file, _, name = test.partition("::")
+        assert f"\ndef {name}(" in (ROOT / "tests" / file).read_text(), test

@@ -77,7 +77,7 @@ HABITS = {
         "test_files.py::test_training_goes_on_from_a_file_bit_for_bit"
     ),
     "`export`": "test_student.py::test_exported_model_returns_what_predict_returns",
-    "TensorFlow's converter to LiteRT": "test_student.py::test_lite_rt_converts_the_wrapper",
+    "TensorFlow's converter to LiteRT": "test_student.py::test_tensorflow_saves_the_wrapper_and_lite_rt_converts_it",
     "freeze, fit, unfreeze, `model.compile`, fit": (
         "test_student_changes.py::test_compiling_the_student_compiles_the_wrapper"
     ),
