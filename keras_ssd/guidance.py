@@ -114,8 +114,9 @@ def guidance_weights(scores: Tensor, temperature: float = 5.0, percentile: float
     valid = ops.logical_or(valid, ops.logical_not(ops.any(valid, axis=-1, keepdims=True)))
     scores = ops.where(ops.isfinite(scores), scores, ops.zeros_like(scores))
     lowest = ops.full_like(scores, np.finfo(keras.backend.standardize_dtype(scores.dtype)).min)
-    # Subtracting the maximum before dividing keeps tiny temperatures and huge scores finite.
-    best = ops.stop_gradient(ops.max(ops.where(valid, scores, lowest), axis=-1, keepdims=True))
+    # Subtracting the maximum before dividing keeps tiny temperatures and huge scores finite. Sorted, because `ops.max`
+    # refuses an empty batch.
+    best = ops.sort(ops.stop_gradient(ops.where(valid, scores, lowest)), axis=-1)[:, -1:]
     exponentials = ops.exp(ops.where(valid, (scores - best) / temperature, ops.zeros_like(scores)))
     exponentials = ops.where(valid, exponentials, ops.zeros_like(scores))
     weights = exponentials / ops.sum(exponentials, axis=-1, keepdims=True)

@@ -94,7 +94,7 @@ class Output:
         if self.kind != "regression" and (temperature != 1 or threshold > 0):
             target = ops.reshape(target, ops.shape(own))
             is_finite = ops.all(ops.isfinite(mean), axis=1, keepdims=True)
-            counts = ops.logical_and(is_finite, ops.max(target, axis=-1) >= threshold)
+            counts = ops.logical_and(is_finite, ops.any(target >= threshold, axis=-1))
             target = ops.where(ops.expand_dims(counts, -1), guidance.sharpened(target, temperature), own)
             share = masked_mean(ops.cast(counts, target.dtype), self._position_mask(mask, student), axis=1)
         return ops.reshape(target, shape), share
@@ -103,7 +103,8 @@ class Output:
         """Return the distillation loss, reduced, weighted, masked and scaled over replicas as Keras' own losses."""
         loss_of = _OutputLoss(name="kd_loss", dtype=keras.backend.standardize_dtype(target.dtype))
         loss_of.output = self
-        loss = loss_of(target, student, sample_weight=sample_weight)
+        # The sum turns what Keras returns for an empty batch, `(0,)`, into a scalar.
+        loss = ops.sum(loss_of(target, student, sample_weight=sample_weight))
         is_number = isinstance(self.weight, (int, float))
         return (self.weight if is_number else ops.cast(ops.convert_to_tensor(self.weight), loss.dtype)) * loss
 
@@ -132,7 +133,7 @@ class Output:
         else:
             classes = ops.argmax(merge_axes(teachers, 2, len(teachers.shape) - 1), axis=-1)
             votes = ops.one_hot(classes, teachers.shape[-1], dtype="float32")
-            majority = ops.max(ops.mean(votes, axis=1), axis=-1)
+            majority = ops.sort(ops.mean(votes, axis=1), axis=-1)[..., -1]  # `ops.max` refuses an empty batch
         return masked_mean(1.0 - majority, mask, axis=1)
 
     def _position_mask(self, mask: Tensor | None, x: Tensor) -> Tensor | None:

@@ -110,7 +110,7 @@ def representation_loss(
         factor = kept / ops.sqrt(ops.where(share > 0, share, 1.0))
         target, student = target * factor, student * factor
     loss = keras.losses.MeanSquaredError(dtype=keras.backend.standardize_dtype(target.dtype))
-    return loss(target, student, sample_weight=sample_weight)
+    return ops.sum(loss(target, student, sample_weight=sample_weight))  # of an empty batch it is `(0,)`, not a scalar
 
 
 def mean_weight(sample_weights: Sequence[Tensor | None]) -> Tensor | None:

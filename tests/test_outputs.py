@@ -368,6 +368,20 @@ def test_compiled_steps_of_low_precision_equal_eager_ones(policy):
 
 
 @pytest.mark.compiled
+@pytest.mark.parametrize("kind", ["binary", "regression"])
+def test_an_empty_batch_adds_no_term_and_no_gradient(kind):
+    """Keras' losses of an empty batch are not scalars where its samples have a single value each."""
+    model = volume_model(kind, (3,))
+    model.compile(keras.optimizers.SGD(0.1), LOSSES[kind])
+    before = model.get_weights()
+    ssd = keras_ssd.wrap(model, num_teachers=2, teacher="self", distill="both", kd_fraction=1)
+    x, y = volume_data(kind, (3,))
+    ssd.train_on_batch(x[:0], y[:0])
+    for value, expected in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(value, expected)
+
+
+@pytest.mark.compiled
 @pytest.mark.parametrize("kind", ["categorical", "binary"])
 def test_uncertainty_of_a_volume_of_logits(kind):
     model = volume_model(kind, VOLUME, activation=False)

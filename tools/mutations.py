@@ -242,8 +242,8 @@ MUTATIONS = [
     ),
     Mutation(
         "views of teachers: targets that are unsure count",
-        "ops.max(target, axis=-1) >= threshold",
-        "ops.max(target, axis=-1) >= 0",
+        "ops.any(target >= threshold, axis=-1)",
+        "ops.any(target >= 0, axis=-1)",
         "outputs",
     ),
     Mutation(
