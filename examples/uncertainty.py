@@ -23,21 +23,16 @@ import keras
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from scipy.stats import entropy
 from sklearn.metrics import log_loss
 
 import deploy
 import keras_ssd
 from _support import har_data
 from keras_ssd.plotting import method_styles, plot_rejection, plot_reliability
-from keras_ssd.uncertainty import StochasticPrediction
 
 
 def predictions(models, x, num_passes, seed):
-    told = {}
-    for name, model in models.items():
-        probabilities = model.predict(x, verbose=0)
-        told[name] = StochasticPrediction(probabilities, np.zeros_like(probabilities), entropy(probabilities, axis=-1))
+    told = {name: model.predict(x, verbose=0) for name, model in models.items()}
     for name, model in models.items():
         told[f"{name}, {num_passes} passes"] = keras_ssd.predict_stochastic(
             model, x, num_passes=num_passes, seed=seed, verbose=0
@@ -53,11 +48,12 @@ def draw(told, y, title):
     styles, rows = method_styles(method.partition(",")[0] for method in told), {}
     for method, prediction in told.items():
         style = {**styles[method.partition(",")[0]], "linestyle": "--" if "passes" in method else "-", "label": method}
+        probabilities = prediction if isinstance(prediction, np.ndarray) else prediction.mean
         bins = plot_reliability(prediction, y, ax=left, markersize=4, **style).lines[-1].get_xydata()
         rejected, accuracy = plot_rejection(prediction, y, ax=right, **style).lines[-1].get_data()
         rows[method] = {
             "accuracy": accuracy[0],
-            "NLL": log_loss(y, prediction.mean, labels=range(prediction.mean.shape[-1])),
+            "NLL": log_loss(y, probabilities, labels=range(probabilities.shape[-1])),
             "calibration gap": np.abs(np.diff(bins)).mean(),
             **{f"best {1 - one:.0%}": accuracy[rejected <= one + 1e-9][-1] for one in (0.1, 0.2)},
         }

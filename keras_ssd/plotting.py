@@ -10,7 +10,7 @@ import numpy as np
 
 from keras_ssd.callbacks.statistics import TeacherStatistics
 from keras_ssd.model import SSDModel
-from keras_ssd.uncertainty import StochasticPrediction
+from keras_ssd.uncertainty import StochasticPrediction, entropies
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -171,13 +171,12 @@ def plot_history(
     return ax
 
 
-def plot_reliability(
-    prediction: StochasticPrediction, y: Any, num_bins: int = 10, ax: "Axes | None" = None, **options: Any
-) -> "Axes":
+def plot_reliability(prediction: Any, y: Any, num_bins: int = 10, ax: "Axes | None" = None, **options: Any) -> "Axes":
     """Draw how often a classifier is right against how probable it says this is (reliability diagram).
 
     Args:
-        prediction: one output's result of `keras_ssd.predict_stochastic`, of a classifier.
+        prediction: of a classifier, one output's result of `keras_ssd.predict_stochastic`, or an array of probabilities
+            as `model.predict` returns them: `(samples, classes)`, or `(samples, 1)` of a binary unit.
         y: the true classes, as numbers or one-hot.
         num_bins: number of bins, of equally many samples. Defaults to `10`.
         ax: the `matplotlib.axes.Axes` to draw on. Defaults to `None`: a new figure.
@@ -198,11 +197,12 @@ def plot_reliability(
     return _with_legend(ax)
 
 
-def plot_rejection(prediction: StochasticPrediction, y: Any, ax: "Axes | None" = None, **options: Any) -> "Axes":
+def plot_rejection(prediction: Any, y: Any, ax: "Axes | None" = None, **options: Any) -> "Axes":
     """Draw the accuracy of a classifier against the fraction of samples that are rejected, the most uncertain first.
 
     Args:
-        prediction: one output's result of `keras_ssd.predict_stochastic`, of a classifier.
+        prediction: of a classifier, one output's result of `keras_ssd.predict_stochastic`, or an array of probabilities
+            as `model.predict` returns them: `(samples, classes)`, or `(samples, 1)` of a binary unit.
         y: the true classes, as numbers or one-hot.
         ax: the `matplotlib.axes.Axes` to draw on. Defaults to `None`: a new figure.
         **options: of `ax.plot`, such as `label`.
@@ -220,14 +220,29 @@ def plot_rejection(prediction: StochasticPrediction, y: Any, ax: "Axes | None" =
     return _with_legend(ax)
 
 
-def _judged(prediction: StochasticPrediction, y: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _judged(prediction: Any, y: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return for each sample if its most probable class is right, the probability of this class, and the entropy."""
-    if getattr(prediction, "predictive_entropy", None) is None:
+    is_stochastic = isinstance(prediction, StochasticPrediction)
+    mean = np.asarray(prediction.mean if is_stochastic else prediction)
+    is_array = not is_stochastic and mean.ndim > 0 and np.issubdtype(mean.dtype, np.floating)
+    if not is_array and (not is_stochastic or prediction.predictive_entropy is None):
+        received = "that of a regression, without a predictive_entropy" if is_stochastic else repr(type(prediction))
         raise ValueError(
-            "`prediction` should be the result of keras_ssd.predict_stochastic for one output that classifies. "
-            f"Received: {prediction!r}"
+            "`prediction` should be an array of probabilities, or the result of keras_ssd.predict_stochastic for one "
+            "output that classifies. If the model classifies but is not compiled, tell predict_stochastic its `loss`. "
+            f"Received: {received}"
         )
-    mean, entropy, y = np.asarray(prediction.mean), np.asarray(prediction.predictive_entropy), np.asarray(y)
+    if not (mean.min() > -1e-3 and mean.max() < 1 + 1e-3):
+        raise ValueError(
+            f"`prediction` should hold probabilities. Received: values from {mean.min():.4g} to {mean.max():.4g}. Of "
+            "logits take the softmax, or the sigmoid of binary units."
+        )
+    if is_array:
+        kind = "binary" if mean.ndim == 1 or mean.shape[-1] == 1 else "categorical"
+        entropy = keras.ops.convert_to_numpy(entropies(keras.ops.convert_to_tensor(mean), kind))
+    else:
+        entropy = np.asarray(prediction.predictive_entropy)
+    y = np.asarray(y)
     if entropy.shape == mean.shape:
         mean = np.stack([1 - mean, mean], axis=-1)  # units that are 0 or 1
     elif y.shape == mean.shape:

@@ -83,7 +83,8 @@ def predict_stochastic(
         A `StochasticPrediction` of NumPy arrays; for several outputs one for each output, in their structure.
 
     Raises:
-        ValueError: if an argument is out of range, the model is not built, or no output depends on a noise layer.
+        ValueError: if an argument is out of range, the model is not built, no output depends on a noise layer, or an
+            output that classifies holds no probabilities.
 
     Example:
         >>> student = keras.models.load_model("student.keras")
@@ -108,6 +109,14 @@ def predict_stochastic(
         with model._deployed() if network is not model else contextlib.nullcontext():
             predictor = Predictor(network, num_passes, seed, stochastic_layers, dropout_rate, loss, pass_chunk)
         summaries = predictor.predict(x, batch_size=batch_size, steps=steps, verbose=verbose)
+    for fields in summaries:
+        mean = fields["mean"]
+        if "predictive_entropy" in fields and ((mean < -1e-3) | (mean > 1 + 1e-3)).any():
+            raise ValueError(
+                f"An output that classifies should hold probabilities. Received: values from {mean.min():.4g} to "
+                f"{mean.max():.4g} from {network.name!r}. If these are logits, compile the model with a loss that has "
+                "from_logits=True, or pass such a `loss`."
+            )
     structure = predictor.structure.content
     return tree.pack_sequence_as(structure, [StochasticPrediction(**fields) for fields in summaries])
 
@@ -180,11 +189,13 @@ def summary(values: Tensor, kind: str, from_logits: bool = False) -> dict[str, T
     fields = {"mean": mean, "variance": ops.mean(ops.square(values - ops.expand_dims(mean, 1)), axis=1)}
     if kind == "regression":
         return fields
-    entropy, within = _entropy(mean, kind), ops.mean(_entropy(values, kind), axis=1)
+    entropy, within = entropies(mean, kind), ops.mean(entropies(values, kind), axis=1)
     return {**fields, "predictive_entropy": entropy, "mutual_information": ops.maximum(entropy - within, 0.0)}
 
 
-def _entropy(probabilities: Tensor, kind: str) -> Tensor:
+def entropies(probabilities: Tensor, kind: str) -> Tensor:
+    """Return the entropy of each distribution in nats: over the last axis, or of each unit if the kind is binary."""
+
     def x_log_x(x: Tensor) -> Tensor:
         return x * ops.log(ops.maximum(x, 1e-30))
 

@@ -178,6 +178,15 @@ def test_a_binary_unit_is_a_sample_with_two_classes():
     np.testing.assert_allclose(plotting.plot_rejection(binary, [0, 0]).lines[-1].get_ydata(), [0.5, 1])
 
 
+@pytest.mark.parametrize("probabilities", [FOUR.mean, FOUR.mean[:, 1:], FOUR.mean[:, 1]])
+def test_probabilities_of_predict_are_drawn(probabilities):
+    """Of exclusive classes or of a binary unit. By entropy the samples 3, 2, 1 and 0; wrong are 3 and 0."""
+    points = plotting.plot_reliability(probabilities, [1, 1, 0, 1], num_bins=2).lines[-1].get_xydata()
+    np.testing.assert_allclose(points, [[0.65, 0.5], [0.95, 0.5]], rtol=1e-6)
+    line = plotting.plot_rejection(probabilities, [1, 1, 0, 1]).lines[-1]
+    np.testing.assert_allclose(line.get_xydata(), [[0, 1 / 2], [1 / 4, 2 / 3], [1 / 2, 1 / 2], [3 / 4, 0]])
+
+
 def test_a_sum_of_rounded_probabilities_above_1_is_drawn():
     above = StochasticPrediction(np.array([[np.nextafter(np.float32(1), np.float32(2)), 0]]), None, np.zeros(1))
     np.testing.assert_array_equal(plotting.plot_reliability(above, [0]).lines[-1].get_xydata(), [[1, 1]])
@@ -185,9 +194,12 @@ def test_a_sum_of_rounded_probabilities_above_1_is_drawn():
 
 @pytest.mark.parametrize("plot", [plotting.plot_reliability, plotting.plot_rejection])
 def test_predictions_that_cannot_be_judged_are_refused(plot, monkeypatch):
-    for prediction in (StochasticPrediction(np.ones(3), np.ones(3)), np.ones((3, 2))):
-        with pytest.raises(ValueError, match="`prediction` should be the result of keras_ssd.predict_stochastic"):
+    of_regression = StochasticPrediction(np.ones(3), np.ones(3))
+    for prediction, received in ((of_regression, "without a predictive_entropy"), ([1, 2], "<class 'list'>")):
+        with pytest.raises(ValueError, match=f"`prediction` should be an array of probabilities, or .*{received}"):
             plot(prediction, [0, 1, 1])
+    with pytest.raises(ValueError, match="should hold probabilities. Received: values from -2 to 3. Of logits take"):
+        plot(np.array([[3.0, -2.0]]), [0])
     with pytest.raises(ValueError, match=r"`y` should hold a class for each of 4 predictions. Received: shape \(3,\)"):
         plot(FOUR, [0, 1, 0])
 

@@ -85,6 +85,16 @@ def state(model):
     return arrays([*model.variables, *(model.optimizer.variables if model.compiled else [])])
 
 
+def test_logits_are_not_taken_for_probabilities():
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, layers.Dense(3)(layers.Dropout(0.5)(inputs)))
+    x = 9 * np.random.default_rng(0).normal(size=(5, 4))
+    with pytest.raises(ValueError, match="should hold probabilities. Received: values from -.*from_logits=True"):
+        predict(model, x, loss="sparse_categorical_crossentropy")
+    of_logits = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    np.testing.assert_allclose(predict(model, x, loss=of_logits).mean.sum(axis=1), 1, rtol=1e-5)
+
+
 # The figures, by hand. ln 2 = 0.693147; H(.8) = 0.500402, H(.9) = 0.325083, H(.7) = 0.610864.
 
 
