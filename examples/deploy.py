@@ -215,15 +215,16 @@ class Format(NamedTuple):
     suffix: str
     write: callable
     open: callable
-    packages: tuple = ("tensorflow", "ai_edge_litert")  # that writing and running it need
+    packages: tuple = ("tensorflow",)  # that writing it needs
+    runtime: tuple = ("ai_edge_litert",)  # and running it
 
 
 ON_TORCH = keras.backend.backend() == "torch"
-ONNX_PACKAGES = ("onnx", "onnxruntime", *(("onnxscript",) if ON_TORCH else ("tensorflow", "tf2onnx")))
+ONNX_PACKAGES = ("onnx", *(("onnxscript",) if ON_TORCH else ("tensorflow", "tf2onnx")))
 FORMATS = {
-    "keras": Format(".keras", ".keras", write_keras, open_keras, ()),
-    "savedmodel": Format("SavedModel", "_saved_model", write_exported, open_saved_model, ("tensorflow",)),
-    "onnx": Format("ONNX", ".onnx", partial(write_exported, form="onnx"), open_onnx, ONNX_PACKAGES),
+    "keras": Format(".keras", ".keras", write_keras, open_keras, (), ()),
+    "savedmodel": Format("SavedModel", "_saved_model", write_exported, open_saved_model, runtime=()),
+    "onnx": Format("ONNX", ".onnx", partial(write_exported, form="onnx"), open_onnx, ONNX_PACKAGES, ("onnxruntime",)),
     "litert": Format("LiteRT float32", ".tflite", write_litert, open_litert),
     "litert-float16": Format("LiteRT float16", "_float16.tflite", partial(write_litert, types="float16"), open_litert),
     "litert-int8": Format("LiteRT int8", "_int8.tflite", partial(write_litert, types="int8"), open_litert),
@@ -237,8 +238,8 @@ def convert(key, source, folder, arrays, timeout=600):
     path = folder / f"{source.stem}{form.suffix}"
     for earlier in folder.glob(f"{path.name}*") if path != source else ():
         shutil.rmtree(earlier) if earlier.is_dir() else earlier.unlink()
-    if missing := [package for package in form.packages if importlib.util.find_spec(package) is None]:
-        return {"format": form.title, "reason": f"pip install {' '.join(missing)}"}
+    if packages := missing(form.packages):
+        return {"format": form.title, "reason": f"pip install {packages}"}
     environment = os.environ | ONE_THREAD | {"CUDA_VISIBLE_DEVICES": ""}
     if "tensorflow" in form.packages:
         environment["KERAS_BACKEND"] = "tensorflow"
@@ -257,13 +258,20 @@ def convert(key, source, folder, arrays, timeout=600):
     return {"format": form.title, **row}
 
 
+def missing(packages):
+    return " ".join(package for package in packages if importlib.util.find_spec(package) is None)
+
+
 def write_row(key, source, path, work):
     """What the process does."""
     path, arrays = pathlib.Path(path), dict(np.load(f"{work}/arrays.npz"))
     try:
         FORMATS[key].write(keras.models.load_model(source, compile=False), path, arrays["calibration"])
-        run = FORMATS[key].open(path)
-        row = {"bytes": size(path), **measure(run, arrays["x"], arrays["y"], arrays["reference"])}
+        row = {"bytes": size(path)}
+        if packages := missing(FORMATS[key].runtime):
+            row["reason"] = f"written, not run: pip install {packages}"
+        else:
+            row |= measure(FORMATS[key].open(path), arrays["x"], arrays["y"], arrays["reference"])
     except Exception as error:  # each converter has its own kinds
         row = {"reason": (str(error).strip() or type(error).__name__).splitlines()[0][:200]}
     pathlib.Path(work, "row.json").write_text(json.dumps(row))

@@ -61,7 +61,8 @@ def compare(
         seeds: how many, counted from 0, or a list. Defaults to `3`.
         folds: instead of `test_data`, pairs of training and test rows, as splitters of scikit-learn give them:
             `LeaveOneGroupOut().split(x, y, people)`. Folds, not seeds, are then the unit of all intervals.
-        score: a function of a trained model and the scored data that returns further scores, which stand first.
+        score: a function of a trained model and the scored data (`(x, y)` of the rows left out, with `folds`) that
+            returns a dict of further scores, which stand first.
         out: a JSON-lines file of the rows. Rows that it holds are not repeated: a call that was killed continues, and
             seeds or settings can be added.
         verbose: 1 shows progress, 0 nothing. Defaults to `1`.
@@ -106,7 +107,9 @@ def compare(
             row = recorded.get(key, {})
             if row and row["configuration"] != configuration:
                 other = [name for name in configuration if row["configuration"].get(name) != configuration[name]]
-                raise ValueError(f"`out` holds the run {key} with another {', '.join(other)}. Received: out={out}")
+                raise ValueError(
+                    f"`out` holds the run {key} of other {', '.join(other)}. Pass another file. Received: out={out}"
+                )
             if not row:
                 for one in [arms[0]] * (arm.goes_on and True not in weights) + [arm]:  # a row does not hold weights
                     model = _built(build, seed)

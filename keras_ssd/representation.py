@@ -1,13 +1,14 @@
 """The representation by which student and teachers are compared: a layer by name, or the input of the last Dense."""
 
 import math
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import keras
 
 from keras_ssd.graph import Graph, Step
-from keras_ssd.settings import Settings
+from keras_ssd.settings import Settings, level_of_user
 
 
 def find_representation(graph: Graph, name: str | None) -> Any:
@@ -79,6 +80,15 @@ def find_representations(student: Graph, teacher: Graph, settings: Settings) -> 
         raise ValueError(
             f"`teacher` has a representation of {widths[1]} features, but the student's has {widths[0]}. Name layers "
             'of equal width by `representation`, or pass distill="outputs" with similarity="kl" or "uniform".'
+        )
+    layers = [step.layer for step in student.needed(found[:1]) if isinstance(step.layer, keras.Layer)]
+    weighted = [layer for layer in layers if layer.weights]
+    if settings.distill == "representation" and weighted and not any(x.trainable_weights for x in weighted):
+        warnings.warn(
+            "The distillation term changes nothing: it is a distance of representations, and no trainable weight of "
+            f"{student.model.name!r} lies before the representation. Unfreeze some layers before `fit`, or distil the "
+            'outputs: distill="outputs" with similarity="kl".',
+            stacklevel=level_of_user(),
         )
     return found
 

@@ -336,3 +336,14 @@ def test_consecutive_wrappers_have_different_reproducible_seeds():
     assert len({str(seed) for seed in made}) == (3 if is_noticed else 1)
     # Of the first one, as in every version: `random.seed(5); random.randint(1, 10**9)`.
     assert made[0][0] == 668835602 ^ 0x55D
+
+
+def test_a_frozen_representation_is_told():
+    """Its distance has no gradient, so the term would change nothing, and the logs would not show it."""
+    frozen = noisy()
+    frozen.get_layer("hidden").trainable = False
+    with pytest.warns(UserWarning, match="no trainable weight of 'net' lies before the representation"):
+        keras_ssd.wrap(frozen, **keras_ssd.PAPER)
+    keras_ssd.wrap(frozen, teacher="snapshot", distill="both")
+    keras_ssd.wrap(frozen, dropout_rate=0.3)
+    keras_ssd.wrap(noisy(), **keras_ssd.PAPER)

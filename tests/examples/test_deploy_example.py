@@ -1,5 +1,6 @@
 """The examples that export and that draw the uncertainty: whole, on a tiny set, and their figures by hand."""
 
+import json
 import os
 
 import keras
@@ -84,6 +85,19 @@ def test_own_student_and_own_windows_and_a_converter_that_crashes(tmp_path, monk
 
 
 X, Y = np.eye(4, 4), np.array([0, 1, 2, 2])
+
+
+def test_a_file_whose_runtime_is_missing_is_written(tmp_path, monkeypatch):
+    """A microcontroller's file needs TensorFlow; LiteRT's package only runs it here."""
+    written = deploy.FORMATS["keras"]._replace(runtime=("no_such_runtime", "json", "nor_this"))
+    monkeypatch.setitem(deploy.FORMATS, "keras", written)
+    fixed().save(tmp_path / "mine.keras")
+    (tmp_path / "row").mkdir()
+    np.savez(tmp_path / "row" / "arrays.npz", calibration=X, x=X, y=Y, reference=X[:, :3])
+    deploy.write_row("keras", tmp_path / "mine.keras", tmp_path / "out.keras", tmp_path / "row")
+    row = json.loads((tmp_path / "row" / "row.json").read_text())
+    reason = "written, not run: pip install no_such_runtime nor_this"
+    assert row == {"bytes": (tmp_path / "out.keras").stat().st_size, "reason": reason}
 
 
 @pytest.mark.parametrize(
