@@ -12,7 +12,7 @@ to 0 (with a constant one the last epoch is a lottery on sets this small), an ep
 them: what the recorded tables are of.
 
 All arms of `keras_ssd.compare` start from the same weights and see the same batches. `averaged` averages the weights
-and has no teachers; with `--teacher snapshot` and `--paper` the plain model, stopped early, is the teacher, and the
+and has no teachers; with `--teacher snapshot` and `--paper` the plain model of the best epoch is the teacher, and the
 student and its control `continued`, without teachers, go on from its weights. Each `--set` is a further arm.
 
 Part of the training split is held out for early stopping; nothing is chosen on the test split. The rows go to files in

@@ -30,7 +30,8 @@ class Comparison:
         rows: one dict for each run: `arm`, `seed`, `fold`, its scores (losses last), `epochs`, `steps`, `seconds` of
             `fit`, `seconds_per_step` (the median, without validation), and `status`: finished or diverged.
         arms, units, metrics: the names of the arms, of the units and of the scores.
-        pairs: pairs of an arm and what it is compared with: plain, and its control.
+        pairs: pairs of an arm and what it is compared with: plain, and its control; only the control if the arm goes on
+            from the plain one. `difference` takes any two arms.
     """
 
     def __init__(self, rows: Iterable[Mapping[str, Any]], unit: str | None = None) -> None:
@@ -45,7 +46,10 @@ class Comparison:
             raise ValueError(
                 f"Each arm should have a row for each {self.unit}, seed and fold. Rows are missing of {lacking}."
             )
-        self.pairs = [(a, b) for a in self.arms for b in dict.fromkeys(("plain", controls[a])) if b and a != b]
+        # Arms that go on from the plain one, and their controls, have taken more steps than it.
+        longer = {a for a in self.arms if "continued" in (a.partition(",")[0], controls[a].partition(",")[0])}
+        others = {a: dict.fromkeys(["plain"] * (a not in longer) + [controls[a]]) for a in self.arms}
+        self.pairs = [(a, b) for a in self.arms for b in others[a] if b and a != b]
 
     def values(self, arm: str, name: str) -> np.ndarray:
         """Return a score or a cost of an arm: the mean of each unit."""
