@@ -125,10 +125,10 @@ def plot(table, path):
     heat_map.set(title="distilled trials (white: none)", xlabel="temperature", ylabel="percentile")
     scores = table.sort_values("trial").reset_index()
     history.plot(scores.val_loss.cummin(), "0.6", drawstyle="steps-post", label="best so far")
-    for (method, style), rows in zip(
-        keras_ssd.plotting.method_styles(["distilled", "plain"]).items(), (scores.distill, ~scores.distill), strict=True
-    ):
-        history.plot(scores.val_loss[rows], "o", label=method, **style)
+    averages = scores.reindex(columns=["average"]).average.eq(True)
+    methods = np.select([scores.distill, averages], ["distilled", "averaged"], "plain")
+    for method, style in keras_ssd.plotting.method_styles(sorted(set(methods))).items():
+        history.plot(scores.val_loss[methods == method], "o", label=method, color=style["color"])
     history.set(title="history of the search", xlabel="trial", ylabel="validation loss (nats)", yscale="log")
     history.locator_params(axis="x", integer=True, min_n_ticks=1)
     history.legend(loc="center left", bbox_to_anchor=(1, 0.5))
@@ -143,14 +143,16 @@ def report(tuner, trials, dataset, folder):
     print(table.to_string(index=False, float_format="{:.4g}".format, na_rep=""))
     plot(table, folder / "search.png")
     print(f"\nbest setting: {trials[0].hyperparameters.values}")
-    plain = next((trial for trial in trials if not trial.hyperparameters["ssd_distill"]), None)
+    undistilled = [trial for trial in trials if not trial.hyperparameters["ssd_distill"]]
+    averaged = [trial for trial in undistilled if trial.hyperparameters.values.get("ssd_average")]
+    plain = [trial for trial in undistilled if trial not in averaged]
     print("test split, used once:")
-    for name, trial in {"best": trials[0], "plain": plain}.items():
-        if trial is not None:
-            student = tuner.load_model(trial).student
-            predicted = student.predict(dataset.x_test, verbose=0).argmax(axis=1)
-            print(f"  {name} (trial {trial.trial_id}): accuracy {np.mean(predicted == dataset.y_test):.4f}")
-            student.save(folder / f"{name}.keras")
+    found = {"best": trials, "averaged": averaged, "plain": plain}
+    for name, trial in {name: some[0] for name, some in found.items() if some}.items():
+        student = tuner.load_model(trial).student
+        predicted = student.predict(dataset.x_test, verbose=0).argmax(axis=1)
+        print(f"  {name} (trial {trial.trial_id}): accuracy {np.mean(predicted == dataset.y_test):.4f}")
+        student.save(folder / f"{name}.keras")
 
 
 def run(arguments):

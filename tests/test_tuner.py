@@ -120,7 +120,7 @@ def explored(**options):
 class TestSpace:
     def test_all_parameters_are_searched_by_default(self):
         space = explored()
-        assert set(space) == {"ssd_distill", *(f"ssd_{name}" for name in tuner.PARAMETERS)}
+        assert set(space) == {"ssd_distill", "ssd_average", *(f"ssd_{name}" for name in tuner.PARAMETERS)}
         assert [space[name].sampling for name in ("ssd_kd_weight", "ssd_guidance_temperature")] == ["log", "log"]
         assert space["ssd_kd_weight"].default == 0.1
         assert space["ssd_distill"].default is False
@@ -148,11 +148,23 @@ class TestSpace:
             assert not {"ssd_percentile", "ssd_guidance_temperature"} & set(names)
         assert "ssd_percentile" in explored(space={"similarity": lambda student, teachers: teachers[..., 0]})
 
-    def test_an_undistilled_trial_has_only_the_switch(self):
-        hp = keras_tuner.HyperParameters()
-        model = tuner.SSDHyperModel(build).build(hp)
-        assert hp.values == {"ssd_distill": False}
-        assert not model.settings.distills
+    @pytest.mark.parametrize(
+        ("options", "momentum"),
+        [
+            ({}, 0.99),
+            ({"teacher": "ema", "ema_momentum": 0.5}, 0.5),
+            ({"teacher": "snapshot"}, 0),
+            ({"ema_momentum": 0}, 0),
+        ],
+    )
+    def test_an_undistilled_trial_is_plain_or_averages_as_distilled_ones_do(self, options, momentum):
+        for averages in (False, True):
+            hp = keras_tuner.HyperParameters()
+            hp.values = {"ssd_average": averages}
+            settings = tuner.SSDHyperModel(build, **options).build(hp).settings
+            assert hp.values["ssd_distill"] is False and not settings.distills
+            assert ("ssd_average" in {one.name for one in hp.space}) == bool(momentum)
+            assert settings.ema_momentum == momentum * averages
 
     @pytest.mark.parametrize(
         ("options", "message"),
@@ -267,14 +279,12 @@ class TestSearch:
 
     def test_the_trials_print_as_a_table(self, tmp_path):
         space = {**dict.fromkeys(tuner.PARAMETERS), "num_teachers": 2}
-        trials = tuner.search(random_search(tuner.SSDHyperModel(Users(), space=space), tmp_path, 2), **DATA)
-        assert isinstance(trials, list) and len(trials) == 2
-        assert repr(trials).split("\n") == [
-            "trial  score  distill  num_teachers",
-            "0      1      False",
-            "1      1      True     2",
-        ]
-        assert repr(trials[:1]) == "trial  score  distill\n0      1      False"
+        trials = tuner.search(random_search(tuner.SSDHyperModel(Users(), space=space), tmp_path, 3), **DATA)
+        assert isinstance(trials, list) and len(trials) == 3
+        rows = [line.split() for line in repr(trials).split("\n")]
+        assert rows[:2] == [["trial", "score", "distill", "average", "num_teachers"], ["0", "1", "False", "False"]]
+        assert sorted(row[2:] for row in rows[2:]) == [["False", "True"], ["True", "2"]]
+        assert repr(trials[:1]) == "trial  score  distill  average\n0      1      False    False"
         assert trials[1].trial_id == "1"
 
     @pytest.mark.slow
@@ -307,7 +317,7 @@ class TestSearch:
 
     @pytest.mark.parametrize("monitor", [callbacks.TeacherMonitor, UsersMonitor])
     def test_callbacks_for_teachers_are_left_out_of_plain_trials(self, tmp_path, monitor):
-        search = random_search(tuner.SSDHyperModel(build), tmp_path, max_trials=2)
+        search = random_search(tuner.SSDHyperModel(build, space={"num_teachers": 2}), tmp_path, max_trials=6)
         trials = tuner.search(search, **DATA, callbacks=[monitor()])
         shown = {trial.hyperparameters["ssd_distill"]: trial.metrics.exists("teacher_spread") for trial in trials}
         assert shown == {False: False, True: True}

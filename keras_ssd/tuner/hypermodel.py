@@ -17,19 +17,21 @@ from keras_ssd.files import written_beside
 from keras_ssd.graph import is_functional
 from keras_ssd.keras_names import compile_arguments
 from keras_ssd.model import SSDModel
+from keras_ssd.settings import DEFAULTS
 from keras_ssd.teachers import resolve_kind
 from keras_ssd.tuner.space import PARAMETERS, checked_space, sample
 from keras_ssd.wrapping import wrap
 
 
 class SSDHyperModel(keras_tuner.HyperModel):
-    """A search space: the user's own model, with and without distillation.
+    """A search space: the user's own model, with and without distillation and averaging.
 
     The hyper-parameters of the user's model are joined by those of the distillation, which have the prefix `ssd_`:
 
     | name | searched by default | exists |
     |---|---|---|
-    | `ssd_distill` | no, yes | always; "no" is the plain model, bit for bit |
+    | `ssd_distill` | no, yes | always |
+    | `ssd_average` | no, yes | if not distilled and the teacher's default, or `ema_momentum`, averages the weights |
     | `ssd_similarity` | all, or `"kl"` and `"uniform"` for a subclassed model | if distilled |
     | `ssd_num_teachers` | 2 to 32, logarithmic | if distilled |
     | `ssd_kd_weight` | a tenth to ten times the default of the teacher, logarithmic | if distilled |
@@ -38,7 +40,9 @@ class SSDHyperModel(keras_tuner.HyperModel):
     | `ssd_guidance_temperature` | a tenth to ten times that of the similarities, logarithmic | if guided |
     | `ssd_percentile` | 0 to 95 | if guided, i.e. the similarity is not `"uniform"` |
 
-    The defaults are those of `keras_ssd.wrap`; `ssd_distill` defaults to no. A fixed value is listed, too.
+    A trial without both is the plain model, bit for bit; with `ssd_average` it is averaging alone, the control of
+    distilled trials that average. The defaults are those of `keras_ssd.wrap`; `ssd_distill` and `ssd_average` default
+    to no. A fixed value is listed, too.
 
     With `teacher="snapshot"` the plain stage is trained with early stopping, once for each combination of the user's
     own hyper-parameters. All trials, including undistilled ones, which are the control, continue from its weights with
@@ -89,6 +93,8 @@ class SSDHyperModel(keras_tuner.HyperModel):
             )
         self.hypermodel, self.teacher, self.snapshot_epochs, self.options = given, teacher, snapshot_epochs, options
         self.kind, _ = resolve_kind(teacher)
+        momentum = options.get("ema_momentum")
+        self._momentum = DEFAULTS[self.kind]["ema_momentum"] if momentum is None else momentum
         self.space = checked_space(self.kind, space)
         self._build_plain: Any = given.build if is_hypermodel else given
         has_fit = is_hypermodel and type(given).fit is not keras_tuner.HyperModel.fit
@@ -116,9 +122,13 @@ class SSDHyperModel(keras_tuner.HyperModel):
         distill = hp.Boolean("ssd_distill", default=False)
         with hp.conditional_scope("ssd_distill", [True]):
             options = sample(hp, self.kind, self.space, self.options, is_functional(model))
+        averages = False
+        if self._momentum:
+            with hp.conditional_scope("ssd_distill", [False]):
+                averages = hp.Boolean("ssd_average", default=False) and not distill  # `None` in a distilled trial
+        undistilled: dict[str, Any] = {"kd_weight": 0, "ema_momentum": self._momentum if averages else 0}
         try:
-            # Plain is plain for every teacher: no moving average, no frozen copy.
-            ssd = wrap(model, teacher=self.teacher, **options) if distill else wrap(model, kd_weight=0)
+            ssd = wrap(model, teacher=self.teacher, **options) if distill else wrap(model, **undistilled)
         except ValueError as error:
             # Fatal, because the same error would come again in other trials; their tracebacks are only printed.
             raise keras_tuner.errors.FatalValueError(
