@@ -110,7 +110,9 @@ class _PlainFirst(keras_tuner.Oracle):
         if values.get("tuner/bracket") in plain:
             return response
         own = {name: value for name, value in values.items() if not name.startswith("ssd_")}
-        return {**response, "values": {**own, "ssd_distill": False}}
+        # Values that are missing would be drawn.
+        switches = {"ssd_distill", "ssd_average"} & {one.name for one in self.get_space().space}
+        return {**response, "values": {**own, **dict.fromkeys(sorted(switches, reverse=True), False)}}
 
 
 def _all_failed(oracle: keras_tuner.Oracle) -> RuntimeError:

@@ -51,7 +51,7 @@ def test_the_whole_script(archive, tmp_path, capsys):
     assert "Tiny: 3 trials" in printed
     assert re.search(r"plain \(trial 0\): accuracy [01]\.\d", printed)
     (folder,) = tmp_path.glob("Tiny-random-*")
-    assert sorted(pd.read_csv(folder / "ranking.csv").distill) == [False, False, True]
+    assert set(pd.read_csv(folder / "ranking.csv").distill) == {False, True}
     assert (folder / "search.png").stat().st_size > 5000
     assert isinstance(keras.models.load_model(folder / "best.keras"), keras.Model)
 
