@@ -247,6 +247,42 @@ MUTATIONS = [
         "outputs",
     ),
     Mutation(
+        "the term of an empty batch is no scalar",
+        "loss = ops.sum(loss_of(target, student, sample_weight=sample_weight))",
+        "loss = loss_of(target, student, sample_weight=sample_weight)",
+        "outputs",
+    ),
+    Mutation(
+        "frozen layers before a representation are not told",
+        'if settings.distill == "representation" and weighted and not any(',
+        'if settings.distill == "representation" and not weighted and not any(',
+        "wrap",
+    ),
+    Mutation(
+        "logits are taken for probabilities",
+        "((mean < -1e-3) | (mean > 1 + 1e-3)).any()",
+        "((mean < -1e30) | (mean > 1e30)).any()",
+        "uncertainty",
+    ),
+    Mutation(
+        "a comparison puts the second stage against the first",
+        'dict.fromkeys(["plain"] * (a not in longer) + [controls[a]])',
+        'dict.fromkeys(["plain", controls[a]])',
+        "comparison",
+    ),
+    Mutation(
+        "the first trial of a search may average",
+        "dict.fromkeys(sorted(switches, reverse=True), False)",
+        '{"ssd_distill": False}',
+        "tuner",
+    ),
+    Mutation(
+        "undistilled trials never average",
+        '"ema_momentum": self._momentum if averages else 0',
+        '"ema_momentum": 0',
+        "tuner",
+    ),
+    Mutation(
         "views of teachers: targets not sharpened",
         "guidance.sharpened(target, temperature), own",
         "target, own",
@@ -587,7 +623,12 @@ MUTATIONS = [
         "crash",
     ),
     # The search.
-    Mutation("no plain trial", '{**own, "ssd_distill": False}', '{**own, "ssd_distill": True}', "tuner"),
+    Mutation(
+        "no plain trial",
+        'plain = [one.get("tuner/bracket") for one in earlier if',
+        "plain = [None, 0, 1] + [0 for one in earlier if",
+        "tuner",
+    ),
     # Sets with unlabelled samples.
     Mutation("an order drawn for every batch", "if epoch != drawn[0]:", "if True:", "unlabelled"),
     Mutation(
