@@ -304,7 +304,7 @@ def test_rows_of_another_configuration_are_refused(tmp_path_factory, change, par
     out = tmp_path_factory.getbasetemp() / "recorded.jsonl"
     compare(out=out)
     before = out.read_text()
-    with pytest.raises(ValueError, match=f"`out` holds the run .* of other {part}. Received: out="):
+    with pytest.raises(ValueError, match=f"`out` holds the run .* of other {part}. Pass another file. Received: out="):
         compare(out=out, **change)
     assert out.read_text() == before
 

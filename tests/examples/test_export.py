@@ -185,7 +185,7 @@ def test_a_process_that_takes_too_long_is_killed_and_leaves_no_earlier_file(stud
     assert not (tmp_path / "student.onnx").exists()
 
 
-@pytest.mark.parametrize("key, package", [("onnx", "onnxruntime"), ("litert", "ai_edge_litert")])
+@pytest.mark.parametrize("key, package", [("onnx", "onnx"), ("litert", "tensorflow")])
 def test_a_missing_package_is_named(monkeypatch, student, tmp_path, key, package):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find(name) or name)
