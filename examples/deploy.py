@@ -264,16 +264,16 @@ def missing(packages):
 
 def write_row(key, source, path, work):
     """What the process does."""
-    path, arrays = pathlib.Path(path), dict(np.load(f"{work}/arrays.npz"))
+    path, arrays, row = pathlib.Path(path), dict(np.load(f"{work}/arrays.npz")), {}
     try:
         FORMATS[key].write(keras.models.load_model(source, compile=False), path, arrays["calibration"])
-        row = {"bytes": size(path)}
+        row["bytes"] = size(path)
         if packages := missing(FORMATS[key].runtime):
             row["reason"] = f"written, not run: pip install {packages}"
         else:
             row |= measure(FORMATS[key].open(path), arrays["x"], arrays["y"], arrays["reference"])
     except Exception as error:  # each converter has its own kinds
-        row = {"reason": (str(error).strip() or type(error).__name__).splitlines()[0][:200]}
+        row |= {"reason": (str(error).strip() or type(error).__name__).splitlines()[0][:200]}
     pathlib.Path(work, "row.json").write_text(json.dumps(row))
 
 
@@ -353,7 +353,7 @@ def main(argv=None):
     if arguments.model is None:
         print(f"student.keras: {size(source)} bytes, plain.keras: {size(arguments.out / 'plain.keras')} bytes")
     print(f"files: {arguments.out}")
-    return int(arguments.formats is not None and any("reason" in row for row in rows))
+    return int(arguments.formats is not None and any("bytes" not in row for row in rows))
 
 
 if __name__ == "__main__":

@@ -47,7 +47,8 @@ class Comparison:
                 f"Each arm should have a row for each {self.unit}, seed and fold. Rows are missing of {lacking}."
             )
         # Arms that go on from the plain one, and their controls, have taken more steps than it.
-        longer = {a for a in self.arms if "continued" in (a.partition(",")[0], controls[a].partition(",")[0])}
+        continued = {control for control in controls.values() if (control or "").partition(",")[0] == "continued"}
+        longer = {a for a in self.arms if a in continued or controls[a] in continued}
         others = {a: dict.fromkeys(["plain"] * (a not in longer) + [controls[a]]) for a in self.arms}
         self.pairs = [(a, b) for a in self.arms for b in others[a] if b and a != b]
 

@@ -223,8 +223,7 @@ def plot_rejection(prediction: Any, y: Any, ax: "Axes | None" = None, **options:
 def _judged(prediction: Any, y: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return for each sample if its most probable class is right, the probability of this class, and the entropy."""
     is_stochastic = isinstance(prediction, StochasticPrediction)
-    mean = np.asarray(prediction.mean if is_stochastic else prediction)
-    is_array = not is_stochastic and mean.ndim > 0 and np.issubdtype(mean.dtype, np.floating)
+    is_array = not is_stochastic and "float" in str(getattr(prediction, "dtype", ""))
     if not is_array and (not is_stochastic or prediction.predictive_entropy is None):
         received = "that of a regression, without a predictive_entropy" if is_stochastic else repr(type(prediction))
         raise ValueError(
@@ -232,13 +231,19 @@ def _judged(prediction: Any, y: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray
             "output that classifies. If the model classifies but is not compiled, tell predict_stochastic its `loss`. "
             f"Received: {received}"
         )
-    if not (mean.min() > -1e-3 and mean.max() < 1 + 1e-3):
+    mean = np.asarray(prediction if is_array else prediction.mean)
+    if mean.dtype.itemsize < 4:
+        mean = mean.astype("float32")  # in float16, 1e-30 is 0
+    is_unit = mean.ndim == 1 or mean.shape[-1] == 1
+    of_classes = 1.0 if is_unit or not is_array else mean.sum(axis=-1)
+    if not (np.all(mean > -1e-2) and np.all(mean < 1 + 1e-2) and np.all(np.abs(of_classes - 1) < 0.05)):
         raise ValueError(
-            f"`prediction` should hold probabilities. Received: values from {mean.min():.4g} to {mean.max():.4g}. Of "
-            "logits take the softmax, or the sigmoid of binary units."
+            "`prediction` should hold probabilities, `(samples, classes)` that sum to 1, or `(samples, 1)`. Received: "
+            f"values from {mean.min():.4g} to {mean.max():.4g} of shape {mean.shape}. Of logits take the softmax, or "
+            "the sigmoid of a binary unit; draw several units one by one."
         )
     if is_array:
-        kind = "binary" if mean.ndim == 1 or mean.shape[-1] == 1 else "categorical"
+        kind = "binary" if is_unit else "categorical"
         entropy = keras.ops.convert_to_numpy(entropies(keras.ops.convert_to_tensor(mean), kind))
     else:
         entropy = np.asarray(prediction.predictive_entropy)

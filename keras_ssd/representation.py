@@ -83,7 +83,8 @@ def find_representations(student: Graph, teacher: Graph, settings: Settings) -> 
         )
     layers = [step.layer for step in student.needed(found[:1]) if isinstance(step.layer, keras.Layer)]
     weighted = [layer for layer in layers if layer.weights]
-    if settings.distill == "representation" and weighted and not any(x.trainable_weights for x in weighted):
+    is_frozen = any(not x.trainable for x in weighted) and not any(x.trainable_weights for x in weighted)
+    if settings.distill == "representation" and is_frozen:
         warnings.warn(
             "The distillation term changes nothing: it is a distance of representations, and no trainable weight of "
             f"{student.model.name!r} lies before the representation. Unfreeze some layers before `fit`, or distil the "

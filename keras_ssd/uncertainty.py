@@ -84,7 +84,7 @@ def predict_stochastic(
 
     Raises:
         ValueError: if an argument is out of range, the model is not built, no output depends on a noise layer, or an
-            output that classifies holds no probabilities.
+            output that classifies has negative values.
 
     Example:
         >>> student = keras.models.load_model("student.keras")
@@ -109,13 +109,13 @@ def predict_stochastic(
         with model._deployed() if network is not model else contextlib.nullcontext():
             predictor = Predictor(network, num_passes, seed, stochastic_layers, dropout_rate, loss, pass_chunk)
         summaries = predictor.predict(x, batch_size=batch_size, steps=steps, verbose=verbose)
-    for fields in summaries:
-        mean = fields["mean"]
-        if "predictive_entropy" in fields and ((mean < -1e-3) | (mean > 1 + 1e-3)).any():
+    for number, fields in enumerate(summaries):
+        if "predictive_entropy" in fields and (fields["mean"] < -1e-3).any():
             raise ValueError(
-                f"An output that classifies should hold probabilities. Received: values from {mean.min():.4g} to "
-                f"{mean.max():.4g} from {network.name!r}. If these are logits, compile the model with a loss that has "
-                "from_logits=True, or pass such a `loss`."
+                f"Output {number} of {network.name!r} is a classification by its loss or activation, so it should hold "
+                f"probabilities. Received: values down to {fields['mean'].min():.4g}. If these are logits, compile "
+                "with a loss that has from_logits=True, or pass such a `loss`; for mean and variance only pass "
+                'loss="mse".'
             )
     structure = predictor.structure.content
     return tree.pack_sequence_as(structure, [StochasticPrediction(**fields) for fields in summaries])

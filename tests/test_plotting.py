@@ -4,6 +4,7 @@ import importlib.util
 import sys
 
 import keras
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -178,11 +179,13 @@ def test_a_binary_unit_is_a_sample_with_two_classes():
     np.testing.assert_allclose(plotting.plot_rejection(binary, [0, 0]).lines[-1].get_ydata(), [0.5, 1])
 
 
+@pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16"])
 @pytest.mark.parametrize("probabilities", [FOUR.mean, FOUR.mean[:, 1:], FOUR.mean[:, 1]])
-def test_probabilities_of_predict_are_drawn(probabilities):
+def test_probabilities_of_predict_are_drawn(probabilities, dtype):
     """Of exclusive classes or of a binary unit. By entropy the samples 3, 2, 1 and 0; wrong are 3 and 0."""
+    probabilities = probabilities.astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
     points = plotting.plot_reliability(probabilities, [1, 1, 0, 1], num_bins=2).lines[-1].get_xydata()
-    np.testing.assert_allclose(points, [[0.65, 0.5], [0.95, 0.5]], rtol=1e-6)
+    np.testing.assert_allclose(points, [[0.65, 0.5], [0.95, 0.5]], rtol=1e-6 if dtype == "float64" else 5e-3)
     line = plotting.plot_rejection(probabilities, [1, 1, 0, 1]).lines[-1]
     np.testing.assert_allclose(line.get_xydata(), [[0, 1 / 2], [1 / 4, 2 / 3], [1 / 2, 1 / 2], [3 / 4, 0]])
 
@@ -198,8 +201,13 @@ def test_predictions_that_cannot_be_judged_are_refused(plot, monkeypatch):
     for prediction, received in ((of_regression, "without a predictive_entropy"), ([1, 2], "<class 'list'>")):
         with pytest.raises(ValueError, match=f"`prediction` should be an array of probabilities, or .*{received}"):
             plot(prediction, [0, 1, 1])
-    with pytest.raises(ValueError, match="should hold probabilities. Received: values from -2 to 3. Of logits take"):
-        plot(np.array([[3.0, -2.0]]), [0])
+    for values in ([[3.0, -2.0]], [[0.9, 0.8]], [[np.nan, 0.5]]):  # logits, two units, no number
+        with pytest.raises(
+            ValueError, match=r"should hold probabilities, .*Received: values from .* of shape \(1, 2\)"
+        ):
+            plot(np.array(values), [0])
+    with pytest.raises(ValueError, match="`prediction` should be an array of probabilities, or .*<class 'list'>"):
+        plot([FOUR, FOUR], [0, 1, 0, 1])
     with pytest.raises(ValueError, match=r"`y` should hold a class for each of 4 predictions. Received: shape \(3,\)"):
         plot(FOUR, [0, 1, 0])
 

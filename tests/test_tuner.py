@@ -204,7 +204,7 @@ class TestSearch:
         assert any(one["ssd_distill"] for one in values(trials))
         if kind == "hyperband":
             brackets = {one["tuner/bracket"] for one in values(trials)}
-            plain = [one for one in values(trials) if not one["ssd_distill"]]
+            plain = [one for one in values(trials) if not (one["ssd_distill"] or one["ssd_average"])]
             assert {one["tuner/bracket"] for one in plain} == brackets == {0, 1}
         for trial, model in zip(trials[:2], search.get_best_models(2), strict=True):
             assert isinstance(model, SSDModel)

@@ -89,7 +89,7 @@ def test_logits_are_not_taken_for_probabilities():
     inputs = keras.Input((4,))
     model = keras.Model(inputs, layers.Dense(3)(layers.Dropout(0.5)(inputs)))
     x = 9 * np.random.default_rng(0).normal(size=(5, 4))
-    with pytest.raises(ValueError, match="should hold probabilities. Received: values from -.*from_logits=True"):
+    with pytest.raises(ValueError, match="Output 0 of .* Received: values down to -.*from_logits=True.*mse"):
         predict(model, x, loss="sparse_categorical_crossentropy")
     of_logits = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     np.testing.assert_allclose(predict(model, x, loss=of_logits).mean.sum(axis=1), 1, rtol=1e-5)

@@ -254,14 +254,14 @@ MUTATIONS = [
     ),
     Mutation(
         "frozen layers before a representation are not told",
-        'if settings.distill == "representation" and weighted and not any(',
-        'if settings.distill == "representation" and not weighted and not any(',
+        'if settings.distill == "representation" and is_frozen:',
+        "if False and is_frozen:",
         "wrap",
     ),
     Mutation(
         "logits are taken for probabilities",
-        "((mean < -1e-3) | (mean > 1 + 1e-3)).any()",
-        "((mean < -1e30) | (mean > 1e30)).any()",
+        '(fields["mean"] < -1e-3).any()',
+        '(fields["mean"] < -1e30).any()',
         "uncertainty",
     ),
     Mutation(
