@@ -367,6 +367,13 @@ def test_compiled_steps_of_low_precision_equal_eager_ones(policy):
         assert compiled[name] == pytest.approx(eager[name], rel=0.05), name
 
 
+@every_output
+def test_the_loss_of_an_empty_batch_is_a_scalar(kind, shape, expected):
+    student, teachers = (x[:0] for x in outputs(shape))
+    loss = distil(Output(kind, from_logits=True, temperature=2.0), student, teachers, WEIGHTS[:0])
+    assert ops.shape(loss) == () and float(loss) == 0
+
+
 @pytest.mark.compiled
 @pytest.mark.parametrize("kind", ["binary", "regression"])
 def test_an_empty_batch_adds_no_term_and_no_gradient(kind):
