@@ -50,6 +50,7 @@ def run(notebook, name):
     matplotlib.use("agg")
     from matplotlib import pyplot
 
+    pyplot.close("all")  # figures that others left open are not those of the first cell
     namespace = {"__name__": "__main__"}
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         for number, cell in enumerate(code_cells(notebook), start=1):
