@@ -129,7 +129,13 @@ def main():
     cases, bad = list(combinations()), 0
     for number, case in enumerate(cases):
         outcome = {}
-        for name, options in {"plain": (False, False), "compiled": (True, False), "eager": (True, True)}.items():
+        ways = {
+            "plain": (False, False),
+            "plain, eager": (False, True),
+            "compiled": (True, False),
+            "eager": (True, True),
+        }
+        for name, options in ways.items():
             try:
                 outcome[name] = run(case, *options)
             except Exception as error:
@@ -139,12 +145,17 @@ def main():
         keras.backend.clear_session()
         texts = {name: result for name, result in outcome.items() if isinstance(result, str)}
         message = None
-        if texts and not ("plain" in texts and len(texts) == 3):
+        if texts and not ("plain" in texts and len(texts) == len(ways)):
             message = str(texts)
         elif not texts:
             tolerance = TOLERANCES[case["policy"]]
-            pairs = zip(outcome["compiled"], outcome["eager"], strict=True)
-            if not all(np.allclose(a, b, rtol=tolerance, atol=tolerance, equal_nan=True) for a, b in pairs):
+
+            def agree(a, b, tolerance=tolerance, outcome=outcome):
+                pairs = zip(outcome[a], outcome[b], strict=True)
+                return all(np.allclose(*pair, rtol=tolerance, atol=tolerance, equal_nan=True) for pair in pairs)
+
+            # On TensorFlow Keras' own loss of an empty batch is NaN eagerly.
+            if agree("plain", "plain, eager") and not agree("compiled", "eager"):
                 message = f"differ: {outcome['compiled'][:6]} and {outcome['eager'][:6]}"
             elif not all(np.isfinite(one).all() for one in outcome["compiled"]) and all(
                 np.isfinite(one).all() for one in outcome["plain"]
