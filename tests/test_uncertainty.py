@@ -85,16 +85,6 @@ def state(model):
     return arrays([*model.variables, *(model.optimizer.variables if model.compiled else [])])
 
 
-def test_logits_are_not_taken_for_probabilities():
-    inputs = keras.Input((4,))
-    model = keras.Model(inputs, layers.Dense(3)(layers.Dropout(0.5)(inputs)))
-    x = 9 * np.random.default_rng(0).normal(size=(5, 4))
-    with pytest.raises(ValueError, match="Output 0 of .* Received: values down to -.*from_logits=True.*mse"):
-        predict(model, x, loss="sparse_categorical_crossentropy")
-    of_logits = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    np.testing.assert_allclose(predict(model, x, loss=of_logits).mean.sum(axis=1), 1, rtol=1e-5)
-
-
 # The figures, by hand. ln 2 = 0.693147; H(.8) = 0.500402, H(.9) = 0.325083, H(.7) = 0.610864.
 
 
@@ -461,6 +451,16 @@ BAD = {
 def test_predict_stochastic_rejects_bad_arguments(make, options, message):
     with pytest.raises(ValueError, match=message):
         predict(make(), **options)
+
+
+def test_logits_are_not_taken_for_probabilities():
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, layers.Dense(3)(layers.Dropout(0.5)(inputs)))
+    x = 9 * np.random.default_rng(0).normal(size=(5, 4))
+    with pytest.raises(ValueError, match="Output 0 of .* Received: values down to -.*from_logits=True.*mse"):
+        predict(model, x, loss="sparse_categorical_crossentropy")
+    of_logits = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    np.testing.assert_allclose(predict(model, x, loss=of_logits).mean.sum(axis=1), 1, rtol=1e-5)
 
 
 def test_an_unknown_option_of_the_method_is_refused():
