@@ -2,8 +2,8 @@
 
 Most layers of Keras compute a row from this row alone. Some do not: a softmax over the batch, a reshape that folds
 windows into the batch, a layer with a capacity for a batch. Shapes do not show this. Models with layers that are not
-known to keep rows apart are run once, without noise, on a small batch and on every third row of it: the rows must have
-the same values in both.
+known to keep rows apart are run, without noise, on small batches and on every third row of them: the rows must have the
+same values in both.
 """
 
 import math
@@ -24,9 +24,12 @@ from keras_ssd.noise import parts_of
 # The rows of a batch, of which every third one makes the smaller batch. No other axis is likely to have as many as a
 # symbolic batch.
 _ROWS, _SYMBOLIC_ROWS, _STRIDE = 6, 183, 3
+# A row shows that it depends on others only if these change its value: a maximum of the batch may lie in a row that
+# both batches have. So several pairs of batches are compared.
+_NUM_BATCHES = 9
 # A layer of the user's is also run on more rows, up to this number, if it is small: it may count the rows of a batch.
-_MANY_ROWS = 256
-_MANY_ELEMENTS, _MANY_MULTIPLICATIONS = 2**18, 2**27
+_MANY_ROWS = 2048
+_MANY_ELEMENTS, _MANY_MULTIPLICATIONS = 2**22, 2**29
 
 
 class RepeatRows(keras.layers.Layer):
@@ -79,33 +82,45 @@ def examine(
     if all(_keeps_rows(step) for step in (*prefix, *suffix)):
         return Independence(by_shape)
 
-    def compared(make_inputs: Callable[..., dict[int, Any]], *options: int) -> Independence | None:
+    def compared(make_inputs: Callable[..., dict[int, Any]], number: int = 0) -> Independence | None:
         try:
             with warnings.catch_warnings(), _backend.teacher_scope(0), keras.StatelessScope(collect_losses=True):
                 warnings.simplefilter("ignore")
-                runs = _Runs(make_inputs(graph, *options))
+                runs = _Runs(make_inputs(graph, number), first=number % _STRIDE)
                 return _compare(runs, prefix, suffix, suffix_inputs, outputs, by_shape)
         except Exception:  # layers may refuse a batch by any kind of error
             return None
 
-    verdict = compared(_random_inputs, 0)
-    if verdict is not None and not (verdict.suffix_culprit is None and verdict.prefix_culprit is None):
-        # Values close to a threshold may differ by rounding: only what differs for two batches is believed.
-        verdict = compared(_random_inputs, 1)
-    unknown = Independence(by_shape, has_fixed_size=batch is not None)
-    return verdict or compared(_symbolic_inputs) or unknown
+    independent, found = None, 0
+    for number in range(_NUM_BATCHES):
+        verdict = compared(_random_inputs, number)
+        if verdict is None:
+            break
+        if verdict.suffix_culprit is None and verdict.prefix_culprit is None:
+            independent = verdict
+        else:
+            found += 1
+        if found == 2:  # values close to a threshold may differ once, by rounding
+            return verdict
+    return independent or compared(_symbolic_inputs) or Independence(by_shape, has_fixed_size=batch is not None)
 
 
 class _Runs:
     """The values of a graph, by `id` of the symbolic tensors, for a batch and for some rows of it."""
 
-    def __init__(self, inputs: dict[int, Any]) -> None:
+    def __init__(self, inputs: dict[int, Any], first: int) -> None:
+        self._first = first
         self.all, self.part = inputs, self.take(inputs)
         self.rows, self.few = (_first_size(next(iter(values.values()))) or 0 for values in (self.all, self.part))
 
     def take(self, values: Any) -> Any:
         """Return the rows of the smaller batch, of each tensor in a structure."""
-        return tree.map_structure(_every_third, values)
+        return tree.map_structure(self._every_third, values)
+
+    def _every_third(self, x: Any) -> Any:
+        if isinstance(x, keras.KerasTensor):
+            return keras.KerasTensor((math.ceil(x.shape[0] / _STRIDE), *x.shape[1:]), x.dtype)
+        return x[self._first :: _STRIDE]
 
     def state(self, tensor: Any) -> str:
         """Return `"rows"`, `"none"` (no row for each sample), `"moved"` or `"mixed"` for a symbolic tensor."""
@@ -122,14 +137,8 @@ class _Runs:
         if sizes[0] == sizes[1]:
             return "none" if _equal(a, b) else "mixed"
         if sizes == (self.rows, self.few):
-            return "rows" if _equal(_every_third(a), b) else "mixed"
+            return "rows" if _equal(self._every_third(a), b) else "mixed"
         return "moved" if sizes[0] * self.few == sizes[1] * self.rows else "mixed"
-
-
-def _every_third(x: Any) -> Any:
-    if isinstance(x, keras.KerasTensor):
-        return keras.KerasTensor((math.ceil(x.shape[0] / _STRIDE), *x.shape[1:]), x.dtype)
-    return x[::_STRIDE]
 
 
 class _Culprit(NamedTuple):
@@ -211,7 +220,10 @@ def _counts_rows(runs: _Runs, step: Step, states: set[str]) -> bool:
     before = tree.flatten([runs.all[id(x)] for x in step.outputs])
     elements = sum(math.prod(x.shape) for x in [*tree.flatten(list(repeated.values())), *before])
     weights = sum(math.prod(v.shape) for v in getattr(step.layer, "weights", []))
-    rows = min(_MANY_ROWS, runs.rows * _MANY_ELEMENTS // max(elements, 1), _MANY_MULTIPLICATIONS // max(weights, 1))
+    # Of a sequence or an image each position is multiplied by all weights.
+    positions = max([math.prod(x.shape[1:-1]) for x in before if len(x.shape) > 2], default=1)
+    affordable = _MANY_MULTIPLICATIONS // max(weights * positions, 1)
+    rows = min(_MANY_ROWS, runs.rows * _MANY_ELEMENTS // max(elements, 1), affordable)
     copies = rows // runs.rows
     if copies < 2:
         return False
@@ -261,7 +273,7 @@ def _random_inputs(graph: Graph, seed: int) -> dict[int, Any]:
     return {id(x): random(x) for x in tree.flatten(graph.inputs)}
 
 
-def _symbolic_inputs(graph: Graph) -> dict[int, Any]:
+def _symbolic_inputs(graph: Graph, _: int) -> dict[int, Any]:
     inputs = tree.flatten(graph.inputs)
     return {id(x): keras.KerasTensor((_SYMBOLIC_ROWS, *_lengths(x.shape)), x.dtype) for x in inputs}
 
