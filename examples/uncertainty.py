@@ -86,7 +86,7 @@ def main(argv=None):
         if arguments.models is None:
             models[method] = deploy.train(task, method, arguments.seed, arguments.epochs)
         else:
-            models[method] = keras.models.load_model(arguments.models / file)
+            models[method] = keras.models.load_model(arguments.models / file, compile=False)
     told = predictions(models, x, arguments.num_passes, arguments.seed)
     figure, rows = draw(told, y, f"{task.name}, {len(x)} test windows")
     print(f"\n{task.name}, {keras.backend.backend()}, {len(x)} test windows")

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import math
 import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -66,6 +67,13 @@ def is_concrete(x: Tensor) -> bool:
     return not isinstance(x, jax.core.Tracer) if BACKEND == "jax" else not torch.compiler.is_compiling()
 
 
+def outside_of_graph() -> Any:
+    """Return the context in which operations on arrays are run at once, also while a function is traced."""
+    if BACKEND == "tensorflow":
+        return tf.init_scope()
+    return jax.ensure_compile_time_eval() if BACKEND == "jax" else contextlib.nullcontext()
+
+
 def gains_from_small_batches() -> bool:
     """Return whether several small batches are faster than one large batch that overflows the processor's cache.
 
@@ -73,6 +81,36 @@ def gains_from_small_batches() -> bool:
     """
     on_jax = BACKEND == "jax" and jax.default_backend() == "cpu"
     return on_jax or (BACKEND == "torch" and not torch.accelerator.is_available())
+
+
+def draws_masks_slowly() -> bool:
+    """Return whether dropout masks take a large part of a step: on PyTorch's CPU, one Bernoulli draw for each value."""
+    return BACKEND == "torch" and not torch.accelerator.is_available()
+
+
+def dropout_from_bits(layer: Any, rate: float | None, inputs: Tensor, training: bool | None = None) -> Tensor:
+    """Do what a `keras.layers.Dropout` does, on PyTorch, with 16 random bits for each value.
+
+    The probability of a drop is the rate, rounded to a multiple of `2**-16`; what is kept is divided by its own
+    probability, so the mean is exact. The bits come from PyTorch's global generator (`teacher_scope`).
+
+    Args:
+        layer: the layer, which gives the shape of the noise.
+        rate: the rate; `None` for that of the layer.
+        inputs: as for the layer.
+        training: as for the layer.
+    """
+    dropped = round((layer.rate if rate is None else rate) * 2**16)
+    if not training or not dropped:
+        return inputs
+    if dropped == 2**16:
+        return torch.zeros_like(inputs)
+    given = layer.noise_shape or [None] * inputs.ndim
+    shape = [size if one is None else one for size, one in zip(inputs.shape, given, strict=True)]
+    # All 64 bits of a number, read as four integers from -2^15 to 2^15 - 1.
+    bits = torch.empty(-(-math.prod(shape) // 4), dtype=torch.int64).random_(-(2**63), None)
+    drop = bits.view(torch.int16)[: math.prod(shape)].view(shape) < dropped - 2**15
+    return inputs.masked_fill(drop, 0.0).mul_(2**16 / (2**16 - dropped))
 
 
 def map_in_turn(function: Callable, elements: Tensor) -> Any:

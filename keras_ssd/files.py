@@ -116,7 +116,8 @@ def load_model(
         raise ValueError(
             f"`filepath` holds no wrapped model: {os.fspath(filepath)!r}. If it is the file of a plain model, load it "
             "with keras.models.load_model(path) and wrap it: keras_ssd.wrap(model). A file of "
-            "keras.saving.save_model(ssd, path) is loaded by keras.models.load_model."
+            "keras.saving.save_model(ssd, path) is loaded by keras.models.load_model, one that ends in .h5 with "
+            'custom_objects={"SSDModel": keras_ssd.SSDModel}.'
         )
     options = {"custom_objects": custom_objects, "safe_mode": safe_mode}
     config = json.loads(content)

@@ -9,12 +9,13 @@ float16.
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
-from keras_ssd._backend import is_concrete, wide
+from keras_ssd._backend import is_concrete, outside_of_graph, wide
 from keras_ssd._typing import Tensor
 
 SIMILARITIES = ("dot", "cosine", "euclidean", "kl", "uniform")
@@ -188,7 +189,10 @@ def _custom_scores(student: Tensor, teachers: Tensor, similarity: Callable[[Tens
     dtype = keras.backend.standardize_dtype(scores.dtype)
     if not keras.backend.is_float_dtype(dtype):
         raise ValueError(f"`similarity` should return floats. Received: scores of dtype {dtype}")
-    if is_concrete(scores) and is_concrete(student):
+    if not (is_concrete(scores) and is_concrete(student)):
+        if _is_never_finite(similarity, tuple(teachers.shape[1:])):
+            raise ValueError("`similarity` should return finite scores. Received: none for random features")
+    else:
         found, given = ops.any(ops.isfinite(scores), axis=-1), ops.all(ops.isfinite(student), axis=-1)
         if not bool(ops.all(ops.logical_or(found, ops.logical_not(given)))):
             raise ValueError(
@@ -196,6 +200,23 @@ def _custom_scores(student: Tensor, teachers: Tensor, similarity: Callable[[Tens
                 "teacher has a finite score"
             )
     return scores
+
+
+def _is_never_finite(similarity: Callable[[Tensor, Tensor], Tensor], shape: tuple[Any, ...]) -> bool:
+    """Return whether no score of random features is finite, neither of any numbers nor of positive ones.
+
+    While a step is traced the features have no values.
+    """
+    if None in shape:
+        return False
+    features = np.random.default_rng(0).normal(size=(2, 4, *shape)).astype("float32")
+    features[1] = np.abs(features[1])
+    try:
+        with outside_of_graph():
+            scores = [similarity(ops.convert_to_tensor(x[:, 0]), ops.convert_to_tensor(x)) for x in features]
+            return not any(np.isfinite(ops.convert_to_numpy(one)).any() for one in scores)
+    except Exception:  # it may not take values while a step is traced
+        return False
 
 
 def _dot(student: Tensor, teachers: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from keras_ssd.distillation import Distillation
 from keras_ssd.forwarding import forwards_to_student
 from keras_ssd.graph import is_functional, takes_training
 from keras_ssd.guidance import guided_target
-from keras_ssd.settings import check_number, resolve
+from keras_ssd.settings import OPTIONS, check_number, resolve
 from keras_ssd.step import FitState, StepState, as_training_step
 from keras_ssd.teachers import check_replaceable, resolve_kind
 from keras_ssd.uncertainty import predict_stochastic
@@ -319,6 +319,24 @@ class SSDModel(keras.Model):
         if name.startswith("_") or name == "student" or hasattr(type(self), name):
             return object.__getattribute__(self, name)  # raises, for a property with the error that it raised
         return getattr(self.student, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; of one that the wrapper lacks and the student has, the student's."""
+        is_own = name.startswith("_") or name in vars(self) or hasattr(type(self), name) or "settings" not in vars(self)
+        if not is_own and hasattr(self.student, name):
+            setattr(self.student, name, value)
+        elif (
+            type(self) is SSDModel
+            and "settings" in vars(self)
+            and name in ("settings", *OPTIONS)
+            and name != "kd_weight"
+        ):
+            raise AttributeError(
+                f"`{name}` of a wrapped model cannot be changed: its teachers are built for it. Wrap the model again, "
+                f"keras_ssd.wrap(ssd.student, ...). Of the options only `kd_weight` can be assigned."
+            )
+        else:
+            super().__setattr__(name, value)
 
     def __repr__(self) -> str:
         options: dict[str, Any] = {"kd_weight": 0}

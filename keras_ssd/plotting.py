@@ -269,10 +269,13 @@ def _axes(ax: "Axes | None") -> "Axes":
 
 
 def _with_legend(ax: "Axes", handles: list[Any] | None = None) -> "Axes":
-    """Put the legend above the axes, where no data are."""
+    """Put the legend below the axes and their label, where neither data nor a title are."""
     handles = ax.get_legend_handles_labels()[0] if handles is None else handles
     if handles:
-        ax.legend(handles=handles, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, fontsize="small")
+        transforms = _imported("matplotlib.transforms", "matplotlib")
+        below = transforms.ScaledTranslation(0, -36 / 72, ax.figure.dpi_scale_trans)  # 36 points
+        place: dict[str, Any] = dict(loc="upper center", bbox_to_anchor=(0.5, 0), bbox_transform=ax.transAxes + below)
+        ax.legend(handles=handles, ncols=2, fontsize="small", **place)
     return ax
 
 

@@ -120,6 +120,15 @@ class Settings:
         return {name: getattr(self, name) for name in OPTIONS}
 
 
+def _refuse_assignment(settings: Settings, name: str, value: Any) -> None:
+    raise dataclasses.FrozenInstanceError(
+        f"`{name}` cannot be changed: teachers are built for their settings. Assign `ssd.kd_weight` for another weight "
+        "of the term, or wrap the model again, keras_ssd.wrap(ssd.student, ...)."
+    )
+
+
+setattr(Settings, "__setattr__", _refuse_assignment)  # noqa: B010, a frozen dataclass may not define it
+
 # The names of all options of `wrap` after `teacher`.
 OPTIONS = tuple(field.name for field in dataclasses.fields(Settings) if field.name != "kind")
 # Options with the same default for every kind of teacher.

@@ -11,7 +11,7 @@ from keras_ssd import _backend
 from keras_ssd._typing import Tensor
 from keras_ssd.copies import WeightCopies, copied_variables
 from keras_ssd.graph import Graph, output_structure
-from keras_ssd.keras_names import compile_arguments
+from keras_ssd.keras_names import check_mode, compile_arguments
 from keras_ssd.masks import merge_axes
 from keras_ssd.noise import choose_noise
 from keras_ssd.output_records import OutputRecords
@@ -93,6 +93,7 @@ def predict_stochastic(
     """
     if not isinstance(model, keras.Model):
         raise ValueError(f"`model` should be a keras.Model. Received: {model!r} of type {type(model).__name__}")
+    check_mode()
     network = getattr(model, "student", model) if hasattr(model, "_deployed") else model
     if not network.built:
         raise ValueError(

@@ -87,17 +87,25 @@ class JoinedDataset(keras.utils.PyDataset):
         super().__init__()
         self.labelled, self.unlabelled, self.num_batches = labelled, unlabelled, num_batches
         self.epoch: int = 0
-        self.loss: Any = None  # labels are checked for this loss; `fit` sets it
+        self.loss: Any = None  # labels are checked for this loss; `begin` sets it
+        self._may_look, self._num_taken = False, 0
+
+    def begin(self, loss: Any) -> None:
+        """Note that `fit` begins, in which Keras may look at one batch before the first epoch."""
+        self.loss, self._may_look, self._num_taken = loss, True, 0
 
     def on_epoch_end(self) -> None:
         """Switch to the order of the next epoch."""
-        self.labelled.end_epoch()
-        self.unlabelled.end_epoch()
+        only_looked = self._may_look and self._num_taken == 1 < self.num_batches
+        self._may_look, self._num_taken = False, 0
+        self.labelled.end_epoch(only_looked)
+        self.unlabelled.end_epoch(only_looked)
         self.epoch += 1
 
     def __getitem__(self, index: int) -> tuple[Any, Any, Any]:
         """Return a batch `(x, y, sample_weight)`."""
         place = self.epoch, self.num_batches, index
+        self._num_taken += 1
         (x, y, weight), others = self.labelled.batch(*place), self.unlabelled.batch(*place)
         _check_together((x, y, weight), others)
         check_labels(y, self.loss)
@@ -144,7 +152,7 @@ class _ArrayBatches:
             orders.append((generator.permutation if self._shuffle else np.arange)(self._length))
         return np.concatenate(orders)[start % self._length :][:count]
 
-    def end_epoch(self) -> None:
+    def end_epoch(self, only_looked: bool) -> None:
         """The order follows from the epoch."""
 
 
@@ -155,6 +163,8 @@ class _GivenBatches:
         self._name, self._data = name, data
         self._iterator: Any = None
         self._taken: int | None = None  # in the present pass; `None` between two passes
+        self._last: Any = None  # the last batch, and whether it is returned again
+        self._again = False
         self.num_batches = getattr(data, "num_batches", None)
         with contextlib.suppress(TypeError):
             self.num_batches = self.num_batches or len(data)
@@ -172,6 +182,9 @@ class _GivenBatches:
 
     def batch(self, *place: int) -> Any:
         """Return the next batch, whatever its place."""
+        if self._again:
+            self._again = False
+            return self._last
         for _ in range(2):
             if self._taken is None:
                 self._taken = 0
@@ -181,17 +194,21 @@ class _GivenBatches:
                 count = self._data.num_batches if isinstance(self._data, keras.utils.PyDataset) else None
                 self._iterator = iter(self._data) if count is None else map(self._data.__getitem__, range(count))
             for batch in self._iterator:
-                self._taken += 1
-                return _as_numpy(batch)
+                self._taken, self._last = self._taken + 1, _as_numpy(batch)
+                return self._last
             self._end_pass()
         raise ValueError(
             f"`{self._name}` yields no batch, or none in a second iteration. Pass an object that can be iterated "
             "again, or a generator that never ends."
         )
 
-    def end_epoch(self) -> None:
-        """End the pass if all batches were taken. If their number is unknown, the next epoch continues after them."""
-        if self._taken is not None and self.num_batches in (None, self._taken):
+    def end_epoch(self, only_looked: bool) -> None:
+        """End the pass if all batches were taken. If their number is unknown, the next epoch continues after them.
+
+        If Keras has only looked at a batch, the next epoch begins with it.
+        """
+        self._again = only_looked
+        if not only_looked and self._taken is not None and self.num_batches in (None, self._taken):
             self._end_pass(goes_on=self.num_batches is None)
 
     def _end_pass(self, goes_on: bool = False) -> None:
@@ -212,7 +229,7 @@ def as_joined_dataset(data: Any, settings: Settings, y: Any = None, loss: Any = 
             f"wrapped with {what}, so they would have no effect on training. Wrap it with a kd_weight above 0 and "
             "kd_sample_weight=False, as keras_ssd.wrap(model, **keras_ssd.SEMI_SUPERVISED) does."
         )
-    data.loss = loss
+    data.begin(loss)
     if isinstance(data.labelled, _ArrayBatches):
         check_labels(data.labelled.example[1], loss)
     return data
@@ -229,11 +246,13 @@ def check_labels(y: Any, loss: Any) -> None:
         is_nan = np.issubdtype(part.dtype, np.floating) and np.isnan(part).any()
         name = getattr(chosen, "__name__", type(chosen).__name__).replace("_", "").lower()
         if is_nan or ("crossentropy" in name and (part == -1).any()):
+            known, filled = "~np.isnan(y)" if is_nan else "y >= 0", "`np.where(known, y, 0)`"
+            if part.ndim > 1:  # a sample with several numbers
+                known, filled = f"({known}).reshape(len(y), -1).all(axis=1)", "`y` after `y[~known] = 0`"
             raise ValueError(
                 f"Labels should not mark missing values. Received: {'NaN' if is_nan else -1} among the labels. With "
-                f"`known = {'~np.isnan(y)' if is_nan else 'y >= 0'}`, pass "
-                "`keras_ssd.join_unlabelled((x[known], y[known]), x[~known])` to `fit`; or `x`, `np.where(known, y, 0)`"
-                " and `sample_weight=known * len(y) / known.sum()`."
+                f"`known = {known}`, pass `keras_ssd.join_unlabelled((x[known], y[known]), x[~known])` to `fit`; or "
+                f"`x`, {filled} and `sample_weight=known * len(y) / known.sum()`."
             )
 
 

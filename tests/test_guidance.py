@@ -1,3 +1,6 @@
+"""The equations as pure functions: numbers by hand, NumPy references with their gradients, values that are extreme."""
+
+import contextlib
 import math
 
 import keras
@@ -14,8 +17,6 @@ from keras_ssd.term import representation_loss
 
 NAN, INF = math.nan, math.inf
 LN2, LN3 = math.log(2), math.log(3)
-# Few, because JAX compiles each operation for each shape.
-SHAPES = [(1, 1, 1), (2, 8, 1), (2, 30, 4)]
 # JAX has no float64 unless it is configured so, and Keras' matrix product makes it float32 on PyTorch.
 DTYPES = ["float16", "float32"] + ["float64"] * (keras.backend.backend() == "tensorflow")
 
@@ -30,10 +31,6 @@ def array(tensor):
 
 def weighted_sum(factors, x):
     return ops.sum(ops.multiply(factors, x))
-
-
-def shape_id(shape):
-    return "B{}-N{}-D{}".format(*shape)
 
 
 # similarity_scores
@@ -60,21 +57,6 @@ def test_scores_by_hand(similarity, expected):
     assert_close(similarity_scores(student, teachers, similarity), [expected])
 
 
-@pytest.mark.parametrize("similarity", SIMILARITIES)
-@pytest.mark.parametrize("shape", SHAPES[1:], ids=shape_id)
-def test_scores_and_gradient(shape, similarity):
-    batch, num_teachers, features = shape
-    student, teachers = normal(batch, features), normal(*shape, seed=2)
-    factors = normal(batch, num_teachers, seed=3)
-    assert_close(similarity_scores(student, teachers, similarity), reference.scores(student, teachers, similarity))
-    _, gradient = value_and_gradient(
-        lambda s: weighted_sum(factors, similarity_scores(s, teachers, similarity)), student, compiled=True
-    )
-    expected = reference.gradient(lambda s: np.sum(factors * reference.scores(s, teachers, similarity)), student)
-    # The gradient of a cosine is a difference.
-    assert_close(gradient, expected, tolerance=1e-5 if similarity == "cosine" else 1e-6)
-
-
 def test_unknown_similarity():
     with pytest.raises(ValueError, match="`similarity` should be one of .*'uniform'.* Received: 'dots'"):
         similarity_scores([[1.0]], [[[1.0]]], "dots")
@@ -85,17 +67,12 @@ def test_unknown_similarity():
     [
         (lambda s, t: s, r"shape \(batch, teachers\), here \(2, 3\).*Received: scores of shape \(2, 4\)"),
         (lambda s, t: ops.zeros((s.shape[0], 1)), r"here \(2, 3\).*Received: scores of shape \(2, 1\)"),
-        (lambda s, t: t[:, :, :1], r"Received: scores of shape \(2, 3, 1\)"),
         (lambda s, t: ops.ones(()), r"Received: scores of shape \(\)"),
         (lambda s, t: ops.argmax(t, axis=-1), "floats. Received: scores of dtype int"),
         (lambda s, t: t[:, :, 0] / 0 * 0, "finite scores. Received: a sample with a finite student"),
-        (
-            lambda s, t: s.no_such_method(t),
-            r"It failed for a student of shape \(2, 4\) and teachers of shape \(2, 3, 4\)",
-        ),
-        (lambda s: s, "It failed for .*TypeError"),
+        (lambda s: s, r"It failed for a student of shape \(2, 4\) and teachers of shape \(2, 3, 4\): TypeError"),
     ],
-    ids="student broadcast positions scalar integers nan error arguments".split(),
+    ids="student broadcast scalar integers nan arguments".split(),
 )
 def test_a_similarity_is_checked(similarity, message):
     with pytest.raises(ValueError, match=f"(?s)`similarity` should .*{message}"):
@@ -104,15 +81,20 @@ def test_a_similarity_is_checked(similarity, message):
 
 @pytest.mark.compiled
 @pytest.mark.parametrize(
-    "similarity", [lambda s, t: s, lambda s, t: ops.zeros((s.shape[0], 1))], ids=["student", "one"]
+    "similarity, message",
+    [
+        (lambda student, teachers: student, "scores of shape"),
+        (lambda student, teachers: ops.sum(teachers, axis=-1) * NAN, "finite scores"),
+        (lambda student, teachers: ops.sum(ops.log(teachers), axis=-1), None),
+    ],
+    ids=["shape", "NaN", "of positive features"],
 )
-def test_a_similarity_is_checked_in_a_training_step(similarity):
-    model = keras.Sequential(
-        [keras.Input((4,)), keras.layers.Dense(6), keras.layers.Dropout(0.5), keras.layers.Dense(2)]
-    )
-    ssd = keras_ssd.wrap(model, similarity=similarity)
+def test_a_similarity_is_checked_in_a_training_step(similarity, message):
+    stack = [keras.layers.Dense(6, "sigmoid"), keras.layers.Dropout(1e-6), keras.layers.Dense(2)]
+    ssd = keras_ssd.wrap(keras.Sequential([keras.Input((4,)), *stack]), similarity=similarity)
     ssd.compile("sgd", "mse")
-    with pytest.raises(ValueError, match="`similarity` should "):
+    refused = pytest.raises(ValueError, match=f"`similarity` should return {message}")
+    with refused if message else contextlib.nullcontext():
         ssd.fit(normal(8, 4), normal(8, 2), verbose=0)
 
 
@@ -136,8 +118,7 @@ def test_cosine_of_zeros():
     assert np.abs(gradient).max() <= 2
 
 
-@pytest.mark.parametrize("bad", [NAN, INF, -INF])
-@pytest.mark.parametrize("similarity", SIMILARITIES)
+@pytest.mark.parametrize("similarity, bad", list(zip(SIMILARITIES, [NAN, INF, -INF, NAN, INF], strict=True)))
 def test_non_finite_teacher_scores_nan_without_gradient(similarity, bad):
     student, teachers = normal(2, 4), normal(2, 30, 4, seed=2)
     teachers[0, 0] = student[0]
@@ -159,20 +140,17 @@ def test_non_finite_teacher_scores_nan_without_gradient(similarity, bad):
     "options",
     [
         dict(),
-        dict(teacher="snapshot", kd_fraction=0.5),
+        dict(teacher="snapshot", kd_fraction=0.5, similarity="euclidean", percentile=90.0),
         dict(teacher="ema", similarity="cosine", distill="both", percentile=50.0),
-        dict(similarity="uniform", distill="representation"),
-        dict(similarity="euclidean", percentile=90.0, kd_fraction=1),
     ],
-    ids=["default", "snapshot", "cosine", "uniform", "euclidean"],
+    ids=["self", "snapshot", "ema"],
 )
 def test_healthy_training_computes_no_nan(options):
     """JAX then stops at every NaN, also in epochs that are not measured and samples that are masked entirely."""
     import jax
 
-    stack = [keras.layers.Masking(), keras.layers.Dense(6), keras.layers.Dropout(0.5)]
-    model = keras.Sequential([keras.Input((5, 3)), *stack, keras.layers.Dense(2, activation="softmax")])
-    ssd = keras_ssd.wrap(model, num_teachers=2, **options)
+    stack = [keras.layers.Masking(), keras.layers.Dense(6), keras.layers.Dropout(0.5), keras.layers.Dense(2, "softmax")]
+    ssd = keras_ssd.wrap(keras.Sequential([keras.Input((5, 3)), *stack]), num_teachers=2, **options)
     ssd.compile("sgd", "sparse_categorical_crossentropy")
     x, y = normal(4, 5, 3), np.zeros((4, 5))
     x[0] = x[1, 2:] = 0
@@ -225,42 +203,6 @@ def test_percentile_keeps_the_expected_number(num_teachers, percentile, kept):
     assert ((weights > 0).sum(axis=1) == kept).all()
 
 
-def test_uniform_keeps_all_equal():
-    scores = similarity_scores(normal(2, 4), normal(2, 30, 4), "uniform")
-    assert_close(guidance_weights(scores), np.full((2, 30), 1 / 30))
-
-
-@pytest.mark.parametrize("temperature", [0.01, 1, 100])
-@pytest.mark.parametrize("percentile", [0, 50, 90, 100])
-@pytest.mark.parametrize("num_teachers", [8, 11, 30])
-def test_weights_and_gradient(num_teachers, percentile, temperature):
-    # At N = 11 every one of these percentiles falls on an order statistic.
-    scores, factors = normal(2, num_teachers, scale=3 * temperature), normal(2, num_teachers, seed=2)
-    scores[0, : num_teachers // 2] = scores[0, 0]
-    value, gradient = value_and_gradient(
-        lambda s: weighted_sum(factors, guidance_weights(s, temperature, percentile)), scores
-    )
-    keep = reference.keep(scores, temperature, percentile)
-
-    def expected(s):
-        return np.sum(factors * reference.weights(s, temperature, percentile, keep))
-
-    assert_close(value, expected(scores))
-    # The step follows the temperature, by which the gradient scales.
-    expected_gradient = reference.gradient(expected, scores, step=1e-6 * temperature)
-    assert_close(gradient * temperature, expected_gradient * temperature)
-
-
-@pytest.mark.parametrize(
-    "argument, value",
-    [("temperature", 0), ("temperature", -1.0), ("temperature", NAN)]
-    + [("percentile", -1), ("percentile", 100.5), ("percentile", NAN)],
-)
-def test_guidance_weights_reject_bad_arguments(argument, value):
-    with pytest.raises(ValueError, match=f"`{argument}` should .* Received: {argument}={value}"):
-        guidance_weights([[1.0, 2.0]], **{argument: value})
-
-
 # guided_target
 
 
@@ -279,50 +221,33 @@ def test_target_by_hand(weights, teachers, expected):
     np.testing.assert_allclose(array(target), np.float32([expected]), rtol=1e-6)
 
 
-# Of one feature all cosines are 1 or -1: which of equals is kept is a matter of rounding.
+# All of them: as in the paper the dot product, h = 5, epsilon = 90, mean squared error; and for each similarity.
+
+
+def paper_loss(student, teachers, similarity="dot", temperature=5.0, percentile=90.0):
+    student = ops.convert_to_tensor(student)
+    weights = guidance_weights(similarity_scores(student, teachers, similarity), temperature, percentile)
+    return representation_loss(finite_or(guided_target(weights, teachers), ops.stop_gradient(student)), student, None)
+
+
+@pytest.mark.parametrize("num_teachers", [1, 11])
 @pytest.mark.parametrize(
-    "shape, similarity",
-    [(shape, name) for shape in SHAPES[1:] for name in SIMILARITIES if name != "cosine" or shape[2] > 1],
-    ids=lambda value: value if isinstance(value, str) else shape_id(value),
+    "similarity, temperature, percentile",
+    [("dot", 5, 90), ("dot", 1, 0), ("cosine", 5, 55), ("euclidean", 1, 0), ("kl", 0.3, 50), ("uniform", 5, 90)],
 )
-@pytest.mark.parametrize("percentile", [0, 50, 90, 100])
-def test_target_and_gradient(shape, percentile, similarity):
-    """The gradient reaches the student through scores, weights and filter."""
-    batch, _, features = shape
-    student, teachers, factors = normal(batch, features), normal(*shape, seed=2), normal(batch, features, seed=3)
-
-    def target(s):
-        weights = guidance_weights(similarity_scores(s, teachers, similarity), 2.0, percentile)
-        return guided_target(weights, teachers)
-
-    keep = reference.keep(reference.scores(student, teachers, similarity), 2.0, percentile)
+def test_paper_loss(num_teachers, similarity, temperature, percentile):
+    """The gradient reaches the student through scores, weights and filter; 50 and 90 are order statistics of 11."""
+    student, teachers = normal(2, 4), normal(2, num_teachers, 4, seed=2)
+    keep = reference.keep(reference.scores(student, teachers, similarity), temperature, percentile)
 
     def expected(s):
-        weights = reference.weights(reference.scores(s, teachers, similarity), 2.0, percentile, keep)
-        return reference.target(weights, teachers)
+        return reference.paper_loss(s, teachers, similarity, temperature, percentile, keep)
 
-    assert_close(target(student), expected(student))
-    _, gradient = value_and_gradient(lambda s: weighted_sum(factors, target(s)), student)
-    assert_close(gradient, reference.gradient(lambda s: np.sum(factors * expected(s)), student))
-
-
-# The paper's setting: dot product, h = 5, epsilon = 90, mean squared error.
-
-
-def paper_loss(student, teachers, percentile=90.0):
-    student = ops.convert_to_tensor(student)
-    target = guided_target(guidance_weights(similarity_scores(student, teachers), 5.0, percentile), teachers)
-    return representation_loss(finite_or(target, ops.stop_gradient(student)), student, None)
-
-
-@pytest.mark.parametrize("shape", SHAPES, ids=shape_id)
-def test_paper_loss(shape):
-    student, teachers = normal(shape[0], shape[2]), normal(*shape, seed=2)
-    keep = reference.keep(reference.scores(student, teachers))
-    value, gradient = value_and_gradient(lambda s: paper_loss(s, teachers), student, compiled=True)
-    assert value == pytest.approx(reference.paper_loss(student, teachers), rel=1e-6, abs=1e-6)
-    expected = reference.gradient(lambda s: reference.paper_loss(s, teachers, keep=keep), student)
-    assert_close(gradient, expected)
+    value, gradient = value_and_gradient(
+        lambda s: paper_loss(s, teachers, similarity, temperature, percentile), student
+    )
+    assert_close(value, expected(student))
+    assert_close(gradient, reference.gradient(expected, student))
 
 
 def test_paper_loss_by_hand():
@@ -339,7 +264,7 @@ def test_paper_loss_by_hand():
     assert_close(gradient, [d - (d @ difference) * 3 / 80 * difference])
 
 
-@pytest.mark.parametrize("bad", [NAN, INF, -INF])
+@pytest.mark.parametrize("bad", [NAN, INF])
 def test_paper_loss_ignores_non_finite_teachers(bad):
     """A bad teacher is left out; where all are bad, the sample has no term and no gradient."""
     student, teachers = normal(2, 4), normal(2, 30, 4, seed=2)
@@ -353,19 +278,7 @@ def test_paper_loss_ignores_non_finite_teachers(bad):
     assert_close(gradient[0], gradient_before[0])
 
 
-@pytest.mark.parametrize("bad", [NAN, INF, 1e20, 1e38])
-@pytest.mark.parametrize("similarity", SIMILARITIES)
-def test_bad_student_gives_finite_weights(similarity, bad):
-    student, teachers = normal(2, 4), normal(2, 30, 4, seed=2)
-    student[0, 0] = bad
-    weights = array(guidance_weights(similarity_scores(student, teachers * np.float32(1e3), similarity)))
-    assert np.isfinite(weights).all()
-    np.testing.assert_allclose(weights.sum(axis=1), 1, rtol=1e-6)
-    if not np.isfinite(bad) or similarity == "uniform":
-        assert_close(weights[0], np.full(30, 1 / 30))
-
-
-@pytest.mark.parametrize("size", [1e-30, 1e20, 1e37])
+@pytest.mark.parametrize("size", [1e-30, 1e37])
 @pytest.mark.parametrize("similarity", SIMILARITIES)
 def test_gradient_of_extreme_magnitudes_is_finite(similarity, size):
     student, teachers = np.float32([[size, -size]]), np.float32([[[size, 1], [-size, size]]])

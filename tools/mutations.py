@@ -133,7 +133,7 @@ MUTATIONS = [
         "loss_weights ignored",
         "weight = 1.0 if weight is None else weight",
         "weight = 1.0",
-        "outputs wrap",
+        "output_records wrap",
     ),
     Mutation(
         "no sample weights for representations",
@@ -594,11 +594,20 @@ MUTATIONS = [
     ),
     Mutation("seeds not in files", '"seeds": seed_states([ssd.student]), ', "", "files"),
     Mutation("weights of a subclass not in files", ', "own": own}', "}", "files"),
+    Mutation("half of the masks from one bit less", ".random_(-(2**63), None)", ".random_()", "noise"),
+    Mutation("kept values not scaled", ".mul_(2**16 / (2**16 - dropped))", "", "noise"),
+    Mutation(
+        "the layer's rate in place of the given one",
+        "(layer.rate if rate is None else rate)",
+        "layer.rate",
+        "noise_layers",
+    ),
     Mutation(
         "one function for all kinds of steps",
         "            self.train_function = state.train_functions.pop(state.kind, None)\n",
         "",
-        "callbacks",
+        "teacher_snapshot",
+        "jax",
     ),
     Mutation(
         "the term in the logs of evaluate",

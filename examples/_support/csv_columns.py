@@ -38,5 +38,5 @@ def to_numbers(path, column, first_line):
     if faulty.any():
         place = faulty.argmax()
         what = f"{column.iloc[place]!r} is no finite number" if column.iloc[place].strip() else "a value is missing"
-        raise ValueError(f"{path}, line {place + first_line}, column {column.name!r}: {what}")
+        raise ValueError(f"{path}, line {place + first_line}, column {str(column.name)!r}: {what}")
     return values
