@@ -6,6 +6,7 @@ A job is a function in this file; it returns numbers, which are written to the f
 """
 
 import contextlib
+import functools
 import json
 import os
 import pathlib
@@ -75,37 +76,35 @@ def wrapped(noise=Marked, teacher="self", normalisation=None, **options):
     return ssd
 
 
-def without_digest(weights):
-    """All of them but the digest of the deployed weights, which differs if these differ by rounding."""
-    return [v for v in weights if v.name != "digest"]
-
-
 def numbers(variables):
     return [ops.convert_to_numpy(variable.value).tolist() for variable in variables]
+
+
+def all_weights(ssd):
+    """All but the digest of the deployed weights, which differs if these differ by rounding."""
+    return numbers(v for v in ssd.weights if v.name != "digest")
 
 
 def fitted(ssd, rows=ROWS, callbacks=(), scored=False):
     """What a run leaves: logs, weights, averages and snapshots; if asked for, all that evaluation says of it."""
     x, y, sample_weight = data(rows)
-    history = ssd.fit(
-        x,
-        y,
-        sample_weight=sample_weight,
-        batch_size=BATCH,
-        epochs=2,
-        shuffle=False,
-        verbose=0,
-        validation_data=(x[:BATCH], y[:BATCH]) if scored else None,
-        callbacks=callbacks,
-    )
-    results = {"history": history.history, "weights": numbers(without_digest(ssd.weights))}
-    if not scored:
-        return results
-    return {
-        **results,
-        "evaluate": ssd.evaluate(x[:16], y[:16], batch_size=BATCH, verbose=0, return_dict=True),
-        "predict": ssd.predict(x[:16], batch_size=BATCH, verbose=0).tolist(),
-    }
+    options = dict(batch_size=BATCH, verbose=0)
+    validation = (x[:BATCH], y[:BATCH]) if scored else None
+    more = dict(epochs=2, shuffle=False, validation_data=validation, callbacks=callbacks)
+    history = ssd.fit(x, y, sample_weight=sample_weight, **options, **more)
+    results = {"history": history.history, "weights": all_weights(ssd)}
+    if scored:
+        results["evaluate"] = ssd.evaluate(x[:16], y[:16], return_dict=True, **options)
+        results["predict"] = ssd.predict(x[:16], **options).tolist()
+    return results
+
+
+def error_of_fit(model, **options):
+    """What Keras says of a training that it refuses."""
+    try:
+        fitted(model, **options)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
 
 
 # Each kind of teacher once: guided on outputs, on both, as in the paper, and one teacher without noise. All samples: of
@@ -135,17 +134,14 @@ def mirrored():
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     results = {}
-    for name, options in DETERMINISTIC.items():
+    makers = {name: functools.partial(wrapped, **options) for name, options in DETERMINISTIC.items()}
+    for name, make in {"plain": plain, **makers}.items():
         # The callback's statistics are means over samples, also of those that other replicas hold.
         more = observed() if name == "ema" else {}
-        results[name] = {"one": fitted(wrapped(**options), **more)}
+        one = fitted(make(), **more)
         with strategy.scope():
-            ssd = wrapped(**options)
-        results[name]["several"] = fitted(ssd, **more)
-    results["plain"] = {"one": fitted(plain())}
-    with strategy.scope():
-        model = plain()
-    results["plain"]["several"] = fitted(model)
+            several = make()
+        results[name] = {"one": one, "several": fitted(several, **more)}
     results["statistics"] = statistics(strategy)
     results["as the task"] = {str(rows): as_the_task(strategy, rows) for rows in (14, 9)}
     results["noise"] = noise(strategy)
@@ -179,14 +175,11 @@ def statistics(strategy):
         return ssd
 
     with tempfile.TemporaryDirectory() as folder:
-        saved = fitted_with(
-            keras.callbacks.ModelCheckpoint(f"{folder}/a.keras"),
-            keras.callbacks.ModelCheckpoint(f"{folder}/a.weights.h5", save_weights_only=True),
-        )
+        save_weights = keras.callbacks.ModelCheckpoint(f"{folder}/a.weights.h5", save_weights_only=True)
+        saved = fitted_with(keras.callbacks.ModelCheckpoint(f"{folder}/a.keras"), save_weights)
     ssd = fitted_with()
-    moving = [i for i, v in enumerate(ssd.student.weights) if "moving" in v.path]
     return {
-        "moving": moving,
+        "moving": [v.path for v in ssd.student.weights if "moving" in v.path],
         "average": on_each(strategy, ssd.student.weights),
         "raw": on_each(strategy, ssd.average.other),
         "average of a run that wrote files": on_each(strategy, saved.student.weights),
@@ -224,18 +217,27 @@ def as_the_task(strategy, rows):
     return results
 
 
-def noise(strategy):
-    """What the teachers of the replicas see of equal samples, and the mean of the term over many steps."""
+EQUAL_SAMPLES = np.ones((4, 5), "float32"), np.zeros(4)
+
+
+def with_a_record():
+    """A wrapper, and a list of what its teachers see."""
     seen = []
 
     def record(student, teachers):
         seen.append(ops.convert_to_numpy(teachers).tolist())
         return ops.zeros_like(teachers[..., 0])
 
+    ssd = wrapped(dropout, num_teachers=4, distill="representation", similarity=record, kd_fraction=1.0)
+    ssd.compile("sgd", "sparse_categorical_crossentropy", run_eagerly=True)
+    return ssd, seen
+
+
+def noise(strategy):
+    """What the teachers of the replicas see of equal samples, and the mean of the term over many steps."""
     with strategy.scope():
-        ssd = wrapped(dropout, num_teachers=4, distill="representation", similarity=record, kd_fraction=1.0)
-        ssd.compile("sgd", "sparse_categorical_crossentropy", run_eagerly=True)
-    ssd.train_on_batch(np.ones((4, 5), "float32"), np.zeros(4))
+        ssd, seen = with_a_record()
+    ssd.train_on_batch(*EQUAL_SAMPLES)
     results = {"seen": seen}
     x, y, _ = data(64)
     for name, scope in (("one", contextlib.nullcontext()), ("several", strategy.scope())):
@@ -251,10 +253,7 @@ def wrapped_outside(strategy):
     with strategy.scope():
         model = plain()
     ssd = keras_ssd.wrap(model, kd_weight=0.7, **DETERMINISTIC["ema"])
-    return {
-        "replicas": ssd.distribute_strategy.num_replicas_in_sync,
-        **fitted(ssd, **observed()),
-    }
+    return {"replicas": ssd.distribute_strategy.num_replicas_in_sync, **fitted(ssd, **observed())}
 
 
 # JAX.
@@ -269,11 +268,8 @@ NOISY = {
     "chunks for the cache": dict(num_teachers=6, distill="outputs", kd_fraction=1.0),
     "bounded price": dict(num_teachers=6, distill="outputs"),
 }
-
-
-ON_TWO_DEVICES = ("ema",)
 ON_FOUR_DEVICES = ("self", "ema", "model", "paper", "uneven chunks")
-ON_MESHES = [("self", "1x4"), ("ema", "2x2"), ("paper", "2x2")]
+ON_MESHES = [("ema", "1x4"), ("paper", "2x2")]
 COMPILED = ("self", "paper", "uneven chunks", "chunks for the cache", "bounded price")
 CACHE = passes._CACHED_BYTES
 
@@ -285,28 +281,16 @@ def noisy(name):
 
 
 def four_devices():
-    one = {name: fitted(noisy(name), scored=name == "ema") for name in ON_FOUR_DEVICES}
-    return {
-        "one": one,
-        "data parallel": data_parallel(),
-        "model parallel": model_parallel(),
-        "short batch": short_batch(),
-    }
-
-
-def data_parallel():
-    """Fits on two and four devices, and the compiled training step for four."""
-    results = {name: {} for name in NOISY}
-    for n_devices in (2, 4):
-        devices = keras.distribution.list_devices()[:n_devices]
-        assert len(devices) == n_devices
-        with keras.distribution.DataParallel(devices=devices).scope():
-            for name in ON_FOUR_DEVICES if n_devices == 4 else ON_TWO_DEVICES:
-                results[name][n_devices] = fitted(noisy(name), scored=name == "ema")
-            if n_devices == 4:
-                for name in COMPILED:
-                    results[name]["program"] = compiled_step(noisy(name))
-    return results
+    fit_all = lambda: {name: fitted(noisy(name), scored=name == "ema") for name in ON_FOUR_DEVICES}  # noqa: E731
+    one, devices = fit_all(), keras.distribution.list_devices()
+    assert len(devices) == 4
+    with keras.distribution.DataParallel(devices=devices).scope():
+        several, programs = fit_all(), {name: compiled_step(noisy(name)) for name in COMPILED}
+        # A last batch that the devices cannot share evenly: what Keras says of it.
+        models = {"plain": plain(), "wrapped": wrapped(num_teachers=4)}
+        errors = {name: error_of_fit(model, rows=BATCH + 1) for name, model in models.items()}
+    laid = model_parallel(devices)
+    return {"one": one, "data parallel": several, "programs": programs, "short batch": errors, "model parallel": laid}
 
 
 def compiled_step(ssd):
@@ -320,22 +304,9 @@ def compiled_step(ssd):
     return jax.jit(ssd.train_step).lower(state, tuple(batch)).compile().as_text()
 
 
-def short_batch():
-    """A last batch that the devices cannot share evenly: what Keras says of it."""
-    errors = {}
-    with keras.distribution.DataParallel().scope():
-        for name, model in (("plain", plain()), ("wrapped", wrapped(num_teachers=4))):
-            try:
-                fitted(model, rows=BATCH + 1)
-            except Exception as error:
-                errors[name] = f"{type(error).__name__}: {error}"
-    return errors
-
-
-def model_parallel():
+def model_parallel(devices):
     """Fits with the hidden layers shared among four devices, and how a variable and its copies lie on them."""
     results = {}
-    devices = keras.distribution.list_devices()
     for name, mesh in ON_MESHES:
         shape = tuple(map(int, mesh.split("x")))
         layout_map = keras.distribution.LayoutMap(keras.distribution.DeviceMesh(shape, ("batch", "model"), devices))
@@ -344,13 +315,9 @@ def model_parallel():
         with keras.distribution.ModelParallel(layout_map=layout_map, batch_dim_name="batch").scope():
             ssd = noisy(name)
             results[f"{name} {mesh}"] = fitted(ssd, scored=name == "ema")
-            teacher = None if ssd.distillation is None else ssd.distillation.teacher_weights
-            copies = [
-                *([] if teacher is None else teacher.copies[:1]),
-                *([] if ssd.average is None else ssd.average.other[:1]),
-            ]
-            laid = [ssd.student.weights[0], *copies]
-            results[f"{name} {mesh}"]["layouts"] = [str(v.value.sharding.spec) for v in laid]
+        copies = ssd.average.other if name == "ema" else ssd.distillation.teacher_weights.copies
+        laid = [str(v.value.sharding.spec) for v in (ssd.student.weights[0], copies[0])]
+        results[f"{name} {mesh}"]["layouts"] = laid
     return results
 
 
@@ -375,11 +342,10 @@ def on_host(name, n_processes, process):
     size = BATCH // n_processes
     # The rows of every batch that this process holds.
     mine = np.arange(ROWS).reshape(-1, BATCH)[:, process * size : (process + 1) * size].ravel()
-    history = ssd.fit(
-        x[mine], y[mine], sample_weight=sample_weight[mine], batch_size=size, epochs=2, shuffle=False, verbose=0
-    )
-    evaluated = ssd.evaluate(x[mine], y[mine], batch_size=size, verbose=0, return_dict=True)
-    return {"history": history.history, "evaluate": evaluated, "weights": numbers(without_digest(ssd.weights))}
+    x, y, options = x[mine], y[mine], dict(batch_size=size, verbose=0)
+    history = ssd.fit(x, y, sample_weight=sample_weight[mine], epochs=2, shuffle=False, **options)
+    evaluated = ssd.evaluate(x, y, return_dict=True, **options)
+    return {"history": history.history, "evaluate": evaluated, "weights": all_weights(ssd)}
 
 
 # PyTorch.
@@ -396,7 +362,10 @@ def ddp(port, n_processes, process):
     if n_processes > 1:
         address = f"tcp://127.0.0.1:{port}"
         torch.distributed.init_process_group("gloo", init_method=address, world_size=n_processes, rank=process)
-    return {name: in_process(name, n_processes, process) for name in IN_PROCESSES}
+    results = {name: in_process(name, n_processes, process) for name in IN_PROCESSES}
+    ssd, seen = with_a_record()
+    ssd.training_loss(*EQUAL_SAMPLES)
+    return {**results, "seen": seen}
 
 
 def in_process(name, n_processes, process):
@@ -427,27 +396,7 @@ def in_process(name, n_processes, process):
         if ssd.average is not None:
             ssd.update_average()
         losses.append(loss.item())
-    seen = []
-    if name == "noisy":
-        ssd._set_step_kind(statistics=Recorder(seen.append))
-        ssd.training_loss(np.ones((4, 5), "float32"), np.zeros(4))
-    return {"losses": losses, "gradients": gradients, "weights": numbers(without_digest(ssd.weights)), "seen": seen}
-
-
-class Recorder(keras.metrics.Metric):
-    """Hands on what a training step shows it of the teachers."""
-
-    names = ()
-
-    def __init__(self, receive):
-        super().__init__(name="recorder")
-        self.receive = receive
-
-    def update_state(self, weights, student, teachers, predictions=()):
-        self.receive(ops.convert_to_numpy(teachers).tolist())
-
-    def result(self):
-        return {}
+    return {"losses": losses, "gradients": gradients, "weights": all_weights(ssd)}
 
 
 def several_workers(rank, *ports):
@@ -457,16 +406,9 @@ def several_workers(rank, *ports):
     import tensorflow as tf
 
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
-    errors = {}
-    for name, model in (("plain", plain), ("wrapped", lambda: wrapped(num_teachers=4))):
-        with strategy.scope():
-            model = model()
-        try:
-            fitted(model)
-            errors[name] = None
-        except Exception as error:
-            errors[name] = f"{type(error).__name__}: {error}"
-    return errors
+    with strategy.scope():
+        models = {"plain": plain(), "wrapped": wrapped(num_teachers=4)}
+    return {name: error_of_fit(model) for name, model in models.items()}
 
 
 if __name__ == "__main__":

@@ -18,15 +18,18 @@ class Doubling(layers.Layer):
         return x * 2 if training else x
 
 
+def noise_named(name):
+    return Doubling() if name == "doubling" else layers.Dropout(0.5)
+
+
 @keras.saving.register_keras_serializable(package="tests")
 class Block(layers.Layer):
     """A layer of layers: noise and BatchNormalization in one, which only the layer itself can call."""
 
     def __init__(self, noise="doubling", **kwargs):
         super().__init__(**kwargs)
-        self.noise_name = noise
+        self.noise_name, self.noise = noise, noise_named(noise)
         self.inner = [layers.Dense(6), layers.BatchNormalization()]
-        self.noise = Doubling() if noise == "doubling" else layers.Dropout(0.5)
 
     def build(self, input_shape):
         self.inner[0].build(input_shape)
@@ -47,10 +50,8 @@ class Subclassed(keras.Model):
 
     def __init__(self, noise="doubling", **kwargs):
         super().__init__(**kwargs)
-        self.noise_name = noise
-        self.hidden = layers.Dense(6, activation="relu")
-        self.normalization = layers.BatchNormalization()
-        self.noise = Doubling() if noise == "doubling" else layers.Dropout(0.5)
+        self.noise_name, self.noise = noise, noise_named(noise)
+        self.hidden, self.normalization = layers.Dense(6, activation="relu"), layers.BatchNormalization()
         self.head = layers.Dense(3, activation="softmax")
 
     def call(self, x, training=False):
@@ -134,8 +135,9 @@ def nested_with_several_outputs(noise):
 
 def block(noise):
     inputs = keras.Input((4,))
-    kind = "doubling" if noise is Doubling else "dropout"
-    return keras.Model(inputs, head(Block(kind)(layers.BatchNormalization()(inputs))))
+    return keras.Model(
+        inputs, head(Block("doubling" if noise is Doubling else "dropout")(layers.BatchNormalization()(inputs)))
+    )
 
 
 def subclassed(noise):
@@ -194,21 +196,9 @@ def spatial_dropout(_):
 EXCHANGEABLE = {
     f.__name__: f
     for f in (
-        sequential,
-        skips,
-        branches,
-        shared_layers,
-        several_inputs_and_outputs,
-        dictionaries,
-        nested,
-        nested_twice_with_equal_names,
-        nested_with_several_outputs,
-        block,
-        subclassed,
-        masked,
-        masked_through_nesting,
-        time_steps,
-        noise_at_the_input,
+        *(sequential, skips, branches, shared_layers, several_inputs_and_outputs, dictionaries, nested),
+        *(nested_twice_with_equal_names, nested_with_several_outputs, block, subclassed, masked),
+        *(masked_through_nesting, time_steps, noise_at_the_input),
     )
 }
 BUILT_IN = {f.__name__: f for f in (recurrent_dropout, attention_dropout, gaussian_noise, spatial_dropout)}

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from keras import ops
+from keras import layers, ops
 
 import keras_ssd
 from keras_ssd.average import WeightAverage
@@ -13,20 +13,15 @@ from models import WINDOWS as X
 from models import compiled, network
 from same_weights import arrays, assert_close, assert_same
 
-# The average is deployed with "ema", and with any other teachers if that is asked for.
-averaging = pytest.mark.parametrize(
-    "options",
-    [
-        pytest.param({"teacher": "ema"}, id="ema"),
-        pytest.param({}, id="self"),
-        pytest.param({"teacher": "snapshot"}, id="snapshot", marks=pytest.mark.slow),
-        pytest.param({"kd_weight": 0}, id="no teachers", marks=pytest.mark.slow),
-    ],
-)
+
+def fast():
+    """Its weights change much in a step."""
+    return compiled(network(), optimizer=keras.optimizers.SGD(0.5))
 
 
+# The average is deployed with "ema", and with any other teachers if that is asked for, or none.
 @pytest.mark.compiled
-@averaging
+@pytest.mark.parametrize("options", [{"teacher": "ema"}, {}, pytest.param({"kd_weight": 0}, marks=pytest.mark.slow)])
 def test_moving_average_of_the_weights(options):
     """Of the weights after each step: first a copy, then m = min(momentum, t / (t + 9))."""
     model = compiled(network())
@@ -47,118 +42,118 @@ def test_ema_teacher_uses_the_average_that_is_deployed():
     assert ssd.distillation.teacher_weights is None and ssd.average is not None
 
 
-@pytest.mark.parametrize("kd_weight", [0, 0.1])
-def test_averaging_does_not_change_training_with_other_teachers(kd_weight):
+def test_averaging_does_not_change_training_with_other_teachers():
     weights = []
     for ema_momentum in (0.99, 0):
         keras.utils.set_random_seed(5)
-        ssd = keras_ssd.wrap(compiled(network()), kd_weight=kd_weight, ema_momentum=ema_momentum, seed=1)
+        ssd = keras_ssd.wrap(compiled(network()), ema_momentum=ema_momentum, seed=1)
         for _ in range(3):
             ssd.train_on_batch(X, Y)
         weights.append(ssd.student.get_weights())
     assert_same(*weights)
 
 
-@averaging
-def test_next_fit_continues_from_the_raw_weights(options):
-    """Between them the student holds the average; training continues from the raw weights."""
-    results = []
-    for epochs in ([3], [2, 1]):  # after two steps the average differs from the weights
-        keras.utils.set_random_seed(5)
-        ssd = keras_ssd.wrap(compiled(network()), ema_momentum=0.5, seed=1, **options)
-        for n in epochs:
-            ssd.fit(X, Y, batch_size=24, epochs=n, shuffle=False, verbose=0)
-        results.append(ssd.student.get_weights())
-    assert_close(*results, tolerance=1e-6)
+@pytest.mark.parametrize(
+    "policy, options", [("float32", {"teacher": "ema"}), ("float32", {}), ("bfloat16", {"kd_weight": 0})]
+)
+def test_next_fit_continues_from_the_raw_weights(policy, options):
+    """Between them the student holds the average, rounded in low precision; training continues from both themselves."""
+    ends = []
+    keras.config.set_dtype_policy(policy)
+    try:
+        for epochs in ([3], [2, 1]):  # after two steps the average differs from the weights
+            keras.utils.set_random_seed(5)
+            # Without regularisers: Keras on TensorFlow cannot add losses of two types.
+            stack = [layers.Flatten(), layers.Dense(8), layers.BatchNormalization(), layers.Dropout(0.3, seed=1)]
+            model = keras.Sequential([keras.Input((6, 2)), *stack, layers.Dense(3, activation="softmax")])
+            ssd = keras_ssd.wrap(compiled(model), ema_momentum=0.5, seed=1, **options)
+            note = lambda logs, ssd=ssd: ends.append(arrays(ssd.student.weights + ssd.average.other))  # noqa: E731
+            for n in epochs:
+                callbacks = [keras.callbacks.LambdaCallback(on_train_end=note)]
+                ssd.fit(X, Y, batch_size=24, epochs=n, shuffle=False, verbose=0, callbacks=callbacks)
+            ends[-1] += arrays(model.weights)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert_same(ends[0], ends[2])
 
 
-@averaging
-def test_average_is_evaluated_and_deployed(options):
-    model = compiled(network(), optimizer=keras.optimizers.SGD(0.5))
-    ssd = keras_ssd.wrap(model, ema_momentum=0.9, **options)
-    for _ in range(5):
+def test_average_is_evaluated_and_deployed():
+    model = fast()
+    ssd = keras_ssd.wrap(model, ema_momentum=0.9)
+    for _ in range(3):
         ssd.train_on_batch(X, Y)
     raw = model.predict(X, verbose=0)
     averaged = ssd.predict(X, verbose=0)
     assert np.abs(raw - averaged).max() > 1e-3
     copy = network()
-    copy.set_weights([ops.convert_to_numpy(v) for v in ssd.average.other])
+    copy.set_weights(arrays(ssd.average.other))
     np.testing.assert_allclose(averaged, copy.predict(X, verbose=0), atol=1e-6)
     ssd.write_average()
     np.testing.assert_array_equal(model.predict(X, verbose=0), averaged)
 
 
-@pytest.mark.parametrize("teacher, ema_momentum", [("self", 0.9), ("self", 0), ("ema", 0.9)])
-def test_student_holds_the_validated_weights_after_fit(teacher, ema_momentum):
-    model = compiled(network(), optimizer=keras.optimizers.SGD(0.5))
-    ssd = keras_ssd.wrap(model, teacher=teacher, ema_momentum=ema_momentum)
+def test_student_holds_the_validated_weights_after_fit():
+    model = fast()
+    ssd = keras_ssd.wrap(model, ema_momentum=0.9)
     history = ssd.fit(X, Y, epochs=2, batch_size=12, verbose=0, validation_data=(X, Y)).history
     plain = compiled(network())
     plain.set_weights(model.get_weights())
-    assert history["val_accuracy"][-1] == pytest.approx(plain.evaluate(X, Y, verbose=0, return_dict=True)["accuracy"])
+    assert history["val_loss"][-1] == pytest.approx(plain.evaluate(X, Y, verbose=0)[0], abs=1e-5)
     np.testing.assert_allclose(ssd.predict(X, verbose=0), plain.predict(X, verbose=0), atol=1e-6)
 
 
 # What is done to the student between two trainings, and trainings that are cut short.
 
 
-@averaging
 @pytest.mark.parametrize(
-    "change", ["fit", *(pytest.param(name, marks=pytest.mark.slow) for name in ("set_weights", "load_weights"))]
+    "change, options",
+    [
+        pytest.param("fit", {}, id="fit"),
+        pytest.param("set_weights", {"teacher": "ema"}, id="set_weights"),
+        pytest.param("load_weights", {"kd_weight": 0}, id="load_weights", marks=pytest.mark.slow),
+    ],
 )
 def test_average_restarts_from_weights_set_between_fits(tmp_path, options, change):
     """As in the usual loop over folds: nothing of what one fold learnt is left in the next."""
-    model = compiled(network(), optimizer=keras.optimizers.SGD(0.5))
+    model = fast()
     start = model.get_weights()
     model.optimizer.build(model.trainable_variables)
     model.save_weights(tmp_path / "start.weights.h5")
     ssd = keras_ssd.wrap(model, ema_momentum=0.9, **options)
-    ssd.fit(X, Y, epochs=3, batch_size=8, verbose=0)
-    if change == "set_weights":
-        model.set_weights(start)
-    elif change == "load_weights":
-        model.load_weights(tmp_path / "start.weights.h5")
-    else:
+    ssd.fit(X, Y, batch_size=8, verbose=0)
+    if change == "fit":
         model.fit(X, Y, verbose=0)
-    given = model.get_weights()
-    if change != "fit":
-        assert_same(given, start)
+    else:
+        getattr(model, change)(start if change == "set_weights" else tmp_path / "start.weights.h5")
+        assert_same(model.get_weights(), start)
+    given = arrays(model.trainable_variables)
     np.testing.assert_array_equal(ssd.predict(X, verbose=0), model.predict(X, verbose=0))
-    scores = (one.evaluate(X, Y, verbose=0, return_dict=True)["accuracy"] for one in (ssd, model))
-    assert next(scores) == next(scores)
+    assert ssd.evaluate(X, Y, verbose=0) == pytest.approx(model.evaluate(X, Y, verbose=0), rel=1e-6)
     model.optimizer.learning_rate = 0.0  # nothing can be learnt
     ssd.fit(X, Y, epochs=2, verbose=0)
-    trained = {id(v) for v in model.trainable_variables}
-    for variable, value in zip(model.weights, given, strict=True):
-        if id(variable) in trained:
-            np.testing.assert_allclose(ops.convert_to_numpy(variable), value, atol=1e-6)
+    assert_close(model.trainable_variables, given, tolerance=1e-6)
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError], ids=["Ctrl-C", "an error"])
-def test_student_predicts_as_the_wrapper_after_an_interrupted_fit(error):
+def test_student_predicts_as_the_wrapper_after_an_interrupted_fit():
     def stop(epoch, logs):
-        if epoch == 2:
-            raise error
+        raise KeyboardInterrupt
 
-    model = compiled(network(), optimizer=keras.optimizers.SGD(0.5))
+    model = fast()
     ssd = keras_ssd.wrap(model, ema_momentum=0.9)
-    callbacks = [keras.callbacks.LambdaCallback(on_epoch_end=stop)]
-    with pytest.raises(error):
-        ssd.fit(X, Y, epochs=9, batch_size=8, verbose=0, callbacks=callbacks)
+    with pytest.raises(KeyboardInterrupt):
+        ssd.fit(X, Y, batch_size=8, verbose=0, callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=stop)])
     assert int(ops.convert_to_numpy(ssd.average.is_deployed)) == 1
     np.testing.assert_array_equal(ssd.predict(X, verbose=0), model.predict(X, verbose=0))
     ssd.fit(X, Y, verbose=0)
 
 
 def test_a_stateful_layer_keeps_its_state_between_the_batches_of_predict():
-    inputs = keras.Input(batch_shape=(4, 5, 2))
-    recurrent = keras.layers.LSTM(6, stateful=True)
-    x = keras.layers.Dropout(0.5)(recurrent(inputs))
-    model = compiled(keras.Model(inputs, keras.layers.Dense(3, activation="softmax")(x)), keras.optimizers.SGD(0.5))
+    recurrent, head = layers.LSTM(6, stateful=True), layers.Dense(3, activation="softmax")
+    stack = [keras.Input(batch_shape=(4, 5, 2)), recurrent, layers.Dropout(0.5), head]
+    model = compiled(keras.Sequential(stack))
     windows = np.random.default_rng(0).normal(size=(16, 5, 2)).astype("float32")
     ssd = keras_ssd.wrap(model)
     for _ in range(4):
-        head = model.layers[-1]
         head.set_weights([value + 0.5 for value in head.get_weights()])
         ssd.update_average()
     recurrent.reset_state()
@@ -178,7 +173,7 @@ def test_a_stateful_layer_keeps_its_state_between_the_batches_of_predict():
 
 def narrow(policy):
     """A Dense layer whose kernel is 0.5, and its average, which is 0.45 after many steps."""
-    dense = keras.layers.Dense(1, dtype=policy)
+    dense = layers.Dense(1, dtype=policy)
     model = keras.Sequential([keras.Input((2,)), dense])
     dense.kernel.assign(np.full((2, 1), 0.5))
     average = WeightAverage(model, 0.99)
@@ -187,16 +182,16 @@ def narrow(policy):
     return model, average
 
 
-@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16", "bfloat16", "float16"])
+@pytest.mark.parametrize("policy", ["float32", "bfloat16", "float16"])
 def test_the_average_moves_in_low_precision(policy):
     """In 16 bits a step of 1 % of 0.05 would be rounded to none."""
     model, average = narrow(policy)
-    for _ in range(300):
+    for _ in range(100):
         average.update()
-    np.testing.assert_allclose(arrays(average.other)[0], 0.5 - 0.05 * 0.99**300, atol=1e-5)
+    np.testing.assert_allclose(arrays(average.other)[0], 0.5 - 0.05 * 0.99**100, atol=1e-5)
     average.deploy()
     deployed = ops.convert_to_numpy(ops.cast(model.weights[0].value, "float32"))
-    np.testing.assert_allclose(deployed, 0.5 - 0.05 * 0.99**300, atol=2e-3)
+    np.testing.assert_allclose(deployed, 0.5 - 0.05 * 0.99**100, atol=2e-3)
 
 
 def test_a_frozen_copy_has_the_types_of_the_weights():
@@ -256,7 +251,7 @@ def test_evaluation_during_training_leaves_the_average_as_it_is():
 
 
 def test_zeros_and_constraints_of_the_raw_weights_hold_in_the_deployed_weights():
-    dense = keras.layers.Dense(2, kernel_constraint=keras.constraints.UnitNorm(axis=0))
+    dense = layers.Dense(2, kernel_constraint=keras.constraints.UnitNorm(axis=0))
     model = keras.Sequential([keras.Input((2,)), dense])
     average = WeightAverage(model, 0.5)
     average.steps.assign(10_000)
@@ -266,26 +261,25 @@ def test_zeros_and_constraints_of_the_raw_weights_hold_in_the_deployed_weights()
     np.testing.assert_allclose(arrays(dense.kernel)[0], [[0.0, 0.6], [0.8, 0.0]], atol=1e-6)
 
 
-@pytest.mark.parametrize("options", [{}, {"teacher": "ema"}], ids=["self", "ema"])
-def test_a_pruned_model_stays_pruned(options):
+def test_a_pruned_model_stays_pruned():
     """A callback sets half of a kernel to 0 after every batch."""
     model = compiled(network(), keras.optimizers.Adam(0.05))
     kernel = model.layers[1].kernel
     mask = np.abs(arrays(kernel)[0]) > np.median(np.abs(arrays(kernel)[0]))
-    kernel.assign(arrays(kernel)[0] * mask)
-    prune = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: sync_and_prune(ssd))
 
-    def sync_and_prune(ssd):
+    def prune(batch=None, logs=None):
         if keras.backend.backend() == "jax":
             ssd.jax_state_sync()
         kernel.assign(arrays(kernel)[0] * mask)
 
-    ssd = keras_ssd.wrap(model, **options)
-    ssd.fit(X, Y, epochs=3, batch_size=8, verbose=0, callbacks=[prune])
+    ssd = keras_ssd.wrap(model)
+    kernel.assign(arrays(kernel)[0] * mask)
+    callbacks = [keras.callbacks.LambdaCallback(on_train_batch_end=prune)]
+    ssd.fit(X, Y, epochs=2, batch_size=8, verbose=0, callbacks=callbacks)
     assert ((arrays(kernel)[0] == 0) == ~mask).all()
 
 
-class Counting(keras.layers.Layer):
+class Counting(layers.Layer):
     """Counts its calls in a float, as a power iteration or a codebook keeps its state."""
 
     def build(self, shape):
@@ -299,13 +293,13 @@ class Counting(keras.layers.Layer):
 
 def test_counters_are_not_averaged():
     inputs = keras.Input((6, 2))
-    x = Counting()(keras.layers.Flatten()(inputs))
-    x = keras.layers.BatchNormalization()(x)
-    model = compiled(keras.Model(inputs, keras.layers.Dense(3, activation="softmax")(keras.layers.Dropout(0.3)(x))))
+    x = Counting()(layers.Flatten()(inputs))
+    x = layers.BatchNormalization()(x)
+    model = compiled(keras.Model(inputs, layers.Dense(3, activation="softmax")(layers.Dropout(0.3)(x))))
     ssd = keras_ssd.wrap(model)
     assert len(ssd.average.other) == 6  # gamma, beta and both statistics of the normalization, kernel and bias
-    ssd.fit(X, Y, batch_size=8, epochs=2, verbose=0)
-    assert float(ops.convert_to_numpy(model.layers[2].count)) == 6
+    ssd.fit(X, Y, batch_size=8, verbose=0)
+    assert float(ops.convert_to_numpy(model.layers[2].count)) == 3
 
 
 def test_write_average_raises_while_fit_runs():
@@ -314,25 +308,3 @@ def test_write_average_raises_while_fit_runs():
     with pytest.raises(ValueError, match=r"write_average\(\) cannot be called while `fit` runs.* use `save`"):
         ssd.fit(X, Y, verbose=0, callbacks=[write])
     ssd.write_average()
-
-
-def test_two_fits_average_as_one_in_low_precision():
-    """The deployed weights hold the average rounded; training continues from the average itself."""
-    keras.config.set_dtype_policy("bfloat16")
-    try:
-        averages = []
-        for epochs in ([4], [2, 2]):
-            keras.utils.set_random_seed(5)
-            # Without regularisers: Keras on TensorFlow cannot add losses of two types.
-            stack = [keras.layers.Flatten(), keras.layers.Dense(8), keras.layers.Dense(3, activation="softmax")]
-            model = compiled(keras.Sequential([keras.Input((6, 2)), *stack]))
-            ssd = keras_ssd.wrap(model, kd_weight=0, ema_momentum=0.9)
-            seen = keras.callbacks.LambdaCallback(
-                on_train_end=lambda logs, ssd=ssd: averages.append(arrays(ssd.average.other))
-            )
-            for i, n in enumerate(epochs):
-                last = [seen] if i == len(epochs) - 1 else []
-                ssd.fit(X, Y, batch_size=24, epochs=n, shuffle=False, verbose=0, callbacks=last)
-        assert_same(*averages)
-    finally:
-        keras.config.set_dtype_policy("float32")

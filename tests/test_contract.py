@@ -11,7 +11,9 @@ The last kind, `"weight 0"`, is a wrapped model without distillation: everything
 
 import contextlib
 import copy
+import functools
 import importlib.util
+import itertools
 import pathlib
 import pickle
 import re
@@ -38,12 +40,10 @@ QUICK = {
     "sample_weight in a 3-tuple",
     "masks",
     "several inputs and outputs, loss_weights",
-    "weighted_metrics",
     "jit_compile=True",
     "steps_per_execution",
     "gradient_accumulation_steps",
     "mixed_float16 with loss scaling",
-    "activity regularisers, add_loss",
     "pickle",
 }
 # What is about how Keras compiles a step.
@@ -54,15 +54,12 @@ REFUSED = {("steps_per_execution", "torch")}
 
 def feature(name):
     """Enter a function into the table under a name."""
-
-    def enter(function):
-        FEATURES[name] = function
-        return function
-
-    return enter
+    return lambda function: FEATURES.setdefault(name, function)
 
 
-# Models.
+def same_training(name, train, **options):
+    """Enter a feature that is nothing but another training: `compare` tests it."""
+    FEATURES[name] = lambda teacher: compare(teacher, train, **options)[0]
 
 
 def network():
@@ -106,16 +103,18 @@ def compiled(build=network, optimizer=None, **options):
     return model
 
 
+def wrapped(teacher, build=network, **options):
+    """A wrapped model, compiled."""
+    return wrap(compiled(build, **options), teacher, build)
+
+
 def twins(teacher, build=network, ema_momentum=0.99, **options):
     """A plain model and a wrapped one of the same weights and seeds, compiled alike."""
     return compiled(build, **options), wrap(compiled(build, **options), teacher, build, ema_momentum)
 
 
-# What has to hold.
-
-
 def refused_alike(plain, ssd, train):
-    """The reason for which Keras refuses `train` for a plain model, if it does; that of the wrapped one is the same."""
+    """The first line with which Keras refuses `train` for a plain model, if it does; the wrapped one says the same."""
     try:
         train(plain)
     except Warning:
@@ -139,15 +138,8 @@ def compare(teacher, train, build=network, tolerance=1e-5, **options):
     With a learning rate of 0, so that this holds for any number of steps; without distillation with another, and then
     the weights have to be equal.
 
-    Args:
-        teacher: the kind.
-        train: function of a model that returns logs.
-        build: function that makes the model.
-        tolerance: relative, of logs.
-        **options: for `compile`.
-
-    Returns:
-        The reason for which Keras refuses the plain model, or `None`; and the two models.
+    What `fit` validates, `evaluate` and `predict` has to be that of the plain model of the same weights, without and
+    with a moving average. Returns the reason why Keras refuses the plain model, or `None`; and the models.
     """
     rate = 0.5 if teacher == "weight 0" else 0.0
     options = {"optimizer": lambda: keras.optimizers.SGD(rate), **options}
@@ -167,7 +159,7 @@ def compare(teacher, train, build=network, tolerance=1e-5, **options):
     if teacher == "weight 0":
         # TensorFlow adds the losses of layers up in another order where it evaluates.
         assert logs == pytest.approx(expected, rel=1e-6)
-        assert {n: v for n, v in logs.items() if n[:4] != "val_"} == {n: expected[n] for n in logs if n[:4] != "val_"}
+        assert all(logs[name] == expected[name] for name in logs if name[:4] != "val_")
         assert_same(plain.get_weights(), ssd.student.get_weights())
     else:
         kd_loss = logs.pop("kd_loss")
@@ -175,43 +167,33 @@ def compare(teacher, train, build=network, tolerance=1e-5, **options):
         assert logs == pytest.approx({**expected, "loss": expected["loss"] + KD * kd_loss}, rel=tolerance)
     assert_close(plain.non_trainable_variables, ssd.student.non_trainable_variables, 1e-6)
     if isinstance(train, Fit):
-        for momentum in (0, 0.5):
-            trained = wrap(compiled(build, **options), teacher, build, momentum) if momentum else ssd
-            if momentum:
-                run(trained)
-            # The plain model of the same weights is what `evaluate` and `predict` of the wrapped one are.
-            same = compiled(build, **options)
-            same.set_weights(trained.student.get_weights())
-            (scores, predicted), (expected, of_plain) = train.measure(trained), train.measure(same)
+        averaged = wrap(compiled(build, **options), teacher, build, ema_momentum=0.5)
+        run(averaged)
+        for trained in (ssd, averaged):
+            plain.set_weights(trained.student.get_weights())
+            (scores, predicted), (expected, of_plain) = train.measure(trained), train.measure(plain)
             assert scores == pytest.approx(expected, rel=tolerance, abs=1e-6)
             assert_close(predicted, of_plain, tolerance)
-            last_validation = {f"val_{n}": scores[n] for n in scores if f"val_{n}" in found[trained.name]}
             if train.validates:
-                validated = {n: found[trained.name][n] for n in last_validation}
-                assert validated == pytest.approx(last_validation, rel=10 * tolerance, abs=1e-5)
+                validated = {n[4:]: v for n, v in found[trained.name].items() if n[:4] == "val_"}
+                assert validated == pytest.approx({n: scores[n] for n in validated}, rel=10 * tolerance, abs=1e-5)
     return None, plain, ssd
 
 
-def update(teacher, steps=1, build=without_randomness, x=X, y=Y, **options):
+def change(before, model):
+    return [after - b for after, b in zip(model.get_weights(), before, strict=True)]
+
+
+def update(teacher, steps=1, build=without_randomness, **options):
     """By how much training steps change the student's weights."""
-    _, ssd = twins(teacher, build, **options)
+    ssd = wrapped(teacher, build, **options)
     before = ssd.student.get_weights()
     for _ in range(steps):
-        ssd.train_on_batch(x, y)
-    return [after - b for after, b in zip(ssd.student.get_weights(), before, strict=True)]
+        ssd.train_on_batch(X, Y)
+    return change(before, ssd.student)
 
 
-def assert_teaches(teacher, change):
-    """A change of weights differs from the plain model's, unless there are no teachers."""
-    plain = compiled(without_randomness)
-    before = plain.get_weights()
-    plain.train_on_batch(X, Y)
-    expected = [after - b for after, b in zip(plain.get_weights(), before, strict=True)]
-    difference = max(np.abs(a - b).max() for a, b in zip(change, expected, strict=True))
-    assert difference == 0 if teacher == "weight 0" else difference > 1e-3
-
-
-# Data.
+usual_update = functools.cache(update)
 
 
 class Fit:
@@ -219,25 +201,21 @@ class Fit:
 
     def __init__(self, *data, **options):
         self.data, self.options = data, options
+        given = options.get("validation_data")
+        self.validates = given is not None and keras.tree.flatten(given)[0] is keras.tree.flatten(data)[0]
 
     def __call__(self, model):
         return model.fit(*self.data, verbose=0, **self.options)
-
-    @property
-    def validates(self):
-        """Whether the validation of `fit` is on the same data."""
-        given = self.options.get("validation_data")
-        return given is not None and keras.tree.flatten(given)[0] is keras.tree.flatten(self.data)[0]
 
     def measure(self, model):
         options = {name: self.options[name] for name in ("batch_size", "sample_weight") if name in self.options}
         scores = model.evaluate(*self.data, verbose=0, return_dict=True, **options)
         options.pop("sample_weight", None)
-        predicted = model.predict(self.data[0], verbose=0, **options)
-        return last(scores), keras.tree.flatten(predicted)
+        return last(scores), keras.tree.flatten(model.predict(self.data[0], verbose=0, **options))
 
 
 fit = Fit
+VALIDATED = fit(X, Y, batch_size=5, validation_data=(X, Y))
 
 
 class Batches(keras.utils.PyDataset):
@@ -254,79 +232,60 @@ class Batches(keras.utils.PyDataset):
         return tuple(array[4 * index : 4 * index + 4] for array in self.arrays)
 
 
-@feature("NumPy arrays, a short last batch, validation_data")
-def numpy_arrays(teacher):
-    return compare(teacher, fit(X, Y, batch_size=4, validation_data=(X, Y)), metrics=["accuracy"])[0]
+same_training(
+    "NumPy arrays, a short last batch, validation_data",
+    fit(X, Y, batch_size=4, validation_data=(X, Y)),
+    metrics=["accuracy"],
+)
+same_training("validation_split", fit(X, Y, batch_size=8, validation_split=0.5), metrics=["accuracy"])
 
 
-@feature("validation_split")
-def validation_split(teacher):
-    return compare(teacher, fit(X, Y, batch_size=8, validation_split=0.5), metrics=["accuracy"])[0]
+def training_on(data):
+    return fit(data, shuffle=False, validation_data=data)
 
 
 @feature("tf.data.Dataset")
 def tf_data(teacher):
     tf = pytest.importorskip("tensorflow")
-    data = tf.data.Dataset.from_tensor_slices((X, Y)).batch(4)
-    return compare(teacher, fit(data, shuffle=False, validation_data=data))[0]
+    return compare(teacher, training_on(tf.data.Dataset.from_tensor_slices((X, Y)).batch(4)))[0]
 
 
-@feature("keras.utils.PyDataset")
-def py_dataset(teacher):
-    data = Batches(X, Y)
-    return compare(teacher, fit(data, shuffle=False, validation_data=data))[0]
+same_training("keras.utils.PyDataset", training_on(Batches(X, Y)))
 
 
 @feature("torch DataLoader")
 def data_loader(teacher):
     torch = pytest.importorskip("torch")
     data = torch.utils.data.TensorDataset(torch.from_numpy(X), torch.from_numpy(Y))
-    data = torch.utils.data.DataLoader(data, batch_size=4)
-    return compare(teacher, fit(data, shuffle=False, validation_data=data))[0]
+    return compare(teacher, training_on(torch.utils.data.DataLoader(data, batch_size=4)))[0]
 
 
 @feature("a Python generator, steps_per_epoch, validation_steps")
 def generator(teacher):
     def endless():
-        while True:
-            for start in (0, 5):
-                yield X[start : start + 5], Y[start : start + 5]
+        yield from itertools.cycle([(X[:5], Y[:5]), (X[5:], Y[5:])])
 
     def train(model):
-        data = dict(validation_data=endless(), validation_steps=2)
-        return model.fit(endless(), steps_per_epoch=2, epochs=2, shuffle=False, verbose=0, **data)
+        options = dict(validation_data=endless(), validation_steps=2)
+        return model.fit(endless(), steps_per_epoch=2, epochs=2, shuffle=False, verbose=0, **options)
 
     return compare(teacher, train)[0]
 
 
-# Weights of samples, masks, several inputs and outputs.
-
-
-@feature("sample_weight in a 3-tuple")
-def sample_weight(teacher):
-    refusal, _, ssd = compare(teacher, fit(Batches(X, Y, WEIGHTS), shuffle=False))
-    if teacher != "weight 0":
-        # Both terms are weighted: twice the weight is twice the term.
-        terms = []
-        for factor in (1, 2):
-            keras.utils.set_random_seed(5)
-            ssd = wrap(compiled(without_randomness), teacher, without_randomness)
-            terms.append(last(ssd.fit(Batches(X, Y, factor * WEIGHTS), shuffle=False, verbose=0, steps_per_epoch=1)))
-        assert terms[1] == pytest.approx({name: 2 * value for name, value in terms[0].items()}, rel=1e-5)
-    return refusal
+# Weights of samples (`test_training` tells that they weigh the term, too), masks, several inputs and outputs.
+same_training("sample_weight in a 3-tuple", fit(Batches(X, Y, WEIGHTS), shuffle=False))
 
 
 @feature("class_weight")
 def class_weight(teacher):
-    weights = {0: 0.5, 1: 3.0, 2: 1.5}
-    refusal, _, ssd = compare(teacher, fit(X, Y, batch_size=10, class_weight=weights))
-    change = []
-    for options in ({"class_weight": weights}, {"sample_weight": np.array([0.5, 3.0, 1.5], "float32")[Y]}):
-        _, ssd = twins(teacher, without_randomness)
+    by_class = np.array([0.5, 3.0, 1.5], "float32")
+    weights = []
+    for options in ({"class_weight": dict(enumerate(by_class))}, {"sample_weight": by_class[Y]}):
+        ssd = wrapped(teacher, without_randomness)
         ssd.train_on_batch(X, Y, **options)
-        change.append(ssd.student.get_weights())
-    assert_same(*change)
-    return refusal
+        weights.append(ssd.student.get_weights())
+    assert_same(*weights)
+    return compare(teacher, fit(X, Y, batch_size=10, class_weight=dict(enumerate(by_class))))[0]
 
 
 @feature("masks")
@@ -347,40 +306,28 @@ def masks(teacher):
     return refusal
 
 
-def two_inputs():
-    a, b = X[:6, :4], np.random.default_rng(3).normal(size=(6, 5, 2)).astype("float32")
-    return [a, b], [Y[:6], X[:6, 4:]]
-
-
-@feature("several inputs and outputs, loss_weights")
-def several_outputs(teacher):
-    x, y = two_inputs()
-    return compare(
-        teacher,
-        fit(x, y, batch_size=4, validation_data=(x, y)),
-        lambda: several_inputs_and_outputs(lambda: layers.Dropout(0.5, seed=1)),
-        loss=["sparse_categorical_crossentropy", "mse"],
-        loss_weights=[0.3, 2.0],
-        metrics=[["accuracy"], ["mae"]],
-    )[0]
-
-
-@feature("loss, loss_weights and metrics by the name of the output")
-def by_name(teacher):
-    x, y = two_inputs()
-    return compare(
-        teacher,
-        fit(x, dict(zip(("first", "second"), y, strict=True)), batch_size=6),
-        lambda: several_inputs_and_outputs(lambda: layers.Dropout(0.5, seed=1)),
-        loss={"first": "sparse_categorical_crossentropy", "second": "mse"},
-        loss_weights={"first": 0.3, "second": 2.0},
-        metrics={"second": ["mae"]},
-    )[0]
+TWO_INPUTS = [X[:6, :4], np.random.default_rng(3).normal(size=(6, 5, 2)).astype("float32")]
+TWO_TARGETS = [Y[:6], X[:6, 4:]]
+TWO_OUTPUTS = functools.partial(several_inputs_and_outputs, lambda: layers.Dropout(0.5, seed=1))
+same_training(
+    "several inputs and outputs, loss_weights",
+    fit(TWO_INPUTS, TWO_TARGETS, batch_size=3, validation_data=(TWO_INPUTS, TWO_TARGETS)),
+    build=TWO_OUTPUTS,
+    loss=["sparse_categorical_crossentropy", "mse"],
+    loss_weights=[0.3, 2.0],
+    metrics=[["accuracy"], ["mae"]],
+)
+same_training(
+    "loss, loss_weights and metrics by the name of the output",
+    fit(TWO_INPUTS, dict(zip(("first", "second"), TWO_TARGETS, strict=True)), batch_size=6),
+    build=TWO_OUTPUTS,
+    loss={"first": "sparse_categorical_crossentropy", "second": "mse"},
+    loss_weights={"first": 0.3, "second": 2.0},
+    metrics={"second": ["mae"]},
+)
 
 
 # Losses and metrics.
-
-
 class Focal(keras.losses.Loss):
     """Not registered, and of a name that tells nothing of it."""
 
@@ -389,24 +336,19 @@ class Focal(keras.losses.Loss):
         return -ops.square(1 - true) * ops.log(true)
 
 
-@feature("a custom Loss")
-def custom_loss(teacher):
-    return compare(teacher, fit(X, Y, batch_size=5, sample_weight=WEIGHTS), loss=Focal())[0]
+def confident(y_true, y_pred):
+    return ops.mean(ops.square(ops.one_hot(ops.cast(y_true, "int32"), 3) - y_pred), axis=-1)
 
 
-@feature("a custom loss function")
-def custom_loss_function(teacher):
-    def confident(y_true, y_pred):
-        return ops.mean(ops.square(ops.one_hot(ops.cast(y_true, "int32"), 3) - y_pred), axis=-1)
-
-    return compare(teacher, fit(X, Y, batch_size=5), loss=confident)[0]
+same_training("a custom Loss", fit(X, Y, batch_size=5, sample_weight=WEIGHTS), loss=Focal())
+same_training("a custom loss function", fit(X, Y, batch_size=5), loss=confident)
 
 
 class Highest(keras.metrics.Metric):
     """The highest probability seen."""
 
-    def __init__(self, name="highest", **kwargs):
-        super().__init__(name=name, **kwargs)
+    def __init__(self):
+        super().__init__(name="highest")
         self.highest = self.add_variable((), "zeros", name="highest")
 
     def update_state(self, y_true, y_pred, sample_weight=None):
@@ -416,27 +358,19 @@ class Highest(keras.metrics.Metric):
         return ops.convert_to_tensor(self.highest)
 
 
-@feature("a custom Metric")
-def custom_metric(teacher):
-    return compare(teacher, fit(X, Y, batch_size=5, validation_data=(X, Y)), metrics=[Highest()])[0]
+same_training("a custom Metric", VALIDATED, metrics=[Highest()])
 
 
-@feature("weighted_metrics")
-def weighted_metrics(teacher):
-    options = dict(metrics=["accuracy"], weighted_metrics=[keras.metrics.SparseCategoricalAccuracy(name="weighted")])
-    refusal, plain, ssd = compare(teacher, fit(X, Y, batch_size=5, sample_weight=WEIGHTS), **options)
-    logs = ssd.evaluate(X, Y, sample_weight=WEIGHTS, verbose=0, return_dict=True)
-    right = ssd.predict(X, verbose=0).argmax(axis=1) == Y
-    assert logs["weighted"] == pytest.approx((right * WEIGHTS).sum() / WEIGHTS.sum(), rel=1e-5)
-    return refusal
+same_training(
+    "weighted_metrics",
+    fit(X, Y, batch_size=5, sample_weight=WEIGHTS),
+    metrics=["accuracy"],
+    weighted_metrics=["sparse_categorical_accuracy"],
+)
 
 
 # How a step is run.
-
-
-@feature("run_eagerly")
-def run_eagerly(teacher):
-    return compare(teacher, fit(X, Y, batch_size=5), run_eagerly=True)[0]
+same_training("run_eagerly", fit(X, Y, batch_size=5), run_eagerly=True)
 
 
 @feature("jit_compile=True")
@@ -446,54 +380,46 @@ def jit_compile(teacher):
         return compare(teacher, fit(X, Y, batch_size=5), tolerance=1e-4, jit_compile=True)[0]
 
 
-@feature("jit_compile=False")
-def no_jit_compile(teacher):
-    return compare(teacher, fit(X, Y, batch_size=5), jit_compile=False)[0]
+same_training("jit_compile=False", fit(X, Y, batch_size=5), jit_compile=False)
+same_training("steps_per_execution", VALIDATED, steps_per_execution=2)
+same_training("train_on_batch", lambda model: model.train_on_batch(X, Y, sample_weight=WEIGHTS, return_dict=True))
 
 
-@feature("steps_per_execution")
-def steps_per_execution(teacher):
-    return compare(teacher, fit(X, Y, batch_size=5, validation_data=(X, Y)), steps_per_execution=2)[0]
-
-
-@feature("train_on_batch")
-def train_on_batch(teacher):
-    return compare(teacher, lambda model: model.train_on_batch(X, Y, sample_weight=WEIGHTS, return_dict=True))[0]
-
-
-@feature("test_on_batch")
-def evaluation_on_batch(teacher):
+def on_batch(teacher):
     plain, ssd = twins(teacher, metrics=["accuracy"])
-    before = arrays(ssd.student.variables)
-    logs = [model.test_on_batch(X, Y, sample_weight=WEIGHTS, return_dict=True) for model in (plain, ssd)]
-    assert last(logs[1]) == pytest.approx(last(logs[0]), rel=1e-6)
-    assert_same(before, ssd.student.variables)
-
-
-@feature("predict_on_batch")
-def predict_on_batch(teacher):
-    plain, ssd = twins(teacher)
     before = arrays(ssd.variables)
     np.testing.assert_array_equal(ssd.predict_on_batch(X), plain.predict_on_batch(X))
     assert_same(before, ssd.variables)
+    before = arrays(ssd.student.variables)
+    expected, logs = (last(m.test_on_batch(X, Y, sample_weight=WEIGHTS, return_dict=True)) for m in (plain, ssd))
+    assert logs == pytest.approx(expected, rel=1e-6)
+    assert_same(before, ssd.student.variables)
+
+
+FEATURES["test_on_batch"] = FEATURES["predict_on_batch"] = on_batch
 
 
 # The optimizer.
-
-
 @feature("gradient_accumulation_steps")
 def gradient_accumulation(teacher):
     """Two halves make one step; with no running statistics the same as their gradients' mean at once."""
-    accumulating = lambda: keras.optimizers.SGD(0.5, gradient_accumulation_steps=2)  # noqa: E731
-    assert all(not change.any() for change in update(teacher, optimizer=accumulating))
-    whole = update(teacher)
-    assert_teaches(teacher, whole)
-    assert_close(update(teacher, steps=2, optimizer=accumulating), whole)
+    whole, plain = usual_update(teacher), compiled(without_randomness)
+    accumulating = functools.partial(keras.optimizers.SGD, 0.5, gradient_accumulation_steps=2)
+    ssd = wrapped(teacher, without_randomness, optimizer=accumulating)
+    before = ssd.student.get_weights()
+    ssd.train_on_batch(X, Y)
+    assert_same(before, ssd.student.get_weights())
+    ssd.train_on_batch(X, Y)
+    assert_close(change(before, ssd.student), whole)
+    # That of the plain model is another one, unless there are no teachers.
+    plain.train_on_batch(X, Y)
+    difference = max(np.abs(a - b).max() for a, b in zip(whole, change(before, plain), strict=True))
+    assert difference == 0 if teacher == "weight 0" else difference > 1e-3
 
 
 @feature("clipnorm, global_clipnorm, clipvalue")
 def clipping(teacher):
-    free = update(teacher, optimizer=lambda: keras.optimizers.SGD(1.0))
+    free = [2 * change for change in usual_update(teacher)]  # with a learning rate of 1
     norm = np.sqrt(sum(np.sum(np.square(change)) for change in free))
     clipped = {
         "global_clipnorm": [0.1 * change / norm for change in free],
@@ -501,8 +427,7 @@ def clipping(teacher):
         "clipvalue": [np.clip(change, -0.1, 0.1) for change in free],
     }
     for name, expected in clipped.items():
-        found = update(teacher, optimizer=lambda name=name: keras.optimizers.SGD(1.0, **{name: 0.1}))
-        assert_close(found, expected)
+        assert_close(update(teacher, optimizer=functools.partial(keras.optimizers.SGD, 1.0, **{name: 0.1})), expected)
 
 
 @feature("the optimizer's moving average (use_ema)")
@@ -528,81 +453,50 @@ def schedule(teacher):
     def decay():
         return keras.optimizers.SGD(keras.optimizers.schedules.PiecewiseConstantDecay([0], [0.5, 0.0]))
 
-    change = update(teacher)
-    assert_teaches(teacher, change)
-    assert_close(update(teacher, steps=2, optimizer=decay), change, 1e-6)
+    assert_close(update(teacher, steps=2, optimizer=decay), usual_update(teacher), 1e-6)
 
 
 # Precision.
-
-
 @contextlib.contextmanager
 def policy(name):
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(name)
+    wide = keras.backend.backend() == "jax" and name == "float64"  # JAX has it not, unless it is told so
+    tell = importlib.import_module("jax").config.update if wide else lambda *_: None
+    tell("jax_enable_x64", True)
     try:
         yield
     finally:
+        tell("jax_enable_x64", False)
         keras.config.set_dtype_policy(before)
 
 
-@contextlib.contextmanager
-def wide_jax():
-    """JAX has no float64 unless it is told so."""
-    if keras.backend.backend() != "jax":
-        yield
-        return
-    import jax
-
-    jax.config.update("jax_enable_x64", True)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_enable_x64", False)
-
-
-@feature("mixed_float16 with loss scaling")
-def mixed_float16(teacher):
-    expected = update(teacher)
-    assert_teaches(teacher, expected)
-    with policy("mixed_float16"):
-        plain, ssd = twins(teacher)
-        assert isinstance(ssd.optimizer, keras.optimizers.LossScaleOptimizer) and type(plain.optimizer) is type(
-            ssd.optimizer
-        )
-        assert ssd.student.outputs[0].dtype == "float16"
-        assert_close(update(teacher), expected, 0.01)
-        return compare(teacher, fit(X, Y, batch_size=5, validation_data=(X, Y)), tolerance=5e-3)[0]
-
-
-@feature("mixed_bfloat16")
-def mixed_bfloat16(teacher):
-    expected = update(teacher)
-    with policy("mixed_bfloat16"):
-        assert_close(update(teacher), expected, 0.05)
-        return compare(teacher, fit(X, Y, batch_size=5, validation_data=(X, Y)), tolerance=0.02)[0]
-
-
-@feature("float64")
-def float64(teacher):
-    expected = update(teacher)
-    with policy("float64"), wide_jax():
+def in_precision(name, of_update, tolerance, teacher):
+    expected = usual_update(teacher)
+    with policy(name):
         found = update(teacher)
-        assert {change.dtype for change in found} == {np.dtype("float64")}
-        assert_close(found, expected)
-        return compare(teacher, fit(X, Y, batch_size=5, validation_data=(X, Y)))[0]
+        refusal, plain, ssd = compare(teacher, VALIDATED, tolerance=tolerance)
+    assert {change.dtype for change in found} == {np.dtype("float64" if name == "float64" else "float32")}
+    assert_close(found, expected, of_update)
+    assert isinstance(ssd.optimizer, keras.optimizers.LossScaleOptimizer) == (name == "mixed_float16")
+    assert type(plain.optimizer) is type(ssd.optimizer) and ssd.student.outputs[0].dtype == name.removeprefix("mixed_")
+    return refusal
+
+
+FEATURES["mixed_float16 with loss scaling"] = functools.partial(in_precision, "mixed_float16", 0.01, 5e-3)
+FEATURES["mixed_bfloat16"] = functools.partial(in_precision, "mixed_bfloat16", 0.05, 0.02)
+FEATURES["float64"] = functools.partial(in_precision, "float64", 1e-5, 1e-5)
 
 
 # What layers add.
-
-
 @feature("regularisers")
 def regularisers(teacher):
     def build():
         return without_randomness(kernel_regularizer=keras.regularizers.L2(0.5), bias_regularizer="l1")
 
-    plain, ssd = compare(teacher, fit(X, Y, batch_size=5, validation_data=(X, Y)), build)[1:]
+    refusal, plain, ssd = compare(teacher, VALIDATED, build)
     assert len(ssd.losses) == len(plain.losses) == 2
+    return refusal
 
 
 @feature("activity regularisers, add_loss")
@@ -618,25 +512,20 @@ def activity_losses(teacher):
         x = Entropy()(layers.Dense(5, activity_regularizer=keras.regularizers.L1(0.7))(x))
         return keras.Model(inputs, layers.Dense(3, activation="softmax")(x))
 
-    return compare(teacher, fit(X, Y, batch_size=5, validation_data=(X, Y)), build)[0]
+    return compare(teacher, VALIDATED, build)[0]
 
 
 @feature("constraints")
 def constraints(teacher):
-    free, constrained = (
-        update(teacher, build=lambda head=head: without_randomness(**head))
-        for head in ({}, {"kernel_constraint": keras.constraints.UnitNorm()})
-    )
+    free = usual_update(teacher)
+    constrained = update(teacher, build=lambda: without_randomness(kernel_constraint=keras.constraints.UnitNorm()))
     kernel = compiled(without_randomness).get_layer("head").get_weights()[0]
     position = [change.shape for change in free].index(kernel.shape)
     expected = kernel + free[position]
-    expected = expected / np.linalg.norm(expected, axis=0, keepdims=True)
-    assert_close([kernel + constrained[position]], [expected])
+    assert_close(kernel + constrained[position], expected / np.linalg.norm(expected, axis=0, keepdims=True))
 
 
 # Freezing, compiling and fitting again.
-
-
 @feature("layers frozen before wrapping")
 def frozen_before(teacher):
     def build():
@@ -645,11 +534,10 @@ def frozen_before(teacher):
             layer.trainable = False
         return model
 
-    refusal, plain, ssd = compare(teacher, fit(X, Y, batch_size=5), build)
+    refusal, _, ssd = compare(teacher, fit(X, Y, batch_size=5), build)
     assert [v.path for v in ssd.trainable_variables] == [v.path for v in ssd.student.trainable_variables]
     assert len(ssd.trainable_variables) == 4
-    change = update(teacher, build=build)
-    assert [bool(one.any()) for one in change] == [False] * 6 + [True] * 4
+    assert [bool(one.any()) for one in update(teacher, build=build)] == [False] * 6 + [True] * 4
     return refusal
 
 
@@ -659,16 +547,12 @@ def frozen_after(teacher):
     for model in (plain, ssd.student):
         for layer in model.layers[:3]:
             layer.trainable = False
-    plain.compile(keras.optimizers.SGD(0.5), "sparse_categorical_crossentropy")
-    ssd.compile(keras.optimizers.SGD(0.5), "sparse_categorical_crossentropy")
+        wrapper = ssd if model is ssd.student else plain
+        wrapper.compile(keras.optimizers.SGD(0.5), "sparse_categorical_crossentropy")
+    before = plain.get_weights()
     expected, logs = (last(model.train_on_batch(X, Y, return_dict=True)) for model in (plain, ssd))
     assert logs["loss"] == pytest.approx(expected["loss"] + KD * logs.get("kd_loss", 0.0), rel=1e-5)
-    before, after = network_weights(), ssd.student.get_weights()
-    assert [not np.array_equal(*pair) for pair in zip(before, after, strict=True)] == [False] * 6 + [True] * 4
-
-
-def network_weights():
-    return compiled().get_weights()
+    assert [bool(one.any()) for one in change(before, ssd.student)] == [False] * 6 + [True] * 4
 
 
 @feature("a second compile, of other loss, optimizer and metrics")
@@ -685,17 +569,15 @@ def second_compile(teacher):
 @feature("fit twice")
 def fit_twice(teacher):
     """Ends where one `fit` of two epochs ends."""
-    results = []
+    start, results = compiled().get_weights(), []
     for epochs in ([2], [1, 1]):
-        keras.utils.set_random_seed(5)
-        _, ssd = twins(teacher, optimizer=lambda: keras.optimizers.SGD(0.1, momentum=0.9))
+        ssd = wrapped(teacher, optimizer=lambda: keras.optimizers.SGD(0.1, momentum=0.9))
         keras.utils.set_random_seed(7)
         for n in epochs:
             ssd.fit(X, Y, batch_size=5, epochs=n, shuffle=False, verbose=0)
         results.append(ssd.student.get_weights())
     assert_close(*results, 1e-6)
-    start = network_weights()
-    assert max(np.abs(a - b).max() for a, b in zip(start, results[0], strict=True)) > 1e-3
+    assert max(np.abs(one).max() for one in change(start, ssd.student)) > 1e-3
 
 
 @feature("initial_epoch")
@@ -706,8 +588,6 @@ def initial_epoch(teacher):
 
 
 # The wrapped model as an object.
-
-
 @feature("a wrapped model inside another model")
 def inside_another(teacher):
     def outer(model):
@@ -724,20 +604,27 @@ def inside_another(teacher):
     logs = [last(model.train_on_batch(X, Y, return_dict=True)) for model in (around_plain, around_ssd)]
     assert logs[0] == pytest.approx(logs[1], rel=1e-6)
     assert_close(plain.get_weights(), ssd.student.get_weights(), 1e-6)
-    assert not np.array_equal(plain.get_weights()[0], network_weights()[0])
+    assert not np.array_equal(plain.get_weights()[0], compiled().get_weights()[0])
 
 
 @feature("the student inside another model")
 def student_inside_another(teacher):
-    _, ssd = twins(teacher)
-    ssd.train_on_batch(X, Y)
+    student = trained_step(teacher).student
     inputs = keras.Input((6,))
-    whole = keras.Model(inputs, ssd.student(inputs))
-    np.testing.assert_array_equal(whole.predict(X, verbose=0), ssd.student.predict(X, verbose=0))
+    whole = keras.Model(inputs, student(inputs))
+    np.testing.assert_array_equal(whole.predict(X, verbose=0), student.predict(X, verbose=0))
 
 
-def assert_is_a_copy(one, other):
-    """Equal in all that is kept, and apart: training the copy leaves the original alone."""
+def trained_step(teacher):
+    ssd = wrapped(teacher)
+    ssd.train_on_batch(X, Y)
+    return ssd
+
+
+def assert_is_copied(teacher, copy_of):
+    """The copy is equal in all that is kept, and apart: training the copy leaves the original alone."""
+    one = trained_step(teacher)
+    other = copy_of(one)
     assert type(other) is type(one) and other is not one and other.student is not one.student
     assert other.get_config() == one.get_config() or other.get_config()["name"] == one.get_config()["name"]
     assert_same(one.weights, other.weights)
@@ -748,27 +635,16 @@ def assert_is_a_copy(one, other):
     assert any(not np.array_equal(a, ops.convert_to_numpy(b)) for a, b in zip(before, other.weights, strict=True))
 
 
-@feature("pickle")
-def pickling(teacher):
-    _, ssd = twins(teacher)
-    ssd.train_on_batch(X, Y)
-    assert_is_a_copy(ssd, pickle.loads(pickle.dumps(ssd)))
-
-
-@feature("copy.deepcopy")
-def deepcopy(teacher):
-    _, ssd = twins(teacher)
-    ssd.train_on_batch(X, Y)
-    assert_is_a_copy(ssd, copy.deepcopy(ssd))
+FEATURES["pickle"] = lambda teacher: assert_is_copied(teacher, lambda ssd: pickle.loads(pickle.dumps(ssd)))
+FEATURES["copy.deepcopy"] = lambda teacher: assert_is_copied(teacher, copy.deepcopy)
 
 
 @feature("keras.models.clone_model of the student")
 def clone_model(teacher):
-    _, ssd = twins(teacher)
-    ssd.train_on_batch(X, Y)
-    clone = keras.models.clone_model(ssd.student)
-    clone.set_weights(ssd.student.get_weights())
-    np.testing.assert_array_equal(clone.predict(X, verbose=0), ssd.student.predict(X, verbose=0))
+    student = trained_step(teacher).student
+    clone = keras.models.clone_model(student)
+    clone.set_weights(student.get_weights())
+    np.testing.assert_array_equal(clone.predict(X, verbose=0), student.predict(X, verbose=0))
     clone.compile("sgd", "sparse_categorical_crossentropy")
     logs = wrap(clone, teacher).train_on_batch(X, Y, return_dict=True)
     assert ("kd_loss" in logs) == (teacher != "weight 0")
@@ -776,17 +652,12 @@ def clone_model(teacher):
 
 @feature("summary()")
 def summary(teacher):
-    plain, ssd = twins(teacher)
-    lines, of_plain = [], []
-    ssd.summary(print_fn=lambda line, **_: lines.append(line), line_length=120)
-    plain.summary(print_fn=lambda line, **_: of_plain.append(line), line_length=120)
-    text, of_plain = "\n".join(lines), "\n".join(of_plain)
-    assert ssd.student.name in text
-    trainable = re.search(r"Trainable params: (\S+)", of_plain)[1]
-    assert re.search(r" Trainable params: (\S+)", text)[1] == trainable
-
-
-# The test.
+    texts = {}
+    for model in twins(teacher):
+        model.summary(print_fn=lambda text, model=model, **_: texts.setdefault(model, []).append(text), line_length=120)
+    plain, own = ("\n".join(lines) for lines in texts.values())
+    assert model.student.name in own
+    assert len({re.search(r" Trainable params: (\S+)", text)[1] for text in (plain, own)}) == 1
 
 
 def cells():

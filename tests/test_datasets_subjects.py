@@ -33,7 +33,6 @@ def test_the_seed_chooses_the_subjects():
         ([1, 2], 0.0, "`fraction` should lie between 0 and 1"),
         ([1, 2], 0.6, "leave a subject to train on. Received: 0.6 of 2 subjects"),
     ],
-    ids=["unknown", "partly unknown", "one", "none", "shape", "fraction 0", "fraction too large"],
 )
 def test_hold_out_subjects_rejects_bad_arguments(subjects, fraction, message):
     with pytest.raises(ValueError, match=message):

@@ -19,17 +19,15 @@ CLASSES = ["-1", "2", "3", "10"]
 
 
 def text_tsv(rows):
-    return "".join(
-        "\t".join([label, *("NaN" if np.isnan(one) else str(one) for one in row)]) + "\n" for label, row in rows
-    )
+    return "".join("\t".join([label, *(str(one).replace("nan", "NaN") for one in row)]) + "\n" for label, row in rows)
 
 
 def text_ts(rows):
     """As aeon writes it: a header, `?` for a missing value, and shorter series without a tail."""
     lines = ["#About the data: 1,2:3", "@problemName Coffee", "@classLabel true -1 2 3 10", "@data"]
     for label, row in rows:
-        length = max(step for step, one in enumerate(row) if not np.isnan(one)) + 1
-        lines.append(",".join("?" if np.isnan(one) else str(one) for one in row[:length]) + f":{label}")
+        length = np.flatnonzero(~np.isnan(row))[-1] + 1
+        lines.append(",".join(str(one).replace("nan", "?") for one in row[:length]) + f":{label}")
     return "\n".join(lines) + "\n"
 
 
@@ -58,14 +56,13 @@ def assert_as_written(builder):
         assert {row["series"].shape for row in builder.as_data_source(split.lower())} == {(4, 1)}
 
 
-@pytest.mark.parametrize("kind", ["tsv", "ts"])
 @pytest.mark.parametrize(
-    ("place", "given"),
+    ("kind", "place", "given"),
     [
-        ("UCRArchive_2018/Coffee", "."),
-        ("UCRArchive_2018/Coffee", "UCRArchive_2018"),
-        ("UCRArchive_2018/Coffee", "UCRArchive_2018/Coffee"),
-        ("Coffee", "."),
+        ("tsv", "UCRArchive_2018/Coffee", "."),
+        ("ts", "UCRArchive_2018/Coffee", "UCRArchive_2018"),
+        ("tsv", "UCRArchive_2018/Coffee", "UCRArchive_2018/Coffee"),
+        ("ts", "Coffee", "."),
     ],
     ids=["parent", "archive", "data set", "data set's parent"],
 )
@@ -81,18 +78,14 @@ LONG = "1" + "0" * 30
 @pytest.mark.parametrize(
     ("labels", "names"),
     [
-        (["20190102", "20190101"], ["20190101", "20190102"]),
-        ([LONG + "2", LONG + "1"], [LONG + "1", LONG + "2"]),
-        (["0.1234567", "0.1234568"], ["0.1234567", "0.1234568"]),
-        (["1", "1.0", "1.0000000e+00", "+1"], ["1"]),
-        (["0", "-0.0", ".0"], ["0"]),
-        (["10", "1e1", "9", "-2.50"], ["-2.5", "9", "10"]),
-        (["1e-3", "0.001", ".001"], ["0.001"]),
-        (["007", "7"], ["007", "7"]),
-        (["1_1", "11"], ["11", "1_1"]),
-        (["inf", "Infinity", "1"], ["1", "Infinity", "inf"]),
+        (
+            [LONG + "2", LONG + "1", "20190102", "20190101", "0.1234568", "0.1234567", "10", "1e1", "9", "-2.50"],
+            ["-2.5", "0.1234567", "0.1234568", "9", "10", "20190101", "20190102", LONG + "1", LONG + "2"],
+        ),
+        (["1", "1.0", "1.0000000e+00", "+1", "0", "-0.0", ".0", "1e-3", "0.001", ".001"], ["0", "0.001", "1"]),
+        (["007", "7", "1_1", "11", "inf", "Infinity"], ["007", "11", "1_1", "7", "Infinity", "inf"]),
     ],
-    ids="large long fractions one zero order small leading-zeros underscores words".split(),
+    ids=["numbers", "equal numbers", "words"],
 )
 def test_labels_are_equal_only_if_their_numbers_are_equal(tmp_path, labels, names):
     write(tmp_path, rows={split: [(label, [0.5, 1.0]) for label in labels] for split in ROWS})
@@ -110,10 +103,8 @@ def test_the_archives_older_writing_is_read_alike(tmp_path):
 @pytest.mark.parametrize("given", ["missing", "empty", "others", "test split missing"])
 def test_missing_data_error_says_where_to_get_the_data(tmp_path, given):
     folder = tmp_path / "given"
-    if given != "missing":
-        folder.mkdir()
-    if given == "others":
-        (folder / "Beef").mkdir()
+    if given in ("empty", "others"):
+        (folder / ("Beef" if given == "others" else "")).mkdir(parents=True)
     if given == "test split missing":
         write(folder / "Coffee")
         (folder / "Coffee" / "Coffee_TEST.tsv").unlink()
@@ -126,24 +117,17 @@ def test_missing_data_error_says_where_to_get_the_data(tmp_path, given):
 
 DAMAGE = {
     "truncated": ("tsv", lambda text: text[:-10], "line 2: .* 'Na' .* column 2"),
-    "a gap": ("tsv", lambda text: text.replace("4.0", ""), "line 1: .* '' .* column 2"),
-    "a value missing": (
-        "tsv",
-        lambda text: text.replace("7.0\t", ""),
-        "line 2: it holds 3 columns, .* the first holds 4",
-    ),
+    "a value missing": ("tsv", lambda text: text.replace("7.0\t", ""), "line 2: it holds 3 columns, .* first holds 4"),
     "empty": ("tsv", lambda text: "", "it is empty"),
     "series missing": ("tsv", lambda text: "2\n3\n", "line 1: it should hold a label and a series, separated by tabs"),
     "label missing": ("tsv", lambda text: "NaN" + text[1:], "line 1: its label is missing. Received: 'NaN'"),
     "label empty": ("tsv", lambda text: text[1:], "line 1: its label is missing. Received: ''"),
-    "infinite": ("tsv", lambda text: text.replace("7.0", "inf"), "line 2: it holds an infinite number"),
     "too large": ("tsv", lambda text: text.replace("7.0", "1e40"), "line 2: it holds an infinite number"),
     "UTF-16": ("tsv", lambda text: text.encode("utf-16"), "it should be UTF-8 text"),
     "UTF-16 without a mark": ("tsv", lambda text: text.encode("utf-16-le"), "it should be text. .* bytes of value 0"),
     "no data": ("ts", lambda text: text[: text.index("@data")], "no line follows @data"),
     "no label": ("ts", lambda text: text.rsplit(":", 1)[0], "line 6: it should end in a colon and a label"),
     "label unknown": ("ts", lambda text: text.replace(":2\n", ":?\n"), "line 5: its label is missing"),
-    "a word": ("ts", lambda text: text.replace("3.0", "three"), "line 5: .* 'three' .* column 1"),
     "comma at the end": ("ts", lambda text: text.replace("6.0:", "6.0,:"), "line 5: .* '' .* column 5"),
     "two dimensions": ("ts", lambda text: text.replace("6.0:", "6.0:1.0:"), "line 5: .* '6.0:1.0' .* column 4"),
 }
@@ -162,34 +146,25 @@ def test_damaged_file_is_named_and_nothing_is_left_behind(tmp_path, kind, change
     assert_nothing_is_left(builder)
 
 
-def test_a_configuration_for_each_of_the_128_data_sets():
+def test_a_configuration_for_each_of_the_128_data_sets_named_in_snake_case():
     configs = ucr_dataset_builder.Builder.builder_configs
     assert len(configs) == 128
     assert {config.archive_name: name for name, config in configs.items()} == keras_ssd.datasets.UCR_CONFIGS
     info = tfds.builder("ucr/gun_point").info
     assert info.config_description == "GunPoint of the UCR archive of 2018."
     assert "dau2019ucr" in info.citation and "UCRArchive_2018" in info.description
-
-
-def test_configurations_are_named_in_snake_case():
     names = "ECG200 ECGFiveDays CinCECGTorso SonyAIBORobotSurface1 UWaveGestureLibraryX DistalPhalanxTW PLAID".split()
-    configs = "ecg200 ecg_five_days cin_cecg_torso sony_aibo_robot_surface1 u_wave_gesture_library_x".split()
     found = [keras_ssd.datasets.UCR_CONFIGS[name] for name in names]
-    assert found == [*configs, "distal_phalanx_tw", "plaid"]
+    named = "ecg200 ecg_five_days cin_cecg_torso sony_aibo_robot_surface1 u_wave_gesture_library_x"
+    assert found == [*named.split(), "distal_phalanx_tw", "plaid"]
 
 
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="reads with TensorFlow")
 def test_tf_data(tmp_path):
-    if keras.backend.backend() != "tensorflow":
-        pytest.skip("reads with TensorFlow")
     write(tmp_path / "Coffee")
-    config = tfds.download.DownloadConfig(manual_dir=tmp_path)
-    dataset = tfds.load(
-        "ucr/coffee",
-        split="train",
-        data_dir=tmp_path / "prepared",
-        as_supervised=True,
-        download_and_prepare_kwargs={"download_config": config},
-    )
+    prepared = dict(download_config=tfds.download.DownloadConfig(manual_dir=tmp_path))
+    options = dict(data_dir=tmp_path / "prepared", download_and_prepare_kwargs=prepared)
+    dataset = tfds.load("ucr/coffee", split="train", as_supervised=True, **options)
     series, labels = next(iter(dataset.batch(3)))
     assert series.shape == (3, 4, 1) and sorted(labels.numpy()) == [0, 1, 3]
     assert np.isnan(series).sum() == 1 + 3 + 3
@@ -214,18 +189,13 @@ ROOT = 1.5**0.5  # [1, 2, 3] has mean 2 and deviation (2 / 3) ** 0.5, so it beco
     ],
     ids="plain scaled gap gaps tail start padded cropped gap-at-the-crop constant".split(),
 )
-@pytest.mark.parametrize("channels", [False, True], ids=["(rows, steps)", "(rows, steps, 1)"])
-def test_prepare(series, length, expected, channels):
-    rows = np.array([series, np.flip(series)])[..., None] if channels else [series, series]
-    prepared = keras_ssd.datasets.prepare(rows, length)
-    assert prepared.dtype == "float32" and prepared.shape == (2, len(expected), 1)
-    np.testing.assert_allclose(prepared[0, :, 0], expected, atol=1e-6)
-
-
-def test_prepare_leaves_its_argument_alone():
-    series = np.array([[1.0, NAN, 3.0, 9.0]])
-    keras_ssd.datasets.prepare(series, 3)
-    np.testing.assert_array_equal(series, [[1.0, NAN, 3.0, 9.0]])
+def test_prepare(series, length, expected):
+    for rows in (np.array([series, series]), np.array([series, np.flip(series)])[..., None]):
+        before = rows.copy()
+        prepared = keras_ssd.datasets.prepare(rows, length)
+        assert prepared.dtype == "float32" and prepared.shape == (2, len(expected), 1)
+        np.testing.assert_allclose(prepared[0, :, 0], expected, atol=1e-6)
+        np.testing.assert_array_equal(rows, before)
 
 
 @pytest.mark.parametrize(

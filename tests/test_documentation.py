@@ -42,11 +42,10 @@ def prepared(name, folder):
     """What a page takes for granted: a compiled model of windows, data for it, and what its own text speaks of."""
 
     def build(hp=None):
-        inputs = keras.Input((12, 3))
-        x = keras.layers.Conv1D(4, 3, activation="relu")(inputs)
-        x = keras.layers.GlobalAveragePooling1D()(x)
-        x = keras.layers.Dropout(0.3)(x)
-        model = keras.Model(inputs, keras.layers.Dense(2, activation="softmax")(x))
+        layers = [keras.Input((12, 3)), keras.layers.Conv1D(4, 3, activation="relu")]
+        layers += [keras.layers.GlobalAveragePooling1D(), keras.layers.Dropout(0.3)]
+        functional = keras.Sequential([*layers, keras.layers.Dense(2, activation="softmax")])
+        model = keras.Model(functional.inputs[0], functional.outputs[0])
         model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
         return model
 
@@ -109,24 +108,19 @@ def test_python_blocks_of_a_page_run_in_order(name, tmp_path, monkeypatch, reque
         assert bytes(map(int, re.search(r"{(.*)}", header)[1].split(","))) == namespace["content"]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_python_blocks_are_python(page):
-    for block in python_blocks(page):
-        compile(block, page.name, "exec")
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_relative_links_lead_to_a_file(page):
-    targets = [target.partition("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text())]
-    paths = [target for target in targets if target and "://" not in target]
-    assert [path for path in paths if not (page.parent / path).exists()] == []
+def test_relative_links_lead_to_a_file():
+    broken = []
+    for page in PAGES:
+        targets = [target.partition("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text())]
+        paths = [target for target in targets if target and "://" not in target]
+        broken += [f"{page.relative_to(ROOT)}: {path}" for path in paths if not (page.parent / path).exists()]
+    assert broken == []
 
 
 def test_the_page_of_options_is_as_written_from_the_docstring():
     assert options_table.PAGE.read_text() == options_table.whole(), "run python tools/options_table.py"
     table = re.findall(r"^\| `(\w+)` \|", options_table.table(), flags=re.M)
-    options = list(OPTIONS)
-    assert sorted(table) == sorted(options)
+    assert sorted(table) == sorted(OPTIONS)
 
 
 def test_what_computes_the_equations_exists():

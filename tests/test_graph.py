@@ -18,6 +18,8 @@ from structures import Doubling
 
 X = np.random.default_rng(0).normal(size=(32, 4)).astype("float32") + 5
 Y = (X[:, 0] > 5).astype("int32")
+OUTPUTS = dict(distill="outputs", similarity="kl")
+fixes_training = pytest.mark.skipif(not graph_fixes_training(), reason="This Keras ignores `training` in a graph.")
 
 
 def backbone():
@@ -31,8 +33,7 @@ def flat(x, training):
 
 def nested(x, training):
     inputs = keras.Input((4,))
-    normalization, dense = backbone()
-    return keras.Model(inputs, dense(normalization(inputs)))(x, training=training)
+    return keras.Model(inputs, flat(inputs, None))(x, training=training)
 
 
 def nested_sequential(x, training):
@@ -47,10 +48,11 @@ def nested_twice(x, training):
 def fixed_within_nested(x, training):
     """The value that is nearest to the layer counts."""
     inputs = keras.Input((4,))
-    return keras.Model(inputs, nested(inputs, training))(x, training=None if training is None else not training)
+    return keras.Model(inputs, nested(inputs, training))(x, training=not training)
 
 
-BACKBONES = [flat, nested, nested_sequential, nested_twice, fixed_within_nested]
+BACKBONES = [(make, training) for make in (flat, nested, fixed_within_nested) for training in (False, True)]
+BACKBONES += [(flat, None), (nested_sequential, False), (nested_twice, False)]
 
 
 def trained(make, training, **options):
@@ -61,12 +63,11 @@ def trained(make, training, **options):
     x = make(layers.Dropout(0.2, seed=1)(inputs), training)
     model = compiled(keras.Model(inputs, softmax_head(x)), keras.optimizers.SGD(0.1), metrics=())
     ssd = keras_ssd.wrap(model, ema_momentum=0, kd_weight=1e-12, **options) if options else model
-    ssd.fit(X, Y, batch_size=16, epochs=2, verbose=0, shuffle=False)
+    ssd.fit(X, Y, batch_size=16, verbose=0, shuffle=False)
     return model.get_weights()
 
 
-@pytest.mark.parametrize("training", [False, True, None])
-@pytest.mark.parametrize("make", BACKBONES)
+@pytest.mark.parametrize("make, training", BACKBONES)
 def test_training_that_the_graph_fixes_holds_as_in_the_plain_model(make, training):
     assert_close(trained(make, training), trained(make, training, num_teachers=2), tolerance=1e-6)
 
@@ -92,27 +93,24 @@ def test_noise_layer_fixed_to_inference_makes_no_noise():
     assert names == (["on"] if graph_fixes_training() else ["off", "on"])
 
 
-@pytest.mark.skipif(not graph_fixes_training(), reason="This version of Keras ignores `training` in a graph.")
+@fixes_training
 def test_a_layer_that_is_fixed_in_one_of_its_calls_makes_noise_in_the_others():
     inputs = keras.Input((50,))
     drop = layers.Dropout(0.5, name="drop")
     model = keras.Model(inputs, [layers.Identity()(drop(inputs, training=False)), layers.Identity()(drop(inputs))])
-    outputs_only = dict(distill="outputs", similarity="kl")
-    still, moved = passes(keras_ssd.wrap(model, **outputs_only), np.ones((4, 50), "float32")).teacher_outputs
+    still, moved = passes(keras_ssd.wrap(model, **OUTPUTS), np.ones((4, 50), "float32")).teacher_outputs
     assert (still == 1).all() and 0.3 < (moved == 0).mean() < 0.7
     with pytest.raises(ValueError, match="all teachers would be identical"):
         keras_ssd.wrap(keras.Model(inputs, drop(inputs, training=False)))
 
 
-@pytest.mark.skipif(not graph_fixes_training(), reason="This version of Keras ignores `training` in a graph.")
+@fixes_training
 def test_dropout_that_is_fixed_to_training_is_on_in_every_pass():
     inputs = keras.Input((50,))
     always = layers.Dropout(0.5)(inputs, training=True)
     model = keras.Model(inputs, layers.Dropout(0.5, name="chosen")(layers.Identity()(always)))
-    (teachers,) = passes(
-        keras_ssd.wrap(model, "snapshot", stochastic_layers="chosen", distill="outputs", similarity="kl"),
-        np.ones((8, 50), "float32"),
-    ).teacher_outputs
+    ssd = keras_ssd.wrap(model, "snapshot", stochastic_layers="chosen", **OUTPUTS)
+    (teachers,) = passes(ssd, np.ones((8, 50), "float32")).teacher_outputs
     dropped = (teachers == 0).mean(axis=(0, 2))
     assert (0.65 < dropped).all() and (dropped < 0.85).all()
 
@@ -128,19 +126,13 @@ def test_outputs_pass_through_an_inserted_layer():
     assert_close(doubled, [2 * value for value in plain])
 
 
-def called_on_its_own_output(x, apply):
-    return apply(apply(x))
+CALLS = {
+    "its own output": lambda x, apply: apply(apply(x)),
+    "expressions and its output": lambda x, apply: apply(2 * apply(2 * x) + 1),
+}
 
 
-def called_on_an_expression(x, apply):
-    return apply(2 * x)
-
-
-def called_on_both(x, apply):
-    return apply(2 * apply(x) + 1)
-
-
-@pytest.mark.parametrize("call", [called_on_its_own_output, called_on_an_expression, called_on_both])
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 def test_a_nested_model_is_distilled_like_the_same_layers_without_a_model_around_them(call):
     losses = []
     for is_nested in (False, True):
@@ -188,12 +180,11 @@ def test_inputs_by_name_and_masks_by_name_of_a_nested_model_are_kept():
     x, y, mask = keras.Input((3,)), keras.Input((3,)), keras.Input((5,), dtype="bool")
     generator = np.random.default_rng(0)
     values = [generator.normal(size=(4, *shape)).astype("float32") for shape in ((3,), (3,), (5, 3))]
-    values.append(generator.random((4, 5)) > 0.5)
+    values = [ops.convert_to_tensor(value) for value in (*values, generator.random((4, 5)) > 0.5)]
     model = keras.Model([x, y, series, mask], [by_name({"a": x, "b": y}), masked(series, mask=mask)])
     graph = Graph(model)
-    values = [ops.convert_to_tensor(value) for value in values]
-    for found, expected in zip(graph.reader(graph.outputs)(values, False), model(values), strict=True):
-        np.testing.assert_allclose(arrays([found])[0], arrays([expected])[0], atol=1e-6)
+    for found, expected in zip(arrays(graph.reader(graph.outputs)(values, False)), arrays(model(values)), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_a_nested_model_of_masked_values_is_expanded_without_another_warning():

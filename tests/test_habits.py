@@ -1,5 +1,6 @@
 """Models and habits of users that once failed or were ignored: each works as with the plain model."""
 
+import contextlib
 import re
 
 import keras
@@ -20,8 +21,6 @@ SEQUENCES = np.random.default_rng(2).normal(size=(6, 8, 3)).astype("float32")
 
 
 # What is not needed is not looked up: heads that are no Dense layer.
-
-
 @keras.saving.register_keras_serializable(package="tests")
 class Head(layers.Layer):
     """A head of the user's own."""
@@ -33,58 +32,49 @@ class Head(layers.Layer):
         return ops.softmax(x @ self.kernel)
 
 
-def image_model(head):
-    inputs = keras.Input((8, 8, 3))
-    return keras.Model(inputs, head(layers.Dropout(0.3)(layers.Conv2D(4, 3, padding="same")(inputs))))
-
-
-def sequence_model(head):
-    inputs = keras.Input((8, 3))
-    return keras.Model(inputs, head(layers.Dropout(0.3)(layers.Dense(4)(inputs))))
-
-
 def pooled(x):
     return layers.GlobalAveragePooling2D()(x)
 
 
+def upsampled(x):
+    return layers.Reshape((256, 2))(layers.Conv2D(2, 3, padding="same")(layers.UpSampling2D()(x)))
+
+
+# Inputs, what comes after them and dropout, and options: each kind of head with the usual ones, others with some.
+SOFTMAX, SELF, ALONE = layers.Softmax(), {}, {"kd_weight": 0}
+SNAPSHOT = {"teacher": "snapshot", "distill": "outputs", "similarity": "kl"}
+TO_ONE = dict(activation="softmax")
 HEADS = {
-    "a convolution": (image_model, lambda x: layers.Softmax()(pooled(layers.Conv2D(2, 1)(x)))),
-    "a U-Net": (
-        image_model,
-        lambda x: layers.Softmax()(
-            layers.Reshape((256, 2))(layers.Conv2D(2, 3, padding="same")(layers.UpSampling2D()(x)))
-        ),
+    "a convolution": (IMAGES, lambda x: SOFTMAX(pooled(layers.Conv2D(2, 1)(x))), SELF, ALONE),
+    "a U-Net": (IMAGES, lambda x: SOFTMAX(upsampled(x)), SELF, {"teacher": "ema"}),
+    "EinsumDense": (IMAGES, lambda x: layers.EinsumDense("bc,cd->bd", 2, **TO_ONE)(pooled(x)), SELF),
+    "a layer of the user's": (IMAGES, lambda x: Head()(pooled(x)), SELF, SNAPSHOT),
+    "weights after Dense": (
+        IMAGES,
+        lambda x: SOFTMAX(layers.BatchNormalization()(layers.Dense(2)(pooled(x)))),
+        SELF,
     ),
-    "EinsumDense": (image_model, lambda x: layers.EinsumDense("bc,cd->bd", 2, activation="softmax")(pooled(x))),
-    "a layer of the user's": (image_model, lambda x: Head()(pooled(x))),
-    "weights after the Dense": (
-        image_model,
-        lambda x: layers.Softmax()(layers.BatchNormalization()(layers.Dense(2)(pooled(x)))),
-    ),
-    "TimeDistributed": (sequence_model, lambda x: layers.TimeDistributed(layers.Dense(2, activation="softmax"))(x)),
-    "recurrent": (sequence_model, lambda x: layers.LSTM(2, activation="softmax")(x)),
-    "recurrent in time": (sequence_model, lambda x: layers.LSTM(2, return_sequences=True, activation="softmax")(x)),
+    "TimeDistributed": (SEQUENCES, lambda x: layers.TimeDistributed(layers.Dense(2, **TO_ONE))(x), SELF),
+    "recurrent": (SEQUENCES, lambda x: layers.LSTM(2, **TO_ONE)(x), SELF, ALONE),
+    "recurrent in time": (SEQUENCES, lambda x: layers.LSTM(2, return_sequences=True, **TO_ONE)(x), SELF, SNAPSHOT),
 }
 
 
 @pytest.mark.parametrize(
-    "options",
+    "x, head, options",
     [
-        pytest.param({}, id="self"),
-        pytest.param({"teacher": "ema"}, id="ema", marks=pytest.mark.slow),
-        pytest.param(
-            {"teacher": "snapshot", "distill": "outputs", "similarity": "kl"}, id="snapshot", marks=pytest.mark.slow
-        ),
-        pytest.param({"kd_weight": 0}, id="plain", marks=pytest.mark.slow),
+        pytest.param(x, head, options, id=f"{name}-{options}", marks=[pytest.mark.slow] * (options is not several[0]))
+        for name, (x, head, *several) in HEADS.items()
+        for options in several
     ],
 )
-@pytest.mark.parametrize("make, head", HEADS.values(), ids=HEADS)
-def test_a_model_without_a_dense_head_is_trained(make, head, options):
-    model = compiled(make(head), metrics=())
-    x = IMAGES if make is image_model else SEQUENCES
+def test_a_model_without_a_dense_head_is_trained(x, head, options):
+    inputs = keras.Input(x.shape[1:])
+    stem = layers.Conv2D(4, 3, padding="same") if x is IMAGES else layers.Dense(4)
+    model = compiled(keras.Model(inputs, head(layers.Dropout(0.3)(stem(inputs)))), metrics=())
     y = np.zeros((6, *model.output_shape[1:-1]), "int32")
     history = keras_ssd.wrap(model, **options).fit(x, y, verbose=0).history
-    assert np.isfinite(history["loss"]).all() and ("kd_loss" in history) == (options.get("kd_weight") != 0)
+    assert np.isfinite(history["loss"]).all() and ("kd_loss" in history) == (options is not ALONE)
 
 
 def test_an_autoencoder_is_trained():
@@ -101,8 +91,6 @@ def test_averaging_alone_needs_no_noise_and_no_head():
 
 
 # The batch.
-
-
 def folded_windows():
     """Two windows of each sample become rows of the batch, and the first dropout lies among them."""
     inputs = keras.Input((4, 6))
@@ -139,16 +127,13 @@ WINDOWS = 3 * np.random.default_rng(3).normal(size=(5, 4, 6)).astype("float32")
     [(folded_windows, True), (positions, False), (lambda: positions(4), False)],
     ids=["folded windows", "positions of any length", "positions"],
 )
-@pytest.mark.parametrize("chunk", [None, 1])
-def test_teachers_keep_the_rows_of_a_sample_together(make, is_folded, chunk):
+def test_teachers_keep_the_rows_of_a_sample_together(make, is_folded):
     """Without noise they return what `predict` returns; where the batch cannot be tiled, one is run at a time."""
     model = make()
     predicted = model.predict(WINDOWS, verbose=0)
-    if is_folded:
-        with pytest.warns(UserWarning, match="moves samples along the first axis.*one at a time"):
-            ssd = keras_ssd.wrap(model, dropout_rate=1e-7, num_teachers=3, teacher_chunk=chunk)
-    else:
-        ssd = keras_ssd.wrap(model, dropout_rate=1e-7, num_teachers=3, teacher_chunk=chunk)
+    told = pytest.warns(UserWarning, match="moves samples along the first axis.*one at a time")
+    with told if is_folded else contextlib.nullcontext():
+        ssd = keras_ssd.wrap(model, dropout_rate=1e-7, num_teachers=3)
     (teachers,) = passes(ssd, WINDOWS).teacher_outputs
     np.testing.assert_allclose(teachers, np.repeat(predicted[:, None], 3, axis=1), atol=1e-5)
 
@@ -189,8 +174,6 @@ def test_teacher_passes_keep_a_fixed_batch_size():
 
 
 # Calls as Keras makes them.
-
-
 @keras.saving.register_keras_serializable(package="tests")
 class WithoutTraining(keras.Model):
     """Keras says nothing of training to such a `call`, so that its dropout is off."""
@@ -224,39 +207,31 @@ class Maybe(layers.Layer):
         return a_shape
 
 
-@pytest.mark.parametrize("structure", ["list", "dict"])
+@pytest.mark.parametrize("structure", [list, dict])
 def test_optional_inputs_may_be_left_out(structure):
+    def arranged(a, b):
+        return [a, b] if structure is list else {"a": a, "b": b}
+
     a, b = keras.Input((4,), name="a"), keras.Input((4,), name="b", optional=True)
-    output = softmax_head(layers.Dropout(0.3)(Maybe()(a, b)))
-    model = compiled(keras.Model([a, b] if structure == "list" else {"a": a, "b": b}, output), metrics=())
-    x = [X, None] if structure == "list" else {"a": X, "b": None}
-    ssd = keras_ssd.wrap(model)
+    model = keras.Model(arranged(a, b), softmax_head(layers.Dropout(0.3)(Maybe()(a, b))))
+    ssd, x = keras_ssd.wrap(compiled(model, metrics=())), arranged(X, None)
     assert ssd.fit(x, Y, verbose=0).history["kd_loss"][0] > 0
     np.testing.assert_array_equal(ssd.predict(x, verbose=0), model.predict(x, verbose=0))
     assert keras_ssd.predict_stochastic(model, x, num_passes=3, verbose=0).mean.shape == (16, 2)
-    full = [X, X] if structure == "list" else {"a": X, "b": X}
-    ssd.train_on_batch(full, Y)
+    ssd.train_on_batch(arranged(X, X), Y)
 
 
 # Losses, weights and targets.
-
-
 def test_outputs_in_a_nested_dictionary():
-    def run(wrap):
-        keras.utils.set_random_seed(0)
-        inputs = keras.Input((4,))
-        a, b, c = (layers.Dense(1)(layers.Dropout(0.3)(inputs)) for _ in range(3))
-        model = keras.Model(inputs, {"a": a, "g": {"b": b, "c": c}})
-        model.compile(keras.optimizers.SGD(0.0), {"a": "mse", "g": {"b": "mse", "c": "mae"}})
-        target = X[:, :1]
-        return wrap(model).evaluate(
-            X, {"a": target, "g": {"b": target, "c": target}}, verbose=0, return_dict=True
-        ), wrap(model).fit(X, {"a": target, "g": {"b": target, "c": target}}, verbose=0).history
-
-    logs, _ = run(lambda model: model)
-    own, history = run(keras_ssd.wrap)
-    assert own == pytest.approx(logs)
-    assert history["kd_loss"][0] > 0
+    inputs = keras.Input((4,))
+    a, b, c = (layers.Dense(1)(layers.Dropout(0.3)(inputs)) for _ in range(3))
+    model = keras.Model(inputs, {"a": a, "g": {"b": b, "c": c}})
+    compiled(model, keras.optimizers.SGD(0.0), {"a": "mse", "g": {"b": "mse", "c": "mae"}}, metrics=())
+    y = keras.tree.map_structure(lambda _: X[:, :1], model.output)
+    ssd = keras_ssd.wrap(model)
+    own, plain = (one.evaluate(X, y, verbose=0, return_dict=True) for one in (ssd, model))
+    assert own == pytest.approx(plain)
+    assert ssd.fit(X, y, verbose=0).history["kd_loss"][0] > 0
 
 
 def test_loss_weights_may_be_variables():
@@ -288,8 +263,7 @@ def test_loss_weights_may_be_variables():
     assert taught["kd_loss"][1] > 20 * taught["kd_loss"][0] > 0  # the terms of the outputs are weighted alike
 
 
-@pytest.mark.parametrize("kd_weight", [None, 0])
-def test_sparse_targets_work_where_keras_accepts_them(kd_weight):
+def test_sparse_targets_work_where_keras_accepts_them():
     sparse = pytest.importorskip("scipy.sparse")
     y = sparse.csr_matrix((np.random.default_rng(0).random((16, 3)) < 0.3).astype("float32"))
 
@@ -303,9 +277,9 @@ def test_sparse_targets_work_where_keras_accepts_them(kd_weight):
         # Where it refuses them, the wrapper passes on what it says.
         for method in ("fit", "evaluate"):
             with pytest.raises(type(error), match=re.escape(str(error)[:40])):
-                getattr(keras_ssd.wrap(make(), kd_weight=kd_weight), method)(X, y, verbose=0)
+                getattr(keras_ssd.wrap(make()), method)(X, y, verbose=0)
     else:
-        ssd = keras_ssd.wrap(make(), kd_weight=kd_weight)
+        ssd = keras_ssd.wrap(make())
         assert np.isfinite(ssd.fit(X, y, verbose=0).history["loss"][0])
         assert ssd.evaluate(X, y, verbose=0) == pytest.approx(ssd.student.evaluate(X, y, verbose=0), rel=1e-5)
 
@@ -329,26 +303,20 @@ def test_custom_cross_entropy_gives_the_term_of_keras_own():
 
 
 # Modules of PyTorch.
-
-
 @pytest.mark.skipif(keras.backend.backend() != "torch", reason="modules of PyTorch")
-@pytest.mark.parametrize(
-    "options", [{}, {"teacher": "snapshot"}, {"teacher": "ema"}, {"kd_weight": 0, "ema_momentum": 0.9}], ids=str
-)
-def test_torch_module_is_rejected_where_weights_are_replaced(options):
+def test_torch_module_is_rejected_where_weights_are_replaced():
     import torch
 
     inputs = keras.Input((4,))
     part = layers.TorchModuleWrapper(torch.nn.Linear(4, 8), output_shape=(None, 8))
     model = compiled(keras.Model(inputs, softmax_head(part(layers.Dropout(0.3)(inputs)))), metrics=())
-    with pytest.raises(ValueError, match='torch.nn.Module.*teacher="self" with ema_momentum=0'):
-        keras_ssd.wrap(model, **options)
+    for options in ({}, {"teacher": "snapshot"}, {"teacher": "ema"}, {"kd_weight": 0, "ema_momentum": 0.9}):
+        with pytest.raises(ValueError, match='torch.nn.Module.*teacher="self" with ema_momentum=0'):
+            keras_ssd.wrap(model, **options)
     assert keras_ssd.wrap(model, ema_momentum=0).fit(X, Y, verbose=0).history["kd_loss"][0] > 0
 
 
 # Models that are not built, and models that are called twice.
-
-
 @pytest.mark.parametrize(
     "make",
     [lambda: keras.Sequential([layers.Dropout(0.3), layers.Dense(2)]), WithoutTraining],
@@ -362,15 +330,11 @@ def test_an_unbuilt_model_is_refused_with_the_remedy(make):
     keras_ssd.wrap(model)
 
 
-def siamese(make_encoder):
+def siamese():
     a, b = keras.Input((4,)), keras.Input((4,))
-    encoder = make_encoder()
-    return keras.Model([a, b], layers.Dense(1, activation="sigmoid")(abs(encoder(a) - encoder(b))))
-
-
-def encoder_model():
     stack = [layers.Dense(6), layers.BatchNormalization(), layers.Dropout(0.3, seed=1), layers.Dense(4)]
-    return keras.Sequential([keras.Input((4,)), *stack])
+    encoder = keras.Sequential([keras.Input((4,)), *stack])
+    return keras.Model([a, b], layers.Dense(1, activation="sigmoid")(abs(encoder(a) - encoder(b))))
 
 
 def test_a_siamese_model_learns_as_the_plain_one():
@@ -378,7 +342,7 @@ def test_a_siamese_model_learns_as_the_plain_one():
     weights = []
     for wrap in (lambda m: m, lambda m: keras_ssd.wrap(m, kd_weight=1e-12, ema_momentum=0)):
         keras.utils.set_random_seed(0)
-        model = compiled(siamese(encoder_model), loss="binary_crossentropy", metrics=())
+        model = compiled(siamese(), loss="binary_crossentropy", metrics=())
         wrap(model).fit([X, X[::-1].copy()], Y[:, None], batch_size=8, epochs=1, shuffle=False, verbose=0)
         weights.append(arrays(model.weights))
     assert_close(*weights, tolerance=1e-6)

@@ -14,19 +14,13 @@ def test_probe_agrees_with_keras_about_training_fixed_in_a_graph():
     assert keras_names.graph_fixes_training() == is_fixed
 
 
-def test_a_functional_model_is_of_the_functional_class():
+def test_classes_and_packages_of_keras_are_known():
     x = keras.Input((4,))
     assert type(keras.Model(x, x)) is keras_names.functional_class()
     assert {keras.Model, keras.Sequential, keras_names.functional_class()} <= keras_names.model_classes()
-
-
-def test_the_package_is_that_of_the_definition():
     assert keras_names.is_of_keras(keras.Model) and keras_names.is_of_keras(keras.activations.relu)
-    assert not keras_names.is_of_keras(test_the_package_is_that_of_the_definition)
+    assert not keras_names.is_of_keras(test_classes_and_packages_of_keras_are_known)
     assert keras_names.package_of(dict) == "builtins"
-
-
-def test_only_classes_of_keras_hub_are_its_tasks():
     task = type("Task", (keras.Model,), {"__module__": "keras_hub.src.models.task"})
     assert keras_names.is_hub_task(type("Mine", (task,), {"__module__": "mine"})())
     assert not keras_names.is_hub_task(type("Task", (keras.Model,), {"__module__": "mine"})())
@@ -63,14 +57,15 @@ def test_slices_of_rows_are_told_from_slices_along_the_batch():
     assert found == [True, True, False, False]
 
 
-def test_cells_of_convolutional_lstms_and_nodes_of_graphs_are_found():
+def test_cells_of_convolutional_lstms_nodes_of_graphs_and_masks_are_found():
     assert keras_names.is_conv_lstm_cell(layers.ConvLSTM2D(1, 1).cell)
     assert not keras_names.is_conv_lstm_cell(layers.LSTMCell(1))
     x = keras.Input((4,))
-    y = layers.Dense(2)(x)
+    y = layers.Embedding(3, 2, mask_zero=True)(x)
     node = y._keras_history.operation._inbound_nodes[0]
     assert keras_names.is_graph_node(node) and node.operation is y._keras_history.operation
     assert not keras_names.is_graph_node(y)
+    assert keras_names.automatic_mask(y).shape == (None, 4) and keras_names.automatic_mask(x) is None
 
 
 def compiled_model():
@@ -88,12 +83,6 @@ def test_what_compile_was_called_with_is_told_as_objects():
     model.compile("sgd", loss)
     assert keras_names.compile_record(model) is not record
     assert keras_names.compile_arguments(model)["loss"] is loss
-
-
-def test_a_mask_travels_with_a_tensor():
-    embedded = layers.Embedding(3, 2, mask_zero=True)(keras.Input((4,)))
-    assert keras_names.automatic_mask(embedded).shape == (None, 4)
-    assert keras_names.automatic_mask(keras.Input((4,))) is None
 
 
 def test_a_noted_shape_is_that_of_build_without_its_lock():
@@ -119,20 +108,17 @@ def test_the_learning_rate_is_a_number_or_a_schedule():
     schedule = keras.optimizers.schedules.ExponentialDecay(0.5, 1, 0.9)
     constant, scheduled = keras.optimizers.SGD(0.5), keras.optimizers.SGD(schedule)
     scaled = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(schedule))
-    assert keras_names.constant_learning_rate(constant) == 0.5
-    assert keras_names.learning_rate_schedule(constant) is None
-    assert keras_names.constant_learning_rate(scheduled) is None
-    assert keras_names.learning_rate_schedule(scheduled) is schedule
-    assert keras_names.learning_rate_schedule(scaled) is schedule
+    assert [keras_names.constant_learning_rate(one) for one in (constant, scheduled)] == [0.5, None]
+    schedules = [keras_names.learning_rate_schedule(one) for one in (constant, scheduled, scaled)]
+    assert schedules == [None, schedule, schedule]
 
 
 def test_the_state_behind_a_step_is_told_by_variable():
     model = compiled_model()
     trainable, others = [object(), object()], []
     pairs, rebuild = keras_names.trained_state(model, ("logs", (trainable, others, "optimizer", "metrics")))
-    assert [(id(v), value) for v, value in pairs] == [
-        (id(v), value) for v, value in zip(model.trainable_variables, trainable, strict=True)
-    ]
+    expected = zip(model.trainable_variables, trainable, strict=True)
+    assert [(id(v), value) for v, value in pairs] == [(id(v), value) for v, value in expected]
     assert rebuild(["new"]) == ("logs", (trainable, ["new"], "optimizer", "metrics"))
 
 

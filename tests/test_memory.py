@@ -20,7 +20,7 @@ from models import compiled
 
 X = np.random.default_rng(0).normal(size=(64, 32)).astype("float32")
 Y = (X[:, 0] > 0).astype("int32")
-MODELS = 10
+MODELS = 6
 
 
 def train_one(wrap):
@@ -42,7 +42,7 @@ def living_objects():
 
 def kept(wrap):
     """Objects by kind that remain for each model, after those that are kept only once."""
-    for _ in range(3):
+    for _ in range(2):
         train_one(wrap)
     before = living_objects()
     for _ in range(MODELS):

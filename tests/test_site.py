@@ -81,6 +81,7 @@ def test_the_site_loads_nothing_from_elsewhere(site):
         assert [link.geturl() for link in loaded if link.netloc] == []
 
 
+@pytest.fixture(scope="module")
 def documented(site):
     """The full names of everything that a page of the reference describes."""
     pages = [site / "docs" / "api.html", *(site / "docs" / "api").glob("*.html")]
@@ -88,24 +89,21 @@ def documented(site):
 
 
 @pytest.mark.parametrize("suffix", MODULES)
-def test_the_reference_describes_every_public_name(site, suffix):
+def test_the_reference_describes_every_public_name(documented, suffix):
     if suffix == ".tuner":
         pytest.importorskip("keras_tuner")
     module = importlib.import_module("keras_ssd" + suffix)
     own = [name for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
-    names = [name for name in getattr(module, "__all__", own) if not name.startswith("_")]
-    names = [name for name in names if f".{name}" not in MODULES]
-    assert names and {f"{module.__name__}.{name}" for name in names} <= documented(site)
+    names = [name for name in getattr(module, "__all__", own) if not name.startswith("_") and f".{name}" not in MODULES]
+    assert names and {f"{module.__name__}.{name}" for name in names} <= documented
 
 
-def test_the_reference_describes_what_users_call_and_no_hook_of_keras(site):
-    names = {name.split(".")[-1] for name in documented(site) if name.startswith("keras_ssd.SSDModel.")}
-    assert names == OWN_METHODS
+def test_the_reference_describes_what_users_call_and_no_hook_of_keras(documented):
+    assert {name.split(".")[-1] for name in documented if name.startswith("keras_ssd.SSDModel.")} == OWN_METHODS
 
 
 def test_the_reference_shows_the_arguments_of_a_layer_and_code_as_code(site):
-    page = parsed(site / "docs" / "api" / "augmentation.html")
-    signature = page.find(id="keras_ssd.augmentation.Jitter").get_text()
+    signature = parsed(site / "docs" / "api" / "augmentation.html").find(id="keras_ssd.augmentation.Jitter").get_text()
     assert "(stddev=0.05, seed=None, **kwargs)" in signature
     for path in (site / "docs" / "api").glob("*.html"):
         assert "`" not in parsed(path).find("article").get_text()

@@ -25,37 +25,35 @@ def test_compiling_the_student_compiles_the_wrapper():
     assert_same(model.get_layer("features").get_weights(), before)
     model.get_layer("features").trainable = True
     model.compile(keras.optimizers.SGD(0.25), LOSS)
-    ssd.fit(X, Y, epochs=20, verbose=0)
+    ssd.fit(X, Y, epochs=3, verbose=0)
     assert float(ssd.optimizer.learning_rate) == 0.25 and isinstance(ssd.optimizer, keras.optimizers.SGD)
     assert np.abs(model.get_layer("features").get_weights()[0] - before[0]).max() > 1e-3
 
 
-@pytest.mark.parametrize("options", [{"ema_momentum": 0}, {}, {"teacher": "ema"}], ids=["none", "self", "ema"])
-def test_a_layer_frozen_between_two_fits_keeps_its_weights(options):
+def test_a_layer_frozen_between_two_fits_keeps_its_weights():
     model = sequential_network()
-    ssd = keras_ssd.wrap(model, **options)
-    ssd.fit(X, Y, epochs=5, verbose=0)
+    ssd = keras_ssd.wrap(model)
+    ssd.fit(X, Y, epochs=3, verbose=0)
     model.get_layer("features").trainable = False
     ssd.compile("adam", LOSS)
     before = model.get_layer("features").get_weights()
-    ssd.fit(X, Y, epochs=5, verbose=0)
-    np.testing.assert_array_equal(model.get_layer("features").get_weights()[0], before[0])
+    ssd.fit(X, Y, epochs=3, verbose=0)
+    assert_same(model.get_layer("features").get_weights(), before)
 
 
 def test_learning_rate_set_by_a_closure_applies_in_the_same_epoch():
-    def trained(wrapped):
+    weights = []
+    for wrap in (lambda model: model, lambda model: keras_ssd.wrap(model, kd_weight=0)):
         keras.utils.set_random_seed(1)
         model = sequential_network()
 
-        def fall(epoch, logs):
-            model.optimizer.learning_rate = [0.05, 0.5, 0.0][epoch]
+        def fall(epoch, logs, optimizer=model.optimizer):
+            optimizer.learning_rate = [0.05, 0.5, 0.0][epoch]
 
         callback = keras.callbacks.LambdaCallback(on_epoch_begin=fall)
-        trained = keras_ssd.wrap(model, kd_weight=0) if wrapped else model
-        trained.fit(X, Y, epochs=3, shuffle=False, verbose=0, callbacks=callback)
-        return arrays(model.weights)
-
-    assert_same(trained(True), trained(False))
+        wrap(model).fit(X, Y, epochs=3, shuffle=False, verbose=0, callbacks=callback)
+        weights.append(arrays(model.weights))
+    assert_same(*weights)
 
 
 @pytest.mark.parametrize("who", ["student", "wrapper"])

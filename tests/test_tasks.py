@@ -40,25 +40,17 @@ def steps():
 ONE_HOT, BINARY = "categorical_crossentropy", "binary_crossentropy"
 # A row of the table: the model, the loss, the kind of its output, and the shape of an input.
 TASKS = {
-    **{
-        f"segmentation of {what} ({rank}-D), {activation}": (
-            lambda rank=rank, activation=activation, units=units: segmentation(rank, activation, units),
-            loss,
-            kind,
-            SIZES[rank],
-        )
-        for rank, what in ((1, "series"), (2, "images"), (3, "volumes"))
-        for activation, units, loss, kind in (("softmax", 3, ONE_HOT, "categorical"), ("sigmoid", 1, BINARY, "binary"))
-    },
-    "segmentation with `keras.losses.Dice`": (
-        lambda: segmentation(2, "sigmoid", 1),
-        keras.losses.Dice(),
-        "binary",
-        SIZES[2],
-    ),
-    "key points (regression of coordinates)": (key_points, "mse", "regression", SIZES[2]),
-    "a label for each step of a series": (steps, ONE_HOT, "categorical", SIZES[1]),
+    f"segmentation of {what} ({rank}-D), {activation}": (
+        lambda rank=rank, activation=activation, units=units: segmentation(rank, activation, units),
+        *(loss, kind, SIZES[rank]),
+    )
+    for rank, what in ((1, "series"), (2, "images"), (3, "volumes"))
+    for activation, units, loss, kind in (("softmax", 3, ONE_HOT, "categorical"), ("sigmoid", 1, BINARY, "binary"))
 }
+dice = keras.losses.Dice()
+TASKS["segmentation with `keras.losses.Dice`"] = (lambda: segmentation(2, "sigmoid", 1), dice, "binary", SIZES[2])
+TASKS["key points (regression of coordinates)"] = (key_points, "mse", "regression", SIZES[2])
+TASKS["a label for each step of a series"] = (steps, ONE_HOT, "categorical", SIZES[1])
 
 
 def targets(kind, output_shape, generator):
@@ -81,6 +73,6 @@ def test_a_task_is_distilled_saved_and_loaded(tmp_path, title, record_property):
     assert ssd.distillation.output_records.describe(model(x))[0].kind == kind
     assert history["kd_loss"][0] > 1e-7 and np.isfinite(history["loss"]).all()
     ssd.save(tmp_path / "ssd.keras")
+    expected = ssd.predict(x, verbose=0)
     for load in (keras.models.load_model, keras_ssd.load_model):
-        loaded = load(tmp_path / "ssd.keras")
-        np.testing.assert_allclose(loaded.predict(x, verbose=0), ssd.predict(x, verbose=0), atol=1e-6)
+        np.testing.assert_allclose(load(tmp_path / "ssd.keras").predict(x, verbose=0), expected, atol=1e-6)

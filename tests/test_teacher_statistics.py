@@ -10,19 +10,16 @@ from keras_ssd.outputs import Output
 
 
 def test_statistics_by_hand():
-    weights = [[0.5, 0.5, 0.0, 0.0]]
-    student = [[3.0, 4.0]]
     teachers = [[[1.0, 0.0], [1.0, 2.0], [1.0, 0.0], [1.0, 2.0]]]
-    statistics = {name: float(value) for name, value in teacher_statistics(weights, student, teachers).items()}
-    assert statistics == pytest.approx(
-        {
-            "teacher_spread": math.sqrt(1 / 3),  # variance 0 + 1, squared norms 1, 5, 1, 5
-            "effective_teachers": 2.0,
-            "teachers_kept": 0.5,
-            "target_similarity": 7 / (5 * math.sqrt(2)),  # the target is (1, 1)
-            "representation_norm": 5.0,
-        }
-    )
+    statistics = teacher_statistics([[0.5, 0.5, 0.0, 0.0]], [[3.0, 4.0]], teachers)
+    expected = {
+        "teacher_spread": math.sqrt(1 / 3),  # variance 0 + 1, squared norms 1, 5, 1, 5
+        "effective_teachers": 2.0,
+        "teachers_kept": 0.5,
+        "target_similarity": 7 / (5 * math.sqrt(2)),  # the target is (1, 1)
+        "representation_norm": 5.0,
+    }
+    assert {name: float(value) for name, value in statistics.items()} == pytest.approx(expected)
 
 
 def test_statistics_against_numpy():
@@ -55,31 +52,24 @@ def test_statistics_against_numpy():
 )
 def test_disagreement_of_binary_units(from_logits, outputs):
     # In each of the two units one of three teachers is outside the majority.
-    distance = Output("binary", from_logits, 1.0)
-    statistics = teacher_statistics(
-        [[1.0, 0.0, 0.0]], [[1.0]], [[[1.0], [1.0], [1.0]]], [(distance, np.array(outputs), None)]
-    )
+    votes = [(Output("binary", from_logits, 1.0), np.array(outputs), None)]
+    statistics = teacher_statistics([[1.0, 0.0, 0.0]], [[1.0]], [[[1.0], [1.0], [1.0]]], votes)
     assert float(statistics["teacher_disagreement"]) == pytest.approx(1 / 3)
     assert float(statistics["teacher_spread"]) == 0.0
 
 
-def test_empty_batch_does_not_count():
-    metric = TeacherStatistics(has_votes=False)
-    metric.activate()
-    for n_samples in (1, 0):
-        arrays = [[0.5, 0.5]], [[2.0]], [[[1.0], [3.0]]]
-        metric.update_state(*(np.float32(a)[:n_samples] for a in arrays))
-    statistics = {name: float(value) for name, value in metric.result().items()}
-    assert statistics["representation_norm"] == pytest.approx(2)
-    assert statistics["teacher_spread"] == pytest.approx(1 / math.sqrt(5))
-
-
-def test_an_epoch_without_a_batch_has_no_statistics():
-    metric = TeacherStatistics(has_votes=False)
-    metric.update_state(*map(np.float32, ([[0.5, 0.5]], [[2.0]], [[[1.0], [3.0]]])))  # not activated
+def test_an_empty_batch_does_not_count_and_an_epoch_without_a_batch_has_no_statistics():
+    metric, batch = TeacherStatistics(has_votes=False), ([[0.5, 0.5]], [[2.0]], [[[1.0], [3.0]]])
+    metric.update_state(*map(np.float32, batch))  # not activated
     result = metric.result()
     assert list(result) == list(metric.names)
     assert all(math.isnan(float(value)) for value in result.values())
+    metric.activate()
+    for n_samples in (1, 0):
+        metric.update_state(*(np.float32(part)[:n_samples] for part in batch))
+    statistics = {name: float(value) for name, value in metric.result().items()}
+    assert statistics["representation_norm"] == pytest.approx(2)
+    assert statistics["teacher_spread"] == pytest.approx(1 / math.sqrt(5))
 
 
 def test_a_teacher_that_is_not_finite_makes_the_spread_nan():

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 
 from keras_ssd import SSDModel, callbacks, tuner, wrap
+from models import classifier, compiled
 from same_weights import assert_same
 
 x = np.random.default_rng(0).normal(size=(32, 4)).astype("float32")
 y = (x[:, 0] > 0).astype("int32")
 DATA = dict(x=x, y=y, validation_data=(x, y), epochs=2, batch_size=16, verbose=0)
+ONE_EPOCH = {**DATA, "epochs": 1}
 
 # Keras warns of what Keras Tuner does: it loads the weights, optimizer included, into a model whose optimizer was
 # replaced. The other is Python's, of Keras Tuner's own threads.
@@ -35,16 +37,7 @@ def quick_collection():
 
 
 def build(hp):
-    model = keras.Sequential(
-        [
-            keras.Input((4,)),
-            keras.layers.Dense(8, "relu"),
-            keras.layers.Dropout(0.5),
-            keras.layers.Dense(2, "softmax"),
-        ]
-    )
-    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
-    return model
+    return compiled(classifier(rate=0.5), "adam")
 
 
 def build_with_units(hp):
@@ -58,14 +51,11 @@ def build_too_large(hp):
     def fails(y_true, y_pred):
         raise ValueError("too large for the memory")
 
-    model = build(hp)
-    if hp.Choice("units", [4096, 8]) == 4096:
-        model.compile("adam", fails)
-    return model
+    return compiled(build(hp), "adam", fails) if hp.Choice("units", [4096, 8]) == 4096 else build(hp)
 
 
-class UsersMonitor(callbacks.TeacherMonitor):
-    """Defined outside the package, as a user would."""
+def without_noise():
+    return keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, "softmax")])
 
 
 class Users(keras_tuner.HyperModel):
@@ -109,61 +99,47 @@ def loss_of(student):
     return float(keras.ops.mean(keras.losses.sparse_categorical_crossentropy(y, predicted)))
 
 
-def explored(**options):
-    """The hyper-parameters of a space by name."""
+def explored(values=None, hypermodel=build, **options):
+    """The hyper-parameters of a space by name, those with a value, and the settings of the model built from them."""
     hp = keras_tuner.HyperParameters()
-    hp.values = {"ssd_distill": True}
-    tuner.SSDHyperModel(build, **options).build(hp)
-    return {one.name: one for one in hp.space}
+    hp.values = {"ssd_distill": True} if values is None else values
+    settings = tuner.SSDHyperModel(hypermodel, **options).build(hp).settings
+    return {one.name: one for one in hp.space}, hp.values, settings
 
 
 class TestSpace:
-    def test_all_parameters_are_searched_by_default(self):
-        space = explored()
+    def test_all_parameters_are_searched_by_default_and_the_kind_follows_what_the_space_gives(self):
+        space = explored()[0]
         assert set(space) == {"ssd_distill", "ssd_average", *(f"ssd_{name}" for name in tuner.PARAMETERS)}
         assert [space[name].sampling for name in ("ssd_kd_weight", "ssd_guidance_temperature")] == ["log", "log"]
-        assert space["ssd_kd_weight"].default == 0.1
-        assert space["ssd_distill"].default is False
-        assert "ssd_dropout_rate" not in explored(space={"dropout_rate": None})
-
-    @pytest.mark.parametrize(
-        ("given", "kind"), [((2, 4), "Int"), ([2, 4], "Choice"), (4, "Fixed")], ids=["range", "choices", "fixed"]
-    )
-    def test_the_kind_of_a_hyperparameter_follows_what_the_space_gives(self, given, kind):
-        assert type(explored(space={"num_teachers": given})["ssd_num_teachers"]).__name__ == kind
+        assert (space["ssd_kd_weight"].default, space["ssd_distill"].default) == (0.1, False)
+        assert "ssd_dropout_rate" not in explored(space={"dropout_rate": None})[0]
+        for given, kind in (((2, 4), "Int"), ([2, 4], "Choice"), (4, "Fixed")):
+            assert type(explored(space={"num_teachers": given})[0]["ssd_num_teachers"]).__name__ == kind
 
     def test_the_value_reaches_the_model(self):
-        hp = keras_tuner.HyperParameters()
-        hp.values = {"ssd_distill": True, "ssd_num_teachers": 5, "ssd_temperature": 7.0, "ssd_similarity": "cosine"}
-        settings = tuner.SSDHyperModel(build, teacher="ema", distill="both").build(hp).settings
+        values = {"ssd_distill": True, "ssd_num_teachers": 5, "ssd_temperature": 7.0, "ssd_similarity": "cosine"}
+        settings = explored(values, teacher="ema", distill="both")[2]
         assert (settings.num_teachers, settings.temperature, settings.similarity) == (5, 7.0, "cosine")
         assert (settings.kind, settings.distill) == ("ema", "both")
 
     def test_uniform_similarity_has_no_guidance_parameters(self):
-        hp = keras_tuner.HyperParameters()
-        hp.values = {"ssd_distill": True, "ssd_similarity": "uniform"}
-        tuner.SSDHyperModel(build).build(hp)
-        assert "ssd_num_teachers" in hp.values
-        for names in (hp.values, explored(space={"similarity": "uniform"})):
+        values = explored({"ssd_distill": True, "ssd_similarity": "uniform"})[1]
+        assert "ssd_num_teachers" in values
+        for names in (values, explored(space={"similarity": "uniform"})[0]):
             assert not {"ssd_percentile", "ssd_guidance_temperature"} & set(names)
-        assert "ssd_percentile" in explored(space={"similarity": lambda student, teachers: teachers[..., 0]})
+        assert "ssd_percentile" in explored(space={"similarity": lambda student, teachers: teachers[..., 0]})[0]
 
     @pytest.mark.parametrize(
         ("options", "momentum"),
-        [
-            ({}, 0.99),
-            ({"teacher": "ema", "ema_momentum": 0.5}, 0.5),
-            ({"teacher": "snapshot"}, 0),
-            ({"ema_momentum": 0}, 0),
-        ],
+        [({}, 0.99), ({"teacher": "ema", "ema_momentum": 0.5}, 0.5), ({"teacher": "snapshot"}, 0)]
+        + [({"ema_momentum": 0}, 0)],
     )
     def test_an_undistilled_trial_is_plain_or_averages_as_distilled_ones_do(self, options, momentum):
         for averages in (False, True):
-            hp = keras_tuner.HyperParameters()
-            hp.values = {"ssd_average": averages}
-            settings = tuner.SSDHyperModel(build, **options).build(hp).settings
-            assert hp.values["ssd_distill"] is False and not settings.distills
-            assert ("ssd_average" in {one.name for one in hp.space}) == bool(momentum)
+            space, values, settings = explored({"ssd_average": averages}, **options)
+            assert values["ssd_distill"] is False and not settings.distills
+            assert ("ssd_average" in space) == bool(momentum)
             assert settings.ema_momentum == momentum * averages
 
     @pytest.mark.parametrize(
@@ -174,7 +150,6 @@ class TestSpace:
             (dict(space={"num_teachers": (2, 8, 2)}), r"\(min, max\)"),
             (dict(space={"kd_weight": (0, 1)}), "ssd_kd_weight.*'log' does not support negative"),
             (dict(space={"kd_weight": 0}), "leave 0 out"),
-            (dict(space={"kd_weight": []}), "`values` must be provided"),
             (dict(space={"num_teachers": 1}), "`num_teachers` should be an integer of at least 2"),
             (dict(space={"percentile": (0, 101)}), r"`percentile` should be a float in \[0, 100\]"),
             (dict(space={"similarity": ["dot", "l2"]}), "`similarity` should be one of"),
@@ -192,40 +167,43 @@ class TestSpace:
 
 class TestSearch:
     @pytest.mark.parametrize(
-        "kind",
-        [pytest.param(k, marks=[] if k == "random" else [pytest.mark.slow, pytest.mark.once]) for k in TUNERS],
+        ("kind", "teacher"),
+        [("random", "self")]
+        + [
+            pytest.param(*pair, marks=[pytest.mark.slow, pytest.mark.once])
+            for pair in (("bayesian", "ema"), ("hyperband", "self"), ("grid", "snapshot"))
+        ],
     )
-    def test_a_plain_trial_comes_first_and_the_best_student_scores_as_measured(self, kind, tmp_path):
+    def test_a_plain_trial_comes_first_and_the_best_student_scores_as_measured(self, kind, teacher, tmp_path):
+        """Callbacks that need teachers are left out of the trials that have none."""
         space = {"num_teachers": 2, "dropout_rate": None, "kd_weight": [0.1, 1.0]}
-        search = make_tuner(kind, tuner.SSDHyperModel(build, space=space), tmp_path)
-        trials = tuner.search(search, **DATA)
+        search = make_tuner(kind, tuner.SSDHyperModel(build, teacher, space=space), tmp_path)
+        trials = tuner.search(search, **DATA, callbacks=[callbacks.TeacherMonitor()])
         first = search.oracle.trials[search.oracle.start_order[0]]
         assert first.hyperparameters.values["ssd_distill"] is False
         assert any(one["ssd_distill"] for one in values(trials))
+        for trial in trials:
+            assert trial.metrics.exists("teacher_spread") == trial.hyperparameters["ssd_distill"]
         if kind == "hyperband":
             brackets = {one["tuner/bracket"] for one in values(trials)}
             plain = [one for one in values(trials) if not (one["ssd_distill"] or one["ssd_average"])]
             assert {one["tuner/bracket"] for one in plain} == brackets == {0, 1}
         for trial, model in zip(trials[:2], search.get_best_models(2), strict=True):
             assert isinstance(model, SSDModel)
+            assert model.settings.kind == (teacher if trial.hyperparameters["ssd_distill"] else "self")
             assert loss_of(model.student) == pytest.approx(trial.score, abs=1e-6)
 
     def test_the_first_trial_is_plain_whatever_the_seed(self, tmp_path):
+        """The user's own `fit` runs it, and may add hyper-parameters."""
+
+        def fit(hp, model, *args, **kwargs):
+            return {"val_loss": float(hp.Choice("batch_size", [8, 16]))}
+
         for seed in range(4):
-            search = random_search(tuner.SSDHyperModel(Users()), tmp_path / str(seed), seed=seed, max_trials=1)
+            search = random_search(tuner.SSDHyperModel(Users(fit)), tmp_path / str(seed), seed=seed, max_trials=1)
             (first,) = values(tuner.search(search, **DATA))
             assert first["ssd_distill"] is False and first["ssd_average"] is False
-
-    @pytest.mark.slow
-    @pytest.mark.once
-    @pytest.mark.parametrize("teacher", ["ema", "snapshot"])
-    def test_the_best_student_of_other_teachers(self, teacher, tmp_path):
-        hypermodel = tuner.SSDHyperModel(build, teacher, space={"num_teachers": 2, "similarity": "kl"}, seed=3)
-        search = random_search(hypermodel, tmp_path, max_trials=2)
-        best = tuner.search(search, **DATA)
-        for trial, model in zip(best, search.get_best_models(2), strict=True):
-            assert model.settings.kind == (teacher if trial.hyperparameters["ssd_distill"] else "self")
-            assert loss_of(model.student) == pytest.approx(trial.score, abs=1e-6)
+            assert first["batch_size"] in (8, 16)
 
     def test_hyperband_goes_on_from_the_raw_weights_of_an_average(self, tmp_path):
         """A trial is loaded as it was scored, with its average; the next epochs train its raw weights."""
@@ -234,7 +212,7 @@ class TestSearch:
         # Keras Tuner saves the weights of a trial when an epoch ends.
         save = keras.callbacks.ModelCheckpoint(path, save_weights_only=True)
         note = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: written.append(ssd.student.get_weights()))
-        ssd.fit(x, y, batch_size=8, verbose=0, callbacks=[save, note])
+        ssd.fit(x, y, batch_size=16, verbose=0, callbacks=[save, note])
         hypermodel = tuner.SSDHyperModel(build, "ema", space={"num_teachers": 2})
         hp = keras_tuner.HyperParameters()
         hp.values = {"ssd_distill": True, "tuner/trial_id": "0"}
@@ -254,8 +232,7 @@ class TestSearch:
             pass
 
         def fit(hp, model, *args, **kwargs):
-            score = next(scores)
-            if score is None:
+            if (score := next(scores)) is None:
                 raise Interrupted
             return {"val_loss": score}
 
@@ -270,10 +247,12 @@ class TestSearch:
         assert len({json.dumps(one, sort_keys=True) for one in values(trials)}) == 4
 
     def test_an_interrupted_grid_is_an_error(self, tmp_path):
-        tuner.search(make_tuner("grid", tuner.SSDHyperModel(Users()), tmp_path), **DATA)
-        finished = make_tuner("grid", tuner.SSDHyperModel(Users()), tmp_path)
-        assert len(tuner.search(finished, **DATA)) == 3
-        goes_on = make_tuner("grid", tuner.SSDHyperModel(Users()), tmp_path)
+        def make():
+            return make_tuner("grid", tuner.SSDHyperModel(Users()), tmp_path)
+
+        tuner.search(make(), **DATA)
+        assert len(tuner.search(make(), **DATA)) == 3
+        goes_on = make()
         goes_on.oracle.max_trials = 4
         with pytest.raises(ValueError, match="GridSearch does not store its position.*3 trials.*overwrite=True"):
             tuner.search(goes_on, **DATA)
@@ -290,38 +269,16 @@ class TestSearch:
 
     @pytest.mark.slow
     @pytest.mark.once
-    @pytest.mark.parametrize(
-        "overrides",
-        [dict(optimizer="sgd"), dict(loss="mse"), dict(metrics=["accuracy"])],
-        ids=lambda one: next(iter(one)),
-    )
+    @pytest.mark.parametrize("overrides", [dict(optimizer="sgd"), dict(loss="mse", metrics=["accuracy"])], ids=str)
     def test_overrides_of_the_tuner_keep_the_distillation(self, overrides, tmp_path):
-        def built(hp):
-            model = build(hp)
-            model.compile("adam", "sparse_categorical_crossentropy")
-            return model
-
-        target = keras.utils.to_categorical(y, 2) if overrides.get("loss") else y
-        search = random_search(tuner.SSDHyperModel(built), tmp_path, max_trials=2, **overrides)
+        target = keras.utils.to_categorical(y, 2) if "loss" in overrides else y
+        hypermodel = tuner.SSDHyperModel(lambda hp: compiled(classifier(), "adam", metrics=()))
+        search = random_search(hypermodel, tmp_path, max_trials=2, **overrides)
         trials = tuner.search(search, x, target, validation_data=(x, target), verbose=0)
         distilled = [trial for trial in trials if trial.hyperparameters["ssd_distill"]]
         assert len(trials) == 2
         assert distilled[0].metrics.exists("kd_loss")
         assert all(trial.metrics.exists("val_loss") for trial in trials)
-
-    def test_the_users_fit_is_used(self, tmp_path):
-        def fit(hp, model, *args, **kwargs):
-            return {"val_loss": float(hp.Choice("batch_size", [8, 16]))}
-
-        search = random_search(tuner.SSDHyperModel(Users(fit)), tmp_path, max_trials=2)
-        assert all(one["batch_size"] in (8, 16) for one in values(tuner.search(search, **DATA)))
-
-    @pytest.mark.parametrize("monitor", [callbacks.TeacherMonitor, UsersMonitor])
-    def test_callbacks_for_teachers_are_left_out_of_plain_trials(self, tmp_path, monitor):
-        search = random_search(tuner.SSDHyperModel(build, space={"num_teachers": 2}), tmp_path, max_trials=6)
-        trials = tuner.search(search, **DATA, callbacks=[monitor()])
-        shown = {trial.hyperparameters["ssd_distill"]: trial.metrics.exists("teacher_spread") for trial in trials}
-        assert shown == {False: False, True: True}
 
 
 class TestSnapshot:
@@ -334,12 +291,11 @@ class TestSnapshot:
                 starts.append(model.student.get_weights())
             return model.fit(*args, **kwargs)
 
-        hypermodel = tuner.SSDHyperModel(Users(fit), "snapshot", space={"num_teachers": 2}, snapshot_epochs=3)
-        search = random_search(hypermodel, tmp_path)
-        tuner.search(search, **DATA)
-        assert fits == [(False, 3), (True, 2), (True, 2), (True, 2)]
-        for weights in starts[1:]:
-            assert_same(starts[0], weights)
+        hypermodel = tuner.SSDHyperModel(Users(fit), "snapshot", space={"num_teachers": 2}, snapshot_epochs=2)
+        search = random_search(hypermodel, tmp_path, max_trials=2)
+        tuner.search(search, **ONE_EPOCH)
+        assert fits == [(False, 2), (True, 1), (True, 1)]
+        assert_same(*starts)
         names = [path.name for path in pathlib.Path(search.project_dir).glob("ssd_plain*")]
         assert len(names) == 1 and names[0].endswith(".npz")
 
@@ -357,86 +313,73 @@ class TestSnapshot:
         tuner.search(search, **DATA)
         assert_same(starts[0], trained)
 
-    def test_hyperband_with_a_snapshot_needs_snapshot_epochs(self, tmp_path):
-        search = make_tuner("hyperband", tuner.SSDHyperModel(build, "snapshot"), tmp_path)
-        with pytest.raises(ValueError, match="snapshot_epochs"):
-            tuner.search(search, **DATA)
-
 
 class TestErrors:
     @pytest.mark.parametrize(
         ("built", "message"),
         [
-            (lambda hp: keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]), "not compiled"),
+            (lambda hp: classifier(), "not compiled"),
             (lambda hp: wrap(build(hp)), "wrapped already"),
             (lambda hp: None, "should return a plain, compiled keras.Model.* Received: None"),
+            (lambda hp: compiled(without_noise()), "has no noise layer .* Pass dropout_rate=0.3"),
         ],
-        ids=["not compiled", "wrapped", "none"],
+        ids=["not compiled", "wrapped", "none", "no noise"],
     )
     def test_bad_models_are_refused_when_the_tuner_is_made(self, built, message, tmp_path):
         with pytest.raises(ValueError, match=message):
-            random_search(tuner.SSDHyperModel(built), tmp_path)
-
-    def test_a_model_without_noise_needs_the_dropout_rate(self, tmp_path):
-        def built(hp):
-            model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
-            model.compile("adam", "mse")
-            return model
-
-        search = random_search(tuner.SSDHyperModel(built), tmp_path)
-        assert "ssd_dropout_rate" in [hp.name for hp in search.oracle.get_space().space]
-        with pytest.raises(ValueError, match="has no noise layer .* Pass dropout_rate=0.3"):
             random_search(tuner.SSDHyperModel(built, space={"dropout_rate": None}), tmp_path)
 
-    @pytest.mark.parametrize("objective", ["val_auc", [keras_tuner.Objective("val_f1", "max"), "val_loss"], None])
+    def test_a_model_without_noise_has_a_dropout_rate(self):
+        assert "ssd_dropout_rate" in explored(hypermodel=lambda hp: compiled(without_noise()))[0]
+
+    @pytest.mark.parametrize("objective", [[keras_tuner.Objective("val_f1", "max"), "val_loss"], None])
     def test_an_objective_that_a_trial_does_not_report_is_rejected_after_an_epoch(self, objective, tmp_path):
-        epochs = []
+        def fit(hp, model, *args, callbacks, **kwargs):
+            note = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: epochs.append(epoch))
+            return model.fit(*args, callbacks=[*callbacks, note], **kwargs)
 
-        class Count(keras.callbacks.Callback):
-            def on_epoch_begin(self, epoch, logs=None):
-                epochs.append(epoch)
-
-            def __deepcopy__(self, memo):
-                return self
-
-        search = random_search(tuner.SSDHyperModel(build), tmp_path, objective=objective)
+        epochs, search = [], random_search(tuner.SSDHyperModel(Users(fit)), tmp_path / "fit", objective=objective)
         with pytest.raises(ValueError, match=r"every trial reports.*'val_accuracy', 'val_loss'"):
-            tuner.search(search, **DATA, callbacks=[Count()])
+            tuner.search(search, **DATA)
         assert epochs == [0]
+        users = Users(lambda *args, **kwargs: {"accuracy": 1.0})
+        with pytest.raises(ValueError, match=r"every trial reports.*\['accuracy'\]"):
+            tuner.search(random_search(tuner.SSDHyperModel(users), tmp_path / "users", objective=objective), **DATA)
 
     def test_a_default_that_cannot_be_trained_fails_only_its_own_trials(self, tmp_path):
         search = random_search(tuner.SSDHyperModel(build_too_large, space={"num_teachers": 2}), tmp_path, max_trials=4)
-        trials = tuner.search(search, **DATA)
+        trials = tuner.search(search, **ONE_EPOCH)
         completed = {one.trial_id: one.hyperparameters["units"] == 8 for one in search.oracle.trials.values()}
         assert set(completed.values()) == {True, False}
         assert {one.trial_id: one.status == "COMPLETED" for one in search.oracle.trials.values()} == completed
         assert len(trials) == sum(completed.values())
 
-    def test_an_objective_that_the_users_fit_does_not_report(self, tmp_path):
-        search = random_search(tuner.SSDHyperModel(Users(lambda *args, **kwargs: {"accuracy": 1.0})), tmp_path)
-        with pytest.raises(ValueError, match=r"every trial reports.*\['accuracy'\]"):
-            tuner.search(search, **DATA)
+    @pytest.mark.parametrize(
+        ("kind", "hypermodel", "message"),
+        [("random", build, "SSDHyperModel"), ("hyperband", tuner.SSDHyperModel(build, "snapshot"), "snapshot_epochs")],
+        ids=["of another hypermodel", "hyperband of a snapshot without snapshot_epochs"],
+    )
+    def test_other_tuners_are_refused(self, kind, hypermodel, message, tmp_path):
+        with pytest.raises(ValueError, match=message):
+            tuner.search(make_tuner(kind, hypermodel, tmp_path), **DATA)
 
-    def test_other_tuners_are_refused(self, tmp_path):
-        with pytest.raises(ValueError, match="SSDHyperModel"):
-            tuner.search(random_search(build, tmp_path), **DATA)
-
-    @pytest.mark.parametrize("max_trials", [2, 5], ids=["end quietly", "stopped by keras-tuner"])
-    def test_the_error_of_the_first_trial_is_shown_if_all_failed(self, max_trials, tmp_path):
+    @pytest.mark.filterwarnings("ignore:All-NaN axis:RuntimeWarning")  # NumPy's, in Keras Tuner
+    @pytest.mark.parametrize(
+        ("max_trials", "fails", "message"),
+        [(2, True, "failure number 1'"), (5, True, "failure number 1'"), (2, False, "val_loss was nan")],
+        ids=["end quietly", "stopped by keras-tuner", "no finite score"],
+    )
+    def test_the_error_of_the_first_trial_is_shown_if_all_failed(self, max_trials, fails, message, tmp_path):
         failures = (KeyError(f"failure number {number}") for number in range(1, 6))
 
         def fit(hp, model, *args, **kwargs):
-            raise next(failures)
+            if fails:
+                raise next(failures)
+            return {"val_loss": float("nan")}
 
         search = random_search(tuner.SSDHyperModel(Users(fit)), tmp_path, max_trials=max_trials)
-        with pytest.raises(RuntimeError, match="(?s)^None of the . trials.*failure number 1'"):
+        with pytest.raises(RuntimeError, match=f"(?s)^None of the . trials.*{message}"):
             tuner.search(search, **DATA)
-
-    @pytest.mark.filterwarnings("ignore:All-NaN axis:RuntimeWarning")  # NumPy's, in Keras Tuner
-    def test_a_search_without_a_finite_score_is_an_error(self, tmp_path):
-        hypermodel = tuner.SSDHyperModel(Users(lambda *args, **kwargs: {"val_loss": float("nan")}))
-        with pytest.raises(RuntimeError, match="(?s)None of the 2 trials.*val_loss was nan"):
-            tuner.search(random_search(hypermodel, tmp_path, max_trials=2), **DATA)
 
     @pytest.mark.parametrize(
         ("changes", "named"),

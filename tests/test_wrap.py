@@ -11,6 +11,7 @@ from keras import layers
 
 import keras_ssd
 from keras_ssd import keras_names
+from same_weights import assert_same
 from structures import Subclassed
 
 
@@ -72,114 +73,70 @@ def stateful():
     return of(*stack, inputs=(5, 2), batch_size=4)
 
 
+def wide():
+    return of(layers.Dense(9), layers.Dropout(0.5), layers.Dense(3))
+
+
 def convolutional_head():
     return of(layers.Dropout(0.5), layers.Conv1D(3, 8), layers.Softmax(), inputs=(8, 2))
 
 
-def refusal(name, make, message, **options):
-    """A row of the table: what is wrapped, with which options, and what the error says.
-
-    `make` is a function, and so are options that are models: they are built when the test runs.
-    """
-    return pytest.param(make, options, message, id=name)
+def refusal(make, message, **options):
+    """What is wrapped, what the error says, and the options; models are made by functions, when the test runs."""
+    return make, message, options
 
 
-REFUSALS = [
+FEATURES = {"distill": "representation"}
+UNIFORM = {**FEATURES, "similarity": "uniform"}
+# Messages too long for their lines.
+NOT_UNIQUE = r"`stochastic_layers` selected layers whose names are not unique.*\['drop'\]"
+TOO_EARLY = "`representation` lies before the first active noise.*representation='hidden'.*'drop'"
+MERGED = "`representation` is not a layer of the model 'ensemble'.*merges the outputs of several.*distill="
+NAMED_TWICE = "`representation` names several layers of the model 'towers'.*representation="
+REFUSALS = {
     # The noise.
-    refusal("no noise", model, "no noise layer.*so all teachers would be identical. Pass dropout_rate=0.3"),
-    refusal("all rates 0", lambda: model(layers.Dropout(0.0, name="drop")), "'drop'.*rate of 0"),
-    refusal("rates 0 in a recurrent layer", recurrent, "no noise layer"),
-    refusal(
-        "one draw for the whole batch",
-        lambda: model(layers.Dropout(0.5, noise_shape=(1, 6), name="drop")),
-        r"'drop'.*noise_shape=\(1, 6\)",
+    "no noise": refusal(model, "no noise layer.*so all teachers would be identical. Pass dropout_rate=0.3"),
+    "all rates 0": refusal(lambda: model(layers.Dropout(0.0, name="drop")), "'drop'.*rate of 0"),
+    "rates 0 in a recurrent layer": refusal(recurrent, "no noise layer"),
+    "one draw for the whole batch": refusal(
+        lambda: model(layers.Dropout(0.5, noise_shape=(1, 6), name="drop")), r"'drop'.*noise_shape=\(1, 6\)"
     ),
-    refusal("stateful after the cut", stateful, "'r' is stateful"),
-    refusal(
-        "unknown stochastic layer",
-        noisy,
-        r"`stochastic_layers`.*\['nowhere'\].*\['drop'\]",
-        stochastic_layers=["drop", "nowhere"],
+    "stateful after the cut": refusal(stateful, "'r' is stateful"),
+    "unknown stochastic layer": refusal(
+        noisy, r"`stochastic_layers`.*\['nowhere'\].*\['drop'\]", stochastic_layers=["drop", "nowhere"]
     ),
-    refusal("chosen layer makes no noise", noisy, "'hidden'.*Pass `dropout_rate`", stochastic_layers="hidden"),
-    refusal("predicate chooses nothing", noisy, "False for all", stochastic_layers=lambda layer: False),
-    refusal("no noise wanted of many", noisy, "num_teachers=1", stochastic_layers=()),
-    refusal(
-        "one of several layers of a name",
-        towers,
-        r"`stochastic_layers` selected layers whose names are not unique.*\['drop'\]",
-        stochastic_layers=one_dropout(),
-    ),
-    # Numbers and names.
-    refusal("num_teachers 0", noisy, "`num_teachers`.*num_teachers=0", num_teachers=0),
+    "no noise is made": refusal(noisy, "'hidden'.*Pass `dropout_rate`", stochastic_layers="hidden"),
+    "predicate chooses nothing": refusal(noisy, "False for all", stochastic_layers=lambda layer: False),
+    "no noise wanted of many": refusal(noisy, "num_teachers=1", stochastic_layers=()),
+    "one of several layers of a name": refusal(towers, NOT_UNIQUE, stochastic_layers=one_dropout()),
     # The teacher.
-    refusal("unknown teacher", noisy, "`teacher`.*'me'", teacher="me"),
-    refusal("missing file", noisy, "`teacher`.*does not exist.*missing.keras", teacher="missing.keras"),
-    refusal(
-        "teacher of another width",
-        noisy,
-        "`teacher`.*9 features.*6",
-        teacher=lambda: of(layers.Dense(9), layers.Dropout(0.5), layers.Dense(3)),
-        distill="representation",
-    ),
-    refusal(
-        "teacher with other outputs",
-        noisy,
-        r"`teacher`.*\(2,\).*\(3,\)",
-        teacher=lambda: of(layers.Dropout(0.5), layers.Dense(2)),
+    "unknown teacher": refusal(noisy, "`teacher`.*'me'", teacher="me"),
+    "missing file": refusal(noisy, "`teacher`.*does not exist.*missing.keras", teacher="missing.keras"),
+    "teacher of another width": refusal(noisy, "`teacher`.*9 features.*6", teacher=wide, **FEATURES),
+    "teacher with other outputs": refusal(
+        noisy, r"`teacher`.*\(2,\).*\(3,\)", teacher=lambda: of(layers.Dropout(0.5), layers.Dense(2))
     ),
     # The model.
-    refusal("unbuilt", lambda: keras.Sequential([layers.Dense(3)], name="net"), "`model` is not built.*keras.Input"),
-    refusal("not a model", lambda: "resnet", "`model` should be a keras.Model.*'resnet'"),
-    refusal("wrapped already", lambda: keras_ssd.wrap(noisy()), "wrapped already.*student"),
+    "not a model": refusal(lambda: "resnet", "`model` should be a keras.Model.*'resnet'"),
+    "wrapped already": refusal(lambda: keras_ssd.wrap(noisy()), "wrapped already.*student"),
     # The representation.
-    refusal("no Dense head", convolutional_head, "`representation`.*no Dense layer", distill="representation"),
-    refusal(
-        "representation before the noise",
-        noisy,
-        "`representation` lies before the first active noise.*representation='hidden'.*'drop'",
-        representation="hidden",
-        distill="representation",
-        similarity="uniform",
+    "no Dense head": refusal(convolutional_head, "`representation`.*no Dense layer", **FEATURES),
+    "before the noise": refusal(noisy, TOO_EARLY, representation="hidden", **UNIFORM),
+    "unknown representation": refusal(
+        noisy, "`representation`.*'nowhere'.*'hidden', 'drop', 'head'", representation="nowhere"
     ),
-    refusal(
-        "unknown representation",
-        noisy,
-        "`representation`.*'nowhere'.*'hidden', 'drop', 'head'",
-        representation="nowhere",
+    "several layers of a name": refusal(towers, NAMED_TWICE + "'drop'", representation="drop"),
+    "several nested models of a name": refusal(
+        lambda: towers(holding="encoder"), NAMED_TWICE + "'encoder'", representation="encoder"
     ),
-    refusal(
-        "representation that several layers are called",
-        towers,
-        "`representation` names several layers of the model 'towers'.*representation='drop'",
-        representation="drop",
-    ),
-    refusal(
-        "representation that several nested models are called",
-        lambda: towers(holding="encoder"),
-        "`representation` names several layers of the model 'towers'.*representation='encoder'",
-        representation="encoder",
-    ),
-    refusal(
-        "representation of an ensemble",
-        noisy,
-        "`representation` is not a layer of the model 'ensemble'.*merges the outputs of several.*distill=",
-        teacher=ensemble,
-        distill="representation",
-        similarity="uniform",
-    ),
-    refusal("representation of a subclassed model", opaque, "no graph of layers", representation="hidden"),
-    refusal(
-        "representation distilled in a subclassed model",
-        opaque,
-        "no graph of layers.*outputs",
-        distill="representation",
-    ),
-]
+    "representation of an ensemble": refusal(noisy, MERGED, teacher=ensemble, **UNIFORM),
+    "representation of a subclassed model": refusal(opaque, "no graph of layers", representation="hidden"),
+    "distilled in a subclassed model": refusal(opaque, "no graph of layers.*outputs", **FEATURES),
+}
 
 
-@pytest.mark.parametrize("make, options, message", REFUSALS)
-def test_wrap_rejects_bad_arguments(make, options, message):
+@pytest.mark.parametrize("make, message, options", REFUSALS.values(), ids=REFUSALS)
+def test_wrap_rejects_bad_arguments(make, message, options):
     if callable(options.get("teacher")):
         options = {**options, "teacher": options["teacher"]()}
     with pytest.raises(ValueError, match=f"(?s){message}"):
@@ -194,18 +151,20 @@ def test_rejected_model_is_unchanged():
     assert before == (net.to_json(), [v.path for v in net.variables])
 
 
-def test_losses_and_weights_by_output_name():
+@pytest.mark.parametrize("keys", [None, ("zz", "bb")], ids=["by name", "by keys that are no layer's name"])
+def test_losses_and_weights_by_the_name_or_the_key_of_an_output(keys):
     inputs = keras.Input((4,))
     x = layers.Dropout(0.5)(layers.Dense(6)(inputs))
-    net = keras.Model(inputs, [layers.Dense(3, activation="softmax", name="a")(x), layers.Dense(1, name="b")(x)])
-    ssd = keras_ssd.wrap(net)
-    ssd.compile("sgd", {"a": "sparse_categorical_crossentropy", "b": "mse"}, loss_weights={"a": 1.0, "b": 0.5})
-    assert [(d.kind, d.weight) for d in ssd.distillation.output_records.describe()] == [
-        ("categorical", 1.0),
-        ("regression", 0.5),
-    ]
-    logs = ssd.train_on_batch(np.ones((4, 4), "float32"), [np.zeros(4), np.zeros((4, 1))], return_dict=True)
-    assert {"a_loss", "b_loss", "kd_loss"} <= set(logs)
+    outputs = [layers.Dense(3, name="aa")(x), layers.Dense(1, name="yy")(x)]
+    ssd = keras_ssd.wrap(keras.Model(inputs, dict(zip(keys, outputs, strict=True)) if keys else outputs))
+    first, second = keys or ("aa", "yy")
+    cross_entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    ssd.compile("sgd", {first: cross_entropy, second: "mse"}, loss_weights={first: 1.0, second: 0.25})
+    found = {(d.kind, d.from_logits, d.weight) for d in ssd.distillation.output_records.describe()}
+    assert found == {("regression", False, 0.25), ("categorical", True, 1.0)}
+    y = {first: np.zeros(4), second: np.zeros((4, 1))}
+    logs = ssd.train_on_batch(np.ones((4, 4), "float32"), y if keys else [*y.values()], return_dict=True)
+    assert {f"{first}_loss", f"{second}_loss", "kd_loss"} <= set(logs)
 
 
 @pytest.mark.filterwarnings("ignore:Gradients do not exist")  # Keras says so for the plain model, too
@@ -225,17 +184,6 @@ def test_sample_weights_may_be_given_for_some_outputs():
     assert logs["kd_loss"] == pytest.approx(expected, rel=1e-5)
 
 
-def test_dictionary_of_outputs_whose_keys_are_not_layer_names():
-    inputs = keras.Input((4,))
-    x = layers.Dropout(0.5)(layers.Dense(6)(inputs))
-    net = keras.Model(inputs, {"zz": layers.Dense(3, name="aa")(x), "bb": layers.Dense(1, name="yy")(x)})
-    ssd = keras_ssd.wrap(net)
-    cross_entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    ssd.compile("sgd", {"zz": cross_entropy, "bb": "mse"}, loss_weights={"zz": 1.0, "bb": 0.25})
-    found = [(d.kind, d.from_logits, d.weight) for d in ssd.distillation.output_records.describe()]
-    assert found == [("regression", False, 0.25), ("categorical", True, 1.0)]
-
-
 @pytest.mark.filterwarnings("ignore:Gradients do not exist")  # Keras says so for the plain model, too
 @pytest.mark.parametrize("similarity", ["kl", "cosine"])
 def test_output_without_a_loss_is_not_distilled(similarity):
@@ -247,8 +195,7 @@ def test_output_without_a_loss_is_not_distilled(similarity):
     ssd.compile("sgd", ["sparse_categorical_crossentropy", None])
     before = free.get_weights()
     ssd.train_on_batch(np.ones((4, 4), "float32"), [np.zeros(4), np.zeros((4, 2))])
-    for a, b in zip(before, free.get_weights(), strict=True):
-        np.testing.assert_array_equal(a, b)
+    assert_same(before, free.get_weights())
 
 
 def test_seed_generators_in_a_list_are_found():
@@ -266,11 +213,8 @@ def test_seed_generators_in_a_list_are_found():
     assert np.ptp(ssd.teacher_representations(np.ones((2, 4), "float32"))[1], axis=1).max() > 0
 
 
-def test_weight_can_change_between_epochs():
-    net = noisy()
-    net.compile(keras.optimizers.SGD(0.0), "sparse_categorical_crossentropy")
-    ssd = keras_ssd.wrap(net, teacher="snapshot", kd_weight=1.0)
-    ssd.fit(np.ones((4, 4), "float32"), np.zeros(4), verbose=0)
+def test_the_weight_of_the_term_can_be_set():
+    ssd = keras_ssd.wrap(noisy(), teacher="snapshot", kd_weight=1.0)
     ssd.kd_weight = 0.25
     assert ssd.kd_weight == 0.25
     with pytest.raises(ValueError, match="`kd_weight`.*-1"):
@@ -286,6 +230,7 @@ def test_methods_of_other_kinds_of_teachers_raise():
         keras_ssd.wrap(noisy(), ema_momentum=0).write_average()
 
 
+@pytest.mark.once
 def test_import_is_light():
     """Only what the library needs; the rest is imported by those who use it."""
     code = (

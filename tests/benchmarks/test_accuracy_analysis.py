@@ -11,22 +11,23 @@ import summary
 pytestmark = pytest.mark.once  # trains by every method of others, too
 
 
-def test_holm():
+def test_holm_and_equality_within_half_a_point():
     np.testing.assert_allclose(analysis.holm([0.01, 0.04, 0.03, 0.5]), [0.04, 0.09, 0.09, 0.5])
-
-
-def test_equal_within_half_a_point():
     # t = (mean + margin) / (deviation / sqrt(n)) = (0 + .005) / (.001 / sqrt(3)) = 8.66 on both sides, 2 degrees.
     assert analysis.equal_within(np.array([-0.001, 0.0, 0.001]), 0.005) == pytest.approx(0.0065, abs=1e-4)
     assert analysis.equal_within(np.array([0.009, 0.01, 0.011]), 0.005) > 0.99
 
 
+def frame(*rows, columns="dataset seed method accuracy"):
+    return pd.DataFrame(rows, columns=columns.split())
+
+
 def test_methods_with_fewer_seeds_are_compared_on_those_seeds():
-    rows = pd.DataFrame(
-        [(dataset, seed, method) for dataset in "ab" for seed in (0, 1) for method in ("plain", "self")]
+    rows = frame(
+        *((dataset, seed, method) for dataset in "ab" for seed in (0, 1) for method in ("plain", "self")),
         # The second seed of this one was run on one of the two sets only.
-        + [("a", 0, "R-Drop"), ("b", 0, "R-Drop"), ("a", 1, "R-Drop")],
-        columns=["dataset", "seed", "method"],
+        *[("a", 0, "R-Drop"), ("b", 0, "R-Drop"), ("a", 1, "R-Drop")],
+        columns="dataset seed method",
     )
     (all_seeds, most), (one_seed, rest) = analysis.by_seeds(rows)
     assert all_seeds == (0, 1) and set(most.method) == {"plain", "self"} and len(most) == 8
@@ -34,15 +35,9 @@ def test_methods_with_fewer_seeds_are_compared_on_those_seeds():
 
 
 def test_comparison_of_paired_means():
-    rows = pd.DataFrame(
-        [
-            (dataset, seed, method, accuracy)
-            for dataset, plain, ours in (("a", 0.5, 0.6), ("b", 0.7, 0.7), ("c", 0.8, 0.9))
-            for seed in (0, 1)
-            for method, accuracy in (("plain", plain + seed / 100), ("ours", ours + seed / 100))
-        ],
-        columns=["dataset", "seed", "method", "accuracy"],
-    )
+    means = {"a": (0.5, 0.6), "b": (0.7, 0.7), "c": (0.8, 0.9)}
+    methods = enumerate(("plain", "ours"))
+    rows = frame(*((d, s, name, means[d][n] + s / 100) for n, name in methods for d in means for s in (0, 1)))
     table = analysis.means_by_unit(rows, "accuracy")
     np.testing.assert_allclose(table.loc["a", ["plain", "ours"]], [0.505, 0.605])
     found = analysis.compare(rows, "ours", "plain")
@@ -53,23 +48,26 @@ def test_comparison_of_paired_means():
 
 
 def test_comparison_is_over_seeds_that_both_have_on_every_set():
-    rows = pd.DataFrame(
-        [("a", 0, "plain", 0.5), ("a", 1, "plain", 0.9), ("a", 0, "ours", 0.6), ("a", 1, "ours", 0.1)]
-        + [("b", 0, "plain", 0.4), ("b", 1, "plain", 0.8), ("b", 0, "ours", 0.6)],
-        columns=["dataset", "seed", "method", "accuracy"],
+    rows = frame(
+        *[("a", 0, "plain", 0.5), ("a", 1, "plain", 0.9), ("a", 0, "ours", 0.6), ("a", 1, "ours", 0.1)],
+        *[("b", 0, "plain", 0.4), ("b", 1, "plain", 0.8), ("b", 0, "ours", 0.6), ("a", 0, "theirs", 0.5)],
     )
     found = analysis.compare(rows, "ours", "plain")
     assert found["difference"] == pytest.approx(0.15)
     assert (found["better"], found["worse"], found["seeds"]) == (2, 0, 1)
+    with pytest.raises(SystemExit, match="no seed was run on every data set with both 'theirs' and 'plain'"):
+        analysis.comparisons(rows, [("ours", "plain"), ("theirs", "plain")])
+    assert set(analysis.means_by_unit(rows, "accuracy").columns) == {"plain", "ours"}, "theirs was not run on b"
 
 
 def test_comparison_across_schedules(tmp_path, capsys):
     sets = [("a", 0.5, 0.6), ("b", 0.7, 0.8), ("c", 0.8, 0.8)]
+    arms = list(enumerate([("cosine", "plain"), ("constant", "self")], start=1))
     rows = pd.DataFrame(
         [
-            ("conv", schedule, "all labels", 20, "jax", name, 0, method, accuracy, "finished", 50, 1.0)
-            for name, *of_both in sets
-            for schedule, method, accuracy in zip(("cosine", "constant"), ("plain", "self"), of_both, strict=True)
+            ("conv", schedule, "all labels", 20, "jax", of_set[0], 0, method, of_set[n], "finished", 50, 1.0)
+            for of_set in sets
+            for n, (schedule, method) in arms
         ],
         columns=[*run.KEY, "method", "accuracy", "status", "steps", "seconds"],
     ).assign(**dict.fromkeys(analysis.SCORES, 0.0))
@@ -85,13 +83,13 @@ def test_comparison_across_schedules(tmp_path, capsys):
 
 
 def test_table_of_methods():
-    rows = pd.DataFrame(
-        [("a", 0, "plain", 0.1 + 0.2, 10, 2.0), ("a", 0, "ours", 0.3, 10, 3.0), ("a", 0, "theirs", 0.2, 35, 8.0)]
-        + [("b", 0, "plain", 0.5, 20, 4.0), ("b", 0, "ours", 0.7, 20, 4.0), ("b", 0, "theirs", 0.6, 50, 8.0)]
+    rows = frame(
+        *[("a", 0, "plain", 0.1 + 0.2, 10, 2.0), ("a", 0, "ours", 0.3, 10, 3.0), ("a", 0, "theirs", 0.2, 35, 8.0)],
+        *[("b", 0, "plain", 0.5, 20, 4.0), ("b", 0, "ours", 0.7, 20, 4.0), ("b", 0, "theirs", 0.6, 50, 8.0)],
         # Another seed may come from another machine: its seconds do not count.
-        + [("a", 1, "plain", 0.3, 10, 99.0), ("a", 1, "ours", 0.3, 10, 1.0), ("a", 1, "theirs", 0.2, 35, 1.0)]
-        + [("b", 1, "plain", 0.5, 20, 99.0), ("b", 1, "ours", 0.7, 20, 1.0), ("b", 1, "theirs", 0.6, 50, 1.0)],
-        columns=["dataset", "seed", "method", "accuracy", "steps", "seconds"],
+        *[("a", 1, "plain", 0.3, 10, 99.0), ("a", 1, "ours", 0.3, 10, 1.0), ("a", 1, "theirs", 0.2, 35, 1.0)],
+        *[("b", 1, "plain", 0.5, 20, 99.0), ("b", 1, "ours", 0.7, 20, 1.0), ("b", 1, "theirs", 0.6, 50, 1.0)],
+        columns="dataset seed method accuracy steps seconds",
     ).assign(nll=0.5, nll_calibrated=0.4, ece=0.1, brier=0.2, status="finished")
     table = analysis.methods(rows)
     assert list(table.index) == ["ours", "plain", "theirs"]
@@ -102,24 +100,15 @@ def test_table_of_methods():
 
 
 def test_a_method_that_diverged_once_has_no_likelihood():
-    rows = pd.DataFrame(
-        [("a", 0, "plain", 0.8, 0.5, "finished"), ("a", 0, "ours", 0.9, 0.4, "finished")]
-        + [("b", 0, "plain", 0.6, 0.7, "finished"), ("b", 0, "ours", 0.0, np.nan, "diverged")],
-        columns=["dataset", "seed", "method", "accuracy", "nll", "status"],
+    rows = frame(
+        *[("a", 0, "plain", 0.8, 0.5, "finished"), ("a", 0, "ours", 0.9, 0.4, "finished")],
+        *[("b", 0, "plain", 0.6, 0.7, "finished"), ("b", 0, "ours", 0.0, np.nan, "diverged")],
+        columns="dataset seed method accuracy nll status",
     ).assign(steps=1, seconds=1.0)
     rows = rows.assign(nll_calibrated=rows.nll, ece=rows.nll, brier=rows.nll)
     table = analysis.methods(rows)
     assert table.loc["ours", ["accuracy", "diverged"]].tolist() == [0.45, 1]
     assert np.isnan(table.loc["ours", "nll"]) and table.loc["plain", "nll"] == pytest.approx(0.6)
-
-
-def test_a_comparison_that_was_asked_for_is_not_left_out_silently():
-    rows = pd.DataFrame(
-        [(dataset, 0, method, 0.5) for dataset in "ab" for method in ("plain", "ours")] + [("a", 0, "theirs", 0.5)],
-        columns=["dataset", "seed", "method", "accuracy"],
-    )
-    with pytest.raises(SystemExit, match="no seed was run on every data set with both 'theirs' and 'plain'"):
-        analysis.comparisons(rows, [("ours", "plain"), ("theirs", "plain")])
 
 
 SUMMARISED = {
@@ -131,23 +120,17 @@ SUMMARISED = {
 
 
 def test_summary_of_a_regime(tmp_path, monkeypatch):
-    rows = pd.DataFrame(
-        [
-            (network, dataset, seed, method, accuracy)
-            for network in ("conv", "resnet")
-            for method, of_sets in SUMMARISED.items()
-            for dataset, of_seeds in of_sets.items()
-            for seed, accuracy in enumerate(of_seeds)
-        ]
-        + [("conv", "digits", seed, "plain", 0.1) for seed in (0, 1)],
-        columns=["network", "dataset", "seed", "method", "accuracy"],
-    )
-    rows.loc[rows.network == "resnet", "accuracy"] = 0.0
-    rows.to_csv(tmp_path / "rows.csv", index=False)
-    regimes = [
-        summary.Regime("one", "rows.csv", {"network": "conv"}),
-        summary.Regime("not run", "nowhere.csv"),
+    rows = [
+        ("conv", dataset, seed, method, accuracy)
+        for method, of_sets in SUMMARISED.items()
+        for dataset, of_seeds in of_sets.items()
+        for seed, accuracy in enumerate(of_seeds)
     ]
+    others = [("resnet", *one[1:4], 0.0) for one in rows]
+    rows += [("conv", "digits", seed, "plain", 0.1) for seed in (0, 1)]
+    rows = frame(*rows, *others, columns="network dataset seed method accuracy")
+    rows.to_csv(tmp_path / "rows.csv", index=False)
+    regimes = [summary.Regime("one", "rows.csv", {"network": "conv"}), summary.Regime("not run", "nowhere.csv")]
     monkeypatch.setattr(summary, "REGIMES", regimes)
     table, found = summary.summary(tmp_path)
     assert list(table.index) == list(found) == ["one"]
@@ -169,8 +152,7 @@ def test_summary_of_new_people_has_the_subject_as_its_unit(tmp_path, monkeypatch
         for method, of_subjects in (("plain", (0.5, 0.7)), ("wrap(model)", (0.6, 0.7)))
         for subject, balanced in enumerate(of_subjects)
     ]
-    columns = ["dataset", "subject", "seed", "method", "accuracy", "balanced_accuracy"]
-    pd.DataFrame(rows, columns=columns).to_csv(tmp_path / "stress.csv", index=False)
+    frame(*rows, columns="dataset subject seed method accuracy balanced_accuracy").to_csv(tmp_path / "stress.csv")
     regime = summary.Regime("stress", "stress.csv", score="balanced_accuracy")
     monkeypatch.setattr(summary, "REGIMES", [regime])
     line = summary.summary(tmp_path)[0].loc["stress"]
@@ -178,16 +160,14 @@ def test_summary_of_new_people_has_the_subject_as_its_unit(tmp_path, monkeypatch
     assert line["`wrap` - `model.fit`"] == "+5.0 ± 63.5"
 
 
-def test_the_stored_rows_can_be_summarised(capsys):
+def test_the_stored_rows_can_be_summarised(capsys, monkeypatch):
+    """One regime of each kind: of one file, of two, of a part of them, by subjects; the files of all are there."""
+    files = [[one.files] if isinstance(one.files, str) else one.files for one in summary.REGIMES]
+    assert all((summary.RESULTS / file).exists() for of_regime in files for file in of_regime)
+    names = ["all labels", "10,000 steps", "residual network", "new people, stress", "two percent of the labels"]
+    monkeypatch.setattr(summary, "REGIMES", [one for one in summary.REGIMES if one.name in names])
     summary.main([])
     printed = capsys.readouterr().out
+    assert all(f"\n| {name} | " in printed for name in names)
     assert "| all labels | 25 x 3 | .829 | .846 | .860 | .862 | " in printed
     assert "| +3.3 ± 1.8 | +1.6 ± 0.9 | +0.2 ± 0.3 | +0.1 ± 1.7 |" in printed
-
-
-def test_values_missing_on_some_sets_are_not_averaged():
-    rows = pd.DataFrame(
-        [("a", 0, "plain", 0.5), ("b", 0, "plain", 0.7), ("a", 0, "ours", 0.9)],
-        columns=["dataset", "seed", "method", "accuracy"],
-    )
-    assert list(analysis.means_by_unit(rows, "accuracy").columns) == ["plain"]

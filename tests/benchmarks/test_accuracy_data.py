@@ -16,42 +16,38 @@ def test_few_labels_leave_the_others_as_unlabelled_rows():
     assert everything.unlabelled is None
     assert n_labelled + len(task.unlabelled) == len(everything.training[1]) + len(everything.validation[1]) == 898
     assert 80 <= n_labelled <= 100 and set(task.training[1]) == set(range(10))
-    rows = {row.tobytes() for row in task.unlabelled}
-    assert not rows & {row.tobytes() for row in (*task.training[0], *task.validation[0])}
+    assert not rows_of(task.unlabelled) & set(labels_of(task))
     np.testing.assert_array_equal(task.test[1], everything.test[1])
+
+
+def rows_of(x):
+    return {row.tobytes() for row in x}
+
+
+def labels_of(task):
+    """The label of each row that trains or validates."""
+    parts = (zip(*part, strict=True) for part in (task.training, task.validation))
+    return {row.tobytes(): label for part in parts for row, label in part}
 
 
 def test_noise_makes_labels_wrong_but_not_those_of_the_test_split():
     clean, noisy = (data.load("digits", None, regime, seed=0) for regime in ("all labels", "noise 0.4"))
-    right = {}
-    for x, y in (clean.training, clean.validation):
-        right |= {row.tobytes(): label for row, label in zip(x, y, strict=True)}
+    right = labels_of(clean)
     for x, y in (noisy.training, noisy.validation):
         wrong = np.mean([right[row.tobytes()] != label for row, label in zip(x, y, strict=True)])
         assert 0.3 < wrong < 0.5
     np.testing.assert_array_equal(noisy.test[1], clean.test[1])
 
 
-def test_search_does_not_use_the_test_rows():
+def test_search_does_not_use_the_test_rows_and_scores_rows_whose_label_is_hidden():
     declared, search = (data.load("digits", None, regime, seed=0) for regime in ("noise 0.4", "search noise 0.4"))
-    for one, other in ((declared.training, search.training), (declared.validation, search.test)):
-        np.testing.assert_array_equal(one[0], other[0])
-        np.testing.assert_array_equal(one[1], other[1])
-
-
-def test_a_search_for_few_labels_scores_rows_whose_label_is_hidden():
+    np.testing.assert_equal((search.training, search.test), (declared.training, declared.validation))
     declared, search = (data.load("digits", None, regime, seed=0) for regime in ("labels 0.1", "search labels 0.1"))
-    for one, other in ((declared.training, search.training), (declared.validation, search.validation)):
-        np.testing.assert_array_equal(one[0], other[0])
-    hidden, unlabelled, scored = (
-        {row.tobytes() for row in rows} for rows in (declared.unlabelled, search.unlabelled, search.test[0])
-    )
+    np.testing.assert_equal((search.training, search.validation), (declared.training, declared.validation))
+    hidden, unlabelled, scored = map(rows_of, (declared.unlabelled, search.unlabelled, search.test[0]))
     assert unlabelled | scored == hidden and not unlabelled & scored
     assert abs(len(search.unlabelled) - len(search.test[1])) <= 1
-    everything = data.load("digits", None, "all labels", seed=0)
-    right = {}
-    for x, y in (everything.training, everything.validation):
-        right |= {row.tobytes(): label for row, label in zip(x, y, strict=True)}
+    right = labels_of(data.load("digits", None, "all labels", seed=0))
     assert [right[row.tobytes()] for row in search.test[0]] == search.test[1].tolist()
 
 

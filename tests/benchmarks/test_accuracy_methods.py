@@ -1,5 +1,7 @@
 """The networks and methods of the accuracy benchmark: each trains as it says, and counts what it costs."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -15,64 +17,49 @@ pytestmark = pytest.mark.once  # trains by every method of others, too
 
 
 def experiment(n_epochs=4, network="conv"):
-    return experiments.Experiment(
-        data.load("digits", None, "labels 0.2", 0), network, "constant", seed=0, n_epochs=n_epochs
-    )
+    task = data.load("digits", None, "labels 0.2", 0)
+    return experiments.Experiment(task, network, "constant", seed=0, n_epochs=n_epochs)
 
 
 def test_every_row_of_a_large_set_is_trained_on():
     x, y = np.zeros((1000, 2, 1), "float32"), np.arange(1000)
     task = data.Task("many", (x, y), (x, y), (x, y), None, 1000)
     rows = experiments.Experiment(task, "conv", "constant", seed=0, n_epochs=4).labelled(seed=0)["x"]
-    assert len(rows) == experiments.STEPS_PER_EPOCH
-    seen = []
-    for _ in range(5):
-        seen.extend(np.concatenate([rows[step][1] for step in range(len(rows))]))
-        rows.on_epoch_end()
-    assert np.bincount(seen, minlength=1000).tolist() == [4] * 1000
+    assert type(rows) is experiments.har_data.EvenEpochs, "every row is used equally often"
+    assert len(rows) == experiments.STEPS_PER_EPOCH and len(rows[0][1]) == experiments.BATCH_SIZE
 
 
 @pytest.mark.parametrize(
-    "name, n_weights",
+    "name, n_blocks, n_weights",
     [
         # Kernels, their bias, four of BatchNormalization for each filter, the head.
-        ("fcn", (8 * 1 + 5) * 128 + (5 * 128 + 5) * 256 + (3 * 256 + 5) * 128 + (128 + 1) * 10),
-        ("fcn_half", (8 * 1 + 5) * 64 + (5 * 64 + 5) * 128 + (3 * 128 + 5) * 64 + (64 + 1) * 10),
+        ("fcn", 3, (8 * 1 + 5) * 128 + (5 * 128 + 5) * 256 + (3 * 256 + 5) * 128 + (128 + 1) * 10),
+        ("fcn_half", 3, (8 * 1 + 5) * 64 + (5 * 64 + 5) * 128 + (3 * 128 + 5) * 64 + (64 + 1) * 10),
         # A block of 64 filters with a shortcut of one step, one of 128, one whose shortcut has no kernel.
         (
             "resnet_published",
+            3,
             (8 * 1 + 5 * 64 + 3 * 64 + 1 * 1 + 4 * 5) * 64
             + (8 * 64 + 5 * 128 + 3 * 128 + 1 * 64 + 4 * 5) * 128
-            + ((8 + 5 + 3) * 128 + 3 * 5 + 4) * 128
-            + (128 + 1) * 10,
+            + (((8 + 5 + 3) * 128 + 3 * 5 + 4) * 128 + (128 + 1) * 10),
         ),
         # Kernels of 40, 20, 10 steps behind a bottleneck of 32, which the single channel does not need, and one behind
         # the pooling; 128 filters go on.
         (
             "inception_time",
+            6,
             (40 + 20 + 10 + 1) * 1 * 32
             + 5 * (128 * 32 + (40 + 20 + 10) * 32 * 32 + 128 * 32)
-            + (6 + 2) * 4 * 128
-            + (1 * 128 + 128)
-            + (128 * 128 + 128)
-            + (128 + 1) * 10,
+            + ((6 + 2) * 4 * 128 + (1 * 128 + 128) + (128 * 128 + 128) + (128 + 1) * 10),
         ),
     ],
 )
-def test_published_networks_have_their_size(name, n_weights):
+def test_published_networks_have_their_size_and_blocks(name, n_blocks, n_weights):
     model = networks.NETWORKS[name]((24, 1), 10)
     assert model.count_params() == n_weights
     *before, head = model.layers
     assert before[-1].name == "representation" and head.units == 10
-    assert published.blocks(model) == tuple(f"block_{number + 1}" for number in range(len(published.blocks(model))))
-
-
-@pytest.mark.parametrize("name, n_blocks", [("fcn", 3), ("resnet_published", 3), ("inception_time", 6)])
-def test_blocks_of_a_published_network(name, n_blocks):
-    assert len(published.blocks(networks.NETWORKS[name]((24, 1), 2))) == n_blocks
-
-
-def test_only_a_published_network_has_named_blocks():
+    assert published.blocks(model) == tuple(f"block_{number + 1}" for number in range(n_blocks))
     with pytest.raises(ValueError, match="should be a network of published.py"):
         published.blocks(networks.NETWORKS["conv"]((24, 1), 2))
 
@@ -102,12 +89,12 @@ def test_soups_average_runs_with_different_dropout(monkeypatch):
     one, states = experiment(), []
 
     def look(model, **options):
-        states.append([ops.convert_to_numpy(v).tolist() for v in model.non_trainable_variables if "seed" in v.path])
+        states.append(str([ops.convert_to_numpy(v) for v in model.non_trainable_variables if "seed" in v.path]))
 
     monkeypatch.setattr(one, "fit", instead_of_training(look))
     list(methods.soups(one, n=3))
-    assert len(states) == 4 and states[0], "the first stage, and three that go on from it"
-    assert len({str(state) for state in states[1:]}) == 3
+    assert "[]" not in states, "there is dropout"
+    assert len(states) == 4 and len(set(states[1:])) == 3, "the first stage, and three that go on from it"
 
 
 def test_an_ensemble_trains_no_member_twice(monkeypatch):
@@ -137,12 +124,10 @@ def test_earlier_training_counts_as_cost(monkeypatch):
 def test_the_control_of_a_taught_student_trains_for_as_many_steps(monkeypatch):
     one = experiment()
     monkeypatch.setattr(one, "fit", instead_of_training())
-    steps = {}
-    for name in ("plain, as many steps", "taught by five"):
-        function, _ = methods.training(name)
-        steps[name] = {outcome.steps for outcome in function(one)}
+    names = ("plain, as many steps", "taught by five")
+    steps = [{outcome.steps for outcome in methods.training(name)[0](one)} for name in names]
     # Five times half of four epochs and all four, of 50 steps.
-    assert steps == dict.fromkeys(steps, {14 * experiments.STEPS_PER_EPOCH})
+    assert steps == [{14 * experiments.STEPS_PER_EPOCH}] * 2
 
 
 @pytest.mark.slow
@@ -171,6 +156,7 @@ def test_keras_own_average_is_of_the_weights_of_model_fit(monkeypatch):
         average = [0.99 * kept + 0.01 * new for kept, new in zip(average, weights, strict=True)]
     expected = one.outcome("", model, watch, 4, weights=average)
     np.testing.assert_allclose(outcomes["Keras' average"].test, expected.test, atol=1e-5)
+    assert tuple(outcomes) == methods.TRAININGS["Keras' average"][1]
     assert np.abs(expected.test - last.test).max() > 1e-3
 
 
@@ -178,22 +164,21 @@ def test_keras_own_average_is_of_the_weights_of_model_fit(monkeypatch):
 def test_fit_leaves_schedule_free_a_tenth_of_the_way_from_its_average_to_its_last_step(monkeypatch):
     monkeypatch.setattr(experiments, "STEPS_PER_EPOCH", 1)
     one, steps, scored = experiment(network="unnormalised"), [], []
-    fit, outcome = one.fit, one.outcome
+    outcome = one.outcome
 
-    def watched_fit(model, n_epochs):
-        def keep(epoch, logs):
-            variables = [v for v in model.optimizer.variables if v.path.endswith("_momentum")]
-            steps.append([np.array(ops.convert_to_numpy(v)) for v in variables])
-
-        return fit(model, n_epochs, callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=keep)])
+    def keep_point_of_steps(epoch, logs):
+        variables = [v for v in callback.model.optimizer.variables if v.path.endswith("_momentum")]
+        steps.append([np.array(ops.convert_to_numpy(v)) for v in variables])
 
     def watched_outcome(method, model, **options):
         scored.append(model.get_weights())
         return outcome(method, model, **options)
 
-    monkeypatch.setattr(one, "fit", watched_fit)
+    callback = keras.callbacks.LambdaCallback(on_epoch_end=keep_point_of_steps)
+    monkeypatch.setattr(one, "fit", functools.partial(one.fit, callbacks=[callback]))
     monkeypatch.setattr(one, "outcome", watched_outcome)
-    list(methods.schedule_free(one, "ScheduleFreeAdamW", 0.01))
+    function, names = methods.training("ScheduleFreeAdamW 0.01")
+    assert tuple(outcome.method for outcome in function(one)) == names
     for left, average, *of_steps in zip(*scored[:2], *steps, strict=True):
         np.testing.assert_allclose(left, 0.9 * average + 0.1 * of_steps[-1], atol=1e-6)
         assert np.abs(left - average).max() > 1e-4
@@ -201,61 +186,44 @@ def test_fit_leaves_schedule_free_a_tenth_of_the_way_from_its_average_to_its_las
             np.testing.assert_allclose(average, np.mean(of_steps, axis=0), atol=1e-6)
 
 
-def test_a_variant_trains_at_its_own_rate(monkeypatch):
+def test_a_variant_has_its_own_rate_and_is_named_by_its_options(monkeypatch):
     one, rates = experiment(), []
     look = instead_of_training(lambda model, **options: rates.append(float(model.optimizer.learning_rate)))
     monkeypatch.setattr(one, "fit", look)
     for text in ('fast {"learning_rate": 0.25}', "self"):
-        list(methods.training(text)[0](one))
+        function, names = methods.training(text)
+        assert names == (text, f"{text}, averaged") == tuple(outcome.method for outcome in function(one))
     assert rates == pytest.approx([0.25, experiments.LEARNING_RATE])
+    with pytest.raises(ValueError, match="no training 'hot'"):
+        methods.training("hot")
+
+
+@pytest.fixture(scope="module")
+def shared():
+    """One experiment for each network: what several trainings need, such as the first half, is trained once."""
+    return functools.cache(lambda network: experiment(network=network))
+
+
+WITHOUT_DROPOUT = [
+    "plain, no dropout",
+    "continued",
+    "self, dropout before the head",
+    "paper, dropout behind the blocks",
+]
+WITH_DROPOUT = """\
+deterministic logits / deterministic features / R-Drop / soups / soups of distilled / several snapshots
+/ twice {"warm": true, "teacher": "snapshot", "generations": 2} / rising {"ramp": 1} / mean of 5 / conv / ensemble of 5
+/ taught by five, labelled only / taught by another {"large": "conv", "warm": true, "distill": "outputs"}
+/ unlabelled, deterministic"""
+TRAININGS = [(name, "fcn_half") for name in WITHOUT_DROPOUT]
+TRAININGS += [(name.strip(), "conv") for name in WITH_DROPOUT.split("/")]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name",
-    [
-        "plain, no dropout",
-        "continued",
-        "self, dropout before the head",
-        "self, dropout behind the blocks",
-        "paper, dropout before the head",
-        "paper, dropout behind the blocks",
-    ],
-)
-def test_a_network_without_dropout_is_trained(name, monkeypatch):
+@pytest.mark.parametrize("name, network", TRAININGS)
+def test_every_training_gives_its_methods(name, network, monkeypatch, shared):
     monkeypatch.setattr(experiments, "STEPS_PER_EPOCH", 2)
-    function, names = methods.training(name)
-    assert tuple(outcome.method for outcome in function(experiment(network="fcn_half"))) == names
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "name",
-    [
-        "Keras' average",
-        "ScheduleFreeAdamW 0.001",
-        "continued",
-        "deterministic logits",
-        "deterministic features",
-        "R-Drop",
-        "soups",
-        "soups of distilled",
-        "several snapshots",
-        'twice {"warm": true, "teacher": "snapshot", "generations": 2}',
-        'rising {"ramp": 1}',
-        'taught by three {"members": 3, "distill": "outputs"}',
-        'taught by another {"large": "small", "warm": true, "distill": "outputs"}',
-        "mean of 5",
-        "plain, as many steps",
-        "conv",
-        "ensemble of 5",
-        "unlabelled",
-        "unlabelled, deterministic",
-    ],
-)
-def test_every_training_gives_its_methods(name, monkeypatch):
-    monkeypatch.setattr(experiments, "STEPS_PER_EPOCH", 2)
-    one = experiment()
+    one = shared(network)
     function, names = methods.training(name)
     outcomes = list(function(one))
     assert [outcome.method for outcome in outcomes] == list(names)
@@ -263,11 +231,3 @@ def test_every_training_gives_its_methods(name, monkeypatch):
         assert outcome.test.shape == (len(one.task.test[1]), 10)
         np.testing.assert_allclose(outcome.test.sum(axis=1), 1, atol=1e-3)
         assert outcome.steps >= 2 and outcome.seconds > 0
-    keras.backend.clear_session()
-
-
-def test_a_variant_is_named_by_its_options():
-    _, names = methods.training('hot {"temperature": 8.0}')
-    assert names == ('hot {"temperature": 8.0}', 'hot {"temperature": 8.0}, averaged')
-    with pytest.raises(ValueError, match="no training 'hot'"):
-        methods.training("hot")

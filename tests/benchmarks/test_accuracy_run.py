@@ -15,26 +15,28 @@ import run
 pytestmark = pytest.mark.once  # trains by every method of others, too
 
 PREDICTIONS = np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.55, 0.45]])
-
 LABELS = np.array([0, 1, 1, 0])
 
 
+def scored(test, **options):
+    return run.scores(experiments.Outcome("plain", test, test, seconds=2.0, steps=10, **options), LABELS, LABELS)
+
+
 def test_scores():
-    outcome = experiments.Outcome("plain", PREDICTIONS, PREDICTIONS, seconds=2.0, steps=10)
-    row = run.scores(outcome, LABELS, LABELS)
+    row = scored(PREDICTIONS)
     assert row["accuracy"] == row["validation_accuracy"] == 0.75
     assert row["nll"] == pytest.approx(log_loss(LABELS, PREDICTIONS))
     # (.1^2 + .6^2 + .2^2 + .45^2) * 2 / 4
     assert row["brier"] == pytest.approx(0.30625)
     # Bins of a fifteenth: .9, .8 and .55 are right and .6 is not, each alone in its bin.
     assert row["ece"] == pytest.approx((0.1 + 0.2 + 0.45 + 0.6) / 4)
-    assert row["nll_calibrated"] <= row["nll"] + 1e-6
-    assert row["status"] == "finished"
+    assert row["nll_calibrated"] <= row["nll"] + 1e-6 and row["status"] == "finished"
+    diverged = scored(np.full_like(PREDICTIONS, np.nan))
+    assert (diverged["status"], diverged["accuracy"]) == ("diverged", 0.0)
 
 
 def test_votes_have_no_likelihood():
-    votes = np.array([[1.0, 0.0], [0.6, 0.4], [0.4, 0.6], [0.0, 1.0]])
-    row = run.scores(experiments.Outcome("vote", votes, votes, 1.0, 1, has_likelihood=False), LABELS, LABELS)
+    row = scored(np.array([[1.0, 0.0], [0.6, 0.4], [0.4, 0.6], [0.0, 1.0]]), has_likelihood=False)
     assert row["accuracy"] == row["validation_accuracy"] == 0.5
     assert "nll" not in row and "temperature" not in row
 
@@ -47,12 +49,6 @@ def test_best_temperature_softens_overconfident_outputs():
     np.testing.assert_allclose(run.tempered(p, temperature)[0], [0.75, 0.25], rtol=1e-3)
 
 
-def test_a_diverged_run_counts_as_wrong():
-    broken = np.full_like(PREDICTIONS, np.nan)
-    row = run.scores(experiments.Outcome("plain", broken, broken, 1.0, 1), LABELS, LABELS)
-    assert (row["status"], row["accuracy"]) == ("diverged", 0.0)
-
-
 def test_a_failing_run_does_not_stop_the_others(monkeypatch):
     def broken(experiment):
         raise RuntimeError("no memory")
@@ -60,8 +56,8 @@ def test_a_failing_run_does_not_stop_the_others(monkeypatch):
     outcome = experiments.Outcome("plain", PREDICTIONS, PREDICTIONS, 1.0, 1)
     monkeypatch.setitem(methods.TRAININGS, "self", (broken, ("self",)))
     monkeypatch.setitem(methods.TRAININGS, "plain", (lambda experiment: [outcome], ("plain",)))
-    task = data.Task("small", (PREDICTIONS, LABELS), (PREDICTIONS, LABELS), (PREDICTIONS, LABELS), None, 2)
-    monkeypatch.setattr(data, "load", lambda *_: task)
+    part = (PREDICTIONS, LABELS)
+    monkeypatch.setattr(data, "load", lambda *_: data.Task("small", part, part, part, None, 2))
     options = dict(data_dir=None, regime="all labels", network="conv", schedule="constant", n_epochs=2)
     rows, failures = run.work("small", 0, ["self", "plain"], options)
     assert [row["method"] for row in rows] == ["plain"]
@@ -71,16 +67,9 @@ def test_a_failing_run_does_not_stop_the_others(monkeypatch):
 def test_only_missing_rows_are_run(tmp_path):
     options = ["--datasets", "digits", "--trainings", "self", "paper", "--seeds", "2", "--epochs", "4"]
     arguments = run.parse(options)
-    table = pd.DataFrame(
-        {
-            **dict.fromkeys(["network", "schedule", "regime"], None),
-            "method": ["self", "self, averaged", "paper"],
-            "n_epochs": 4,
-            "backend": keras.backend.backend(),
-            "dataset": "digits",
-            "seed": 0,
-        }
-    ).assign(network="conv", schedule="constant", regime="all labels")
+    known = dict(network="conv", schedule="constant", regime="all labels", method=["self", "self, averaged", "paper"])
+    known |= dict(n_epochs=4, backend=keras.backend.backend(), dataset="digits", seed=0)
+    table = pd.DataFrame(known)
     table["nll"] = [3.9550361902623515e-10, 1 / 3, 0.1 + 0.2]
     path = tmp_path / "table.csv"
     run.write(table, path)

@@ -55,11 +55,6 @@ def test_p_is_corrected_by_holm_over_the_declared_comparisons():
     assert (table["p (Holm)"] >= table.p).all() and (table["p (Holm)"] <= 1).all()
 
 
-def test_the_score_is_that_of_the_data_set():
-    difference = [new_people.compare(rows(name)).difference[0] for name in ("sp_sw_har", "stress_predict")]
-    assert difference[1] == pytest.approx(difference[0] / 2), "balanced accuracy for Stress-Predict"
-
-
 def test_a_run_that_diverged_counts_with_score_0():
     frame = rows()
     frame.loc[(frame.method == "wrap(model)") & (frame.subject == "s00"), "status"] = "diverged"
@@ -77,5 +72,6 @@ def test_prints_a_section_for_each_data_set(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "### sp_sw_har, conv, 20 epochs, jax: 6 subjects, seeds 0" in printed
     assert "| averaged | 0.7083 | 0.3542 | 0.5000 | 0.5500 | 0.8800 | 0 |" in printed
-    assert "Differences of balanced_accuracy:" in printed
-    assert "| wrap(model) | plain | +0.0517 |" in printed
+    accuracy, balanced = printed.split("### stress_predict")  # half of the accuracy
+    assert "| wrap(model) | plain | +0.0517 |" in accuracy
+    assert "Differences of balanced_accuracy:" in balanced and "| wrap(model) | plain | +0.0258 |" in balanced

@@ -1,6 +1,7 @@
 """The affective computing example: its reader on hand-written files in the published layout, its folds, its network."""
 
 import json
+import shutil
 
 import keras
 import numpy as np
@@ -36,34 +37,27 @@ def biovid(tmp_path):
 
 
 class TestReader:
-    @pytest.mark.parametrize("subfolder", ["", "biosignals_filtered"])
-    def test_reads_the_published_layout(self, tmp_path, subfolder):
+    def test_reads_the_published_layout(self, tmp_path):
         for number, subject in enumerate(SUBJECTS):
             write(tmp_path, subject, "BL1", 81, [number, 1.5, 2])
             write(tmp_path, subject, "PA3", 5, [9, 9, 9])
-            write(tmp_path, subject, "PA4", 7, [number, 4.5, 5])
-        dataset = affective.load(tmp_path / subfolder, ["BL1", "PA4"], "gsr")
-        assert dataset.x[..., 0].tolist() == [
-            [0, 1.5, 2],
-            [0, 4.5, 5],
-            [1, 1.5, 2],
-            [1, 4.5, 5],
-            [2, 1.5, 2],
-            [2, 4.5, 5],
-        ]
+            path = write(tmp_path, subject, "PA4", 7, [number, 4.5, 5])
+            path.write_text(path.read_text() + "\n\n")  # blank lines at the end hold no values
+        dataset = affective.load(tmp_path, ["BL1", "PA4"], "gsr")
+        expected = [[[number, 1.5, 2], [number, 4.5, 5]] for number in range(3)]
+        np.testing.assert_array_equal(dataset.x[..., 0], np.concatenate(expected))
         assert dataset.x.shape == (6, 3, 1) and dataset.x.dtype == "float32"
         assert dataset.y.tolist() == [0, 1, 0, 1, 0, 1]
         assert dataset.subjects.tolist() == [subject for subject in SUBJECTS for _ in range(2)]
-        other = affective.load(tmp_path, ["PA4", "PA3"], "ecg")
+        other = affective.load(tmp_path / "biosignals_filtered", ["PA4", "PA3"], "ecg")
         assert other.x[:2, :, 0].tolist() == [[-9, -9, -9], [0, -4.5, -5]]
         assert other.y.tolist() == [1, 0, 1, 0, 1, 0]
 
     def test_says_what_is_missing(self, biovid):
         with pytest.raises(FileNotFoundError, match=r"with the levels \['BL1', 'PB4'\].* Received: .*, with \['BL1'\]"):
             affective.load(biovid, ["BL1", "PB4"], "gsr")
-        with pytest.raises(
-            ValueError, match=r"_bio.csv should have the columns \['eda'\]. Received: \['time', 'gsr', 'ecg', 'emg_trap"
-        ):
+        columns = r"_bio.csv should have the columns \['eda'\]. Received: \['time', 'gsr', 'ecg', 'emg_trap"
+        with pytest.raises(ValueError, match=columns):
             affective.load(biovid, ["BL1", "PA4"], "eda")
 
     @pytest.mark.parametrize(
@@ -73,15 +67,12 @@ class TestReader:
             pytest.param(lambda text: text.replace("2.5", "nan"), "line 4, column 'gsr': 'nan' is no finite", id="NaN"),
             pytest.param(lambda text: text.replace("2.5", "-inf"), "line 4, .* '-inf' is no finite", id="infinite"),
             pytest.param(lambda text: text.replace("2.5", "2,5"), "line 4, .* '2,5' is no finite", id="decimal comma"),
-            pytest.param(lambda text: text.replace("2.5", "?"), r"line 4, .* '\?' is no finite", id="question mark"),
             pytest.param(
-                lambda text: text.replace("\t", ","), r"the columns \['gsr'\]. Received: \['time,gsr,", id="commas"
+                lambda text: text.replace("\t", ","), r"columns \['gsr'\]. Received: \['time,gsr", id="commas"
             ),
             pytest.param(lambda text: text.encode("utf-16"), "cannot be read: .*utf-8", id="UTF-16"),
             pytest.param(lambda text: "", "cannot be read: No columns", id="empty file"),
-            pytest.param(
-                lambda text: text.replace("3.5", "3.5\t" * 9), "cannot be read: .*line 5", id="too many cells"
-            ),
+            pytest.param(lambda text: text.replace("3.5", "3.5\t" * 9), "cannot be read: .*line 5", id="many cells"),
         ],
     )
     def test_a_damaged_recording_is_named_with_line_and_cause(self, biovid, change, cause):
@@ -91,52 +82,32 @@ class TestReader:
         with pytest.raises(ValueError, match=rf"{SUBJECTS[1]}-BL1-003_bio.csv.*{cause}"):
             affective.load(biovid, ["BL1", "PA4"], "gsr")
 
-    def test_blank_lines_at_the_end_hold_no_values(self, tmp_path):
-        path = write(tmp_path, SUBJECTS[0], "BL1", 0, [1.0, 2.0])
-        path.write_text(path.read_text() + "\n\n")
-        assert affective.read(path, "gsr").tolist() == [1, 2]
-
-    def test_recordings_of_another_length_are_named(self, biovid):
-        write(biovid, SUBJECTS[1], "PA4", 2, np.zeros(60))
-        with pytest.raises(ValueError, match=rf"most are, 64. Received: 60 in .*{SUBJECTS[1]}-PA4-002_bio.csv"):
+    def test_recordings_of_another_length_and_too_few_subjects_are_named(self, biovid):
+        path = write(biovid, SUBJECTS[1], "PA4", 2, np.zeros(60))
+        with pytest.raises(ValueError, match=rf"most are, 64. Received: 60 in .*{path.name}"):
             affective.load(biovid, ["BL1", "PA4"], "gsr")
-
-    def test_two_subjects_are_too_few(self, tmp_path):
-        for subject in SUBJECTS[:2]:
-            for level in ("BL1", "PA4"):
-                write(tmp_path, subject, level, 0, [0, 1])
+        shutil.rmtree(path.parent)
         with pytest.raises(ValueError, match="should hold 3 subjects"):
-            affective.load(tmp_path, ["BL1", "PA4"], "gsr")
-
-
-def test_a_fold_keeps_subjects_apart(biovid):
-    dataset = affective.load(biovid, ["BL1", "PA4"], "gsr")
-    dataset = dataset._replace(x=np.arange(24, dtype="float32")[:, None, None])  # a recording is its own number
-    task = affective.make_fold(dataset, 2, SUBJECTS[1], seed=0)
-    training, validation = (sorted(part[0].ravel()) for part in (task.training, task.validation))
-    assert sorted([training, validation]) == [list(range(8)), list(range(16, 24))]
+            affective.load(biovid, ["BL1", "PA4"], "gsr")
 
 
 class TestNetwork:
-    def test_shapes_of_the_published_network(self):
-        model = affective.pain_attn_net(np.ones((2, 2816, 1), "float32"), 2)
+    def test_has_the_shapes_of_the_published_network_and_standardises(self):
+        x = np.array([[[1.0], [3.0]], [[5.0], [7.0]]], "float32").repeat(1408, axis=1)
+        model = affective.pain_attn_net(x, 2)
         assert model.output_shape == (None, 2)
         concatenated = next(one for one in model.layers if isinstance(one, keras.layers.Concatenate))
         assert concatenated.output.shape == (None, 75, 192), "three scales of 75 steps and 64 features"
         assert model.layers[-2].output.shape == (None, 75 * 30), "the representation"
-
-    def test_standardises_the_signal(self):
-        x = np.array([[[1.0], [3.0]], [[5.0], [7.0]]], "float32")
-        normalization = affective.pain_attn_net(x, 2).layers[1]
-        expected = np.array([[-3, -1], [1, 3]]) / 5**0.5
-        np.testing.assert_allclose(keras.ops.convert_to_numpy(normalization(x))[..., 0], expected, rtol=1e-5)
+        standardised = keras.ops.convert_to_numpy(model.layers[1](x))[:, ::1408, 0]
+        np.testing.assert_allclose(standardised, np.array([[-3, -1], [1, 3]]) / 5**0.5, rtol=1e-5)
 
     @pytest.mark.slow
     def test_its_teachers_differ(self):
-        x = np.random.default_rng(0).normal(size=(4, 64, 1)).astype("float32")
-        ssd = keras_ssd.wrap(affective.pain_attn_net(x, 2), **keras_ssd.PAPER)
+        x = np.random.default_rng(0).normal(size=(2, 64, 1)).astype("float32")
+        ssd = keras_ssd.wrap(affective.pain_attn_net(x, 2), **{**keras_ssd.PAPER, "num_teachers": 3})
         _, teachers, _ = ssd.teacher_representations(x)
-        assert teachers.shape == (4, 30, 2250)
+        assert teachers.shape == (2, 3, 2250)
         assert teachers.std(axis=1).mean() > 1e-3
 
 
@@ -152,27 +123,24 @@ def test_script_trains_the_network(biovid, tmp_path, capsys):
 
 @pytest.mark.slow
 @pytest.mark.once
-def test_script_is_resumed_by_fold_and_averages_over_subjects(biovid, tmp_path, capsys, monkeypatch):
-    scored = []
+def test_script_keeps_subjects_apart_and_averages_over_them(biovid, tmp_path, capsys, monkeypatch):
+    folds = []
 
     def compare(build, training, validation, test, settings, seeds, **options):
-        scored.append((set(training[0][:, 0, 0]) | set(validation[0][:, 0, 0]), test))
+        folds.append([sorted(part[0].ravel().tolist()) for part in (test, training, validation)])
+        assert test[1].tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
         costs = {"epochs": 1, "steps": 1, "seconds_per_step": 0.1, "seconds": 1.0, "status": "finished"}
         known = {"control": "", "seed": 0, "fold": None, "scored_on": "test_data"}
-        return keras_ssd.Comparison(
-            [
-                {"arm": arm, **known, "accuracy": accuracy, **costs}
-                for arm, accuracy in [("plain", 0.5), ("averaged", 0.7)]
-            ]
-        )
+        scores = {"plain": 0.5, "averaged": 0.7}
+        return keras_ssd.Comparison([{"arm": a, **known, "accuracy": scores[a], **costs} for a in scores])
 
     monkeypatch.setattr(keras_ssd, "compare", compare)
     dataset = affective.load(biovid, ["BL1", "PA4"], "gsr")
-    monkeypatch.setattr(affective, "load", lambda *_: dataset._replace(x=np.arange(24.0)[:, None, None]))
+    dataset = dataset._replace(x=np.arange(24.0)[:, None, None])  # a recording is its own number
+    monkeypatch.setattr(affective, "load", lambda *_: dataset)
     assert affective.main(["--data-dir", str(biovid), "--out", str(tmp_path / "out")]) == 0
-    for number, (others, (x, y)) in enumerate(scored):
-        assert x.ravel().tolist() == list(range(8 * number, 8 * number + 8)) and not others & set(x.ravel())
-        assert y.tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
+    of_subjects = [[*range(0, 8)], [*range(8, 16)], [*range(16, 24)]]
+    assert [test for test, *_ in folds] == of_subjects and [sorted(fold) for fold in folds] == [of_subjects] * 3
     printed = capsys.readouterr().out
     assert "3 subjects left out in turn" in printed and "+0.2000 ± 0.0000" in printed
     assert (tmp_path / "out" / "BL1-PA4-self.png").read_bytes().startswith(b"\x89PNG")

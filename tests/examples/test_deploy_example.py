@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 
 import keras
 import numpy as np
@@ -16,31 +17,19 @@ from keras_ssd.uncertainty import StochasticPrediction
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the exporters
 
 
-@pytest.fixture
-def archive(tmp_path):
-    """Two classes by the sign of the slope, 20 + 10 series of 12 steps."""
-    generator = np.random.default_rng(0)
-    folder = tmp_path / "data" / "Slope"
-    folder.mkdir(parents=True)
-    for split, count in (("TRAIN", 20), ("TEST", 10)):
-        labels = np.where(np.arange(count) % 2, 1, -1)
-        values = labels[:, None] * np.arange(12) + generator.normal(size=(count, 12))
-        np.savetxt(folder / f"Slope_{split}.tsv", np.column_stack([labels, values]), delimiter="\t", fmt="%.4f")
-    return tmp_path / "data"
-
-
 @pytest.mark.slow
-def test_trains_exports_and_draws(archive, tmp_path, capfd):
-    options = ["--dataset", "Slope", "--data-dir", str(archive), "--epochs", "2"]
+def test_trains_exports_and_draws(slope_archive, tmp_path, capfd):
+    options = ["--dataset", "Slope", "--data-dir", str(slope_archive), "--epochs", "2"]
     folder = tmp_path / "out"
     assert deploy.main([*options, "--formats", "keras", "--out", str(folder)]) == 0
     printed = capfd.readouterr().out
     assert "10 test windows of (12, 1)" in printed
     size = (folder / "plain.keras").stat().st_size
+    row = re.search(rf"\n\.keras +{size} +[01]\.\d+ +1\.0000 +(\S+) ", printed)
+    assert float(row[1]) < 1e-5, "as the student predicts"
     assert f"student.keras: {size} bytes, plain.keras: {size} bytes" in printed
     student = keras.models.load_model(folder / "student.keras")
-    assert student.input_shape == (None, 12, 1)
-    assert not student.compiled
+    assert student.input_shape == (None, 12, 1) and not student.compiled
     own, plain = student.get_weights(), keras.models.load_model(folder / "plain.keras").get_weights()
     assert any(np.abs(a - b).max() > 1e-5 for a, b in zip(own, plain, strict=True))
     assert all(a.shape == b.shape for a, b in zip(own, plain, strict=True))
@@ -64,27 +53,25 @@ def fixed(n_outputs=3, shape=(4,)):
     return model
 
 
+X, Y = np.eye(4, 4), np.array([0, 1, 2, 2])
+
+
 def test_own_student_and_own_windows_and_a_converter_that_crashes(tmp_path, monkeypatch, capfd):
-    """Three of four windows are right. What writes ONNX aborts its process; .keras is measured all the same."""
+    """What writes ONNX aborts its process; the student is written all the same."""
     package = deploy.FORMATS["onnx"].packages[-1]
     for needed in deploy.FORMATS["onnx"].packages:
         pytest.importorskip(needed, reason=f"ONNX needs {needed}")
     keras_ssd.wrap(fixed(), kd_weight=0, ema_momentum=0.99).save(tmp_path / "mine.keras")
-    np.savez(tmp_path / "mine.npz", x=np.eye(4, 4), y=[0, 1, 2, 2], notes=["a", "b"])
+    np.savez(tmp_path / "mine.npz", x=X, y=Y, notes=["a", "b"])
     (tmp_path / "fakes" / package).mkdir(parents=True)
     (tmp_path / "fakes" / package / "__init__.py").write_text("import os\nos.abort()\n")
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'fakes'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
     options = ["--model", str(tmp_path / "mine.keras"), "--windows", str(tmp_path / "mine.npz")]
-    assert deploy.main([*options, "--formats", "keras", "onnx", "--out", str(tmp_path / "out")]) == 1
+    assert deploy.main([*options, "--formats", "onnx", "--out", str(tmp_path / "out")]) == 1
     printed = capfd.readouterr().out
     assert "mine.npz" in printed and "4 test windows of (4,)" in printed
-    rows = {line.split()[0]: line.split() for line in printed.splitlines() if line.startswith((".keras", "ONNX"))}
-    size = (tmp_path / "out" / "student.keras").stat().st_size
-    assert rows[".keras"][1:5] == [str(size), "0.7500", "1.0000", "0.0e+00"]
-    assert rows["ONNX"][1:6] == ["-"] * 5 and "the converter crashed (SIGABRT)" in " ".join(rows["ONNX"])
-
-
-X, Y = np.eye(4, 4), np.array([0, 1, 2, 2])
+    assert re.search(r"\nONNX.* the converter crashed \(SIGABRT\)", printed)
+    assert not keras.models.load_model(tmp_path / "out" / "student.keras").compiled
 
 
 def test_a_file_whose_runtime_is_missing_is_written(tmp_path, monkeypatch):
@@ -105,10 +92,6 @@ def test_a_file_whose_runtime_is_missing_is_written(tmp_path, monkeypatch):
     [
         ({"x": X}, r"lacks \['y'\], holds \['x'\]"),
         ({"X": X, "labels": Y}, r"lacks \['x', 'y'\], holds \['X', 'labels'\]"),
-        (
-            {"x": X[:, :3], "y": Y},
-            r"`x` should have the shape \(rows, 4\), that of the model's input. Received: \(4, 3\)",
-        ),
         ({"x": X[:, :, None], "y": Y}, r"`x` should have the shape \(rows, 4\).*Received: \(4, 4, 1\)"),
         ({"x": X[:0], "y": Y[:0]}, r"`x` should have the shape \(rows, 4\).*Received: \(0, 4\)"),
         ({"x": X, "y": Y, "calibration": X[0]}, r"`calibration` should have the shape \(rows, 4\).*Received: \(4,\)"),
@@ -148,11 +131,6 @@ def test_models_that_are_no_classifier_of_one_window_are_refused():
         deploy.reference(memory, {"x": X, "y": Y})
 
 
-def test_classes_of_several_outputs_and_of_one():
-    assert deploy.classes(np.array([[0.1, 0.7, 0.2], [0.4, 0.3, 0.3]])).tolist() == [1, 0]
-    assert deploy.classes(np.array([[0.7], [0.4]])).tolist() == [True, False]
-
-
 def test_latency_and_accuracy_are_taken_from_the_outputs(monkeypatch):
     """Three of four windows right, all classes as the reference has them, and 0.25 from it at most."""
     monkeypatch.setattr(deploy, "TIMED_CALLS", 7)
@@ -163,21 +141,16 @@ def test_latency_and_accuracy_are_taken_from_the_outputs(monkeypatch):
         return np.array([[1.0, 0.0]]) if window.sum() > 0 else np.array([[0.0, 1.0]])
 
     x = np.array([[1.0], [2.0], [-1.0], [-1.0]], "float32")
-    reference = np.array([[1, 0], [0.75, 0.25], [0, 1], [0, 1]])
-    figures = deploy.measure(run, x, np.array([0, 0, 1, 0]), reference)
-    assert figures["accuracy"] == 0.75
-    assert figures["agreement"] == 1
-    assert figures["max difference"] == 0.25
-    assert figures["median ms"] > 0
-    assert calls == [(1, 1)] * (deploy.WARM_UP + 7)
+    figures = deploy.measure(run, x, np.array([0, 0, 1, 0]), np.array([[1, 0], [0.75, 0.25], [0, 1], [0, 1]]))
+    assert figures.pop("median ms") > 0 and calls == [(1, 1)] * (deploy.WARM_UP + 7)
+    assert figures == {"accuracy": 0.75, "agreement": 1, "max difference": 0.25}
+    assert deploy.classes(np.array([[0.7], [0.4]])).tolist() == [True, False], "of one output"
 
 
 def test_scores_of_uncertainty():
     """Ten windows at probability 0.8, eight of them right: no gap. The two wrong ones have the largest entropy."""
-    probabilities = np.tile([0.8, 0.2], (10, 1))
-    y = np.array([0] * 8 + [1] * 2)
-    prediction = StochasticPrediction(probabilities, None, np.arange(10))
-    figures = uncertainty.draw({"plain": prediction}, y, "ten")[1].loc["plain"]
+    prediction = StochasticPrediction(np.tile([0.8, 0.2], (10, 1)), None, np.arange(10))
+    figures = uncertainty.draw({"plain": prediction}, np.array([0] * 8 + [1] * 2), "ten")[1].loc["plain"]
     assert figures["accuracy"] == 0.8
     assert figures["calibration gap"] == pytest.approx(0, abs=1e-9)
     assert figures["best 80%"] == 1.0

@@ -44,15 +44,11 @@ def network():
     return model
 
 
-def fitted(distil):
-    model = network()
-    (keras_ssd.wrap(model, seed=0) if distil else model).fit(X, Y, epochs=2, verbose=0)
-    return model
-
-
 @pytest.fixture(scope="module")
 def student():
-    return fitted(distil=True)
+    model = network()
+    keras_ssd.wrap(model, seed=0).fit(X, Y, epochs=2, verbose=0)
+    return model
 
 
 def skip_unless_installed(key):
@@ -85,29 +81,6 @@ def test_a_file_predicts_what_keras_predicts(student, tmp_path, key):
     assert row["bytes"] == deploy.size(path)
     assert row["accuracy"] == np.mean(outputs.argmax(axis=1) == Y)
     assert row["agreement"] == np.mean(outputs.argmax(axis=1) == expected.argmax(axis=1))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("key", [key for key in HERE if key in ("keras", "onnx", "litert")])
-def test_distilled_and_plain_are_the_same_network(student, tmp_path, key):
-    files = []
-    for name, model in (("student", student), ("plain", fitted(distil=False))):
-        (tmp_path / name).mkdir()
-        files.append(written(key, model, tmp_path / name)[0])
-    if key == "onnx":
-        graph, other = map(operations, files)
-        assert graph == other and len(graph[0]) > 4
-    else:
-        assert deploy.size(files[0]) == deploy.size(files[1]) > 1000
-
-
-def operations(path):
-    """Operations of an ONNX file in order with their attributes, and types and shapes of its weights."""
-    import onnx
-
-    graph = onnx.load(str(path)).graph
-    weights = sorted((tuple(tensor.dims), tensor.data_type) for tensor in graph.initializer)
-    return [(node.op_type, sorted(map(str, node.attribute))) for node in graph.node], weights
 
 
 def test_the_keras_file_holds_no_optimizer(student, tmp_path):
@@ -148,18 +121,10 @@ def test_the_c_array_is_aligned_and_holds_the_int8_file(student, tmp_path):
 
 
 @pytest.mark.parametrize("key", [key for key in HERE if key in ("onnx", "litert")])
-def test_a_recurrent_model(tmp_path, key):
-    keras.utils.clear_session()
-    inputs = keras.Input((20, 2))
-    model = keras.Model(inputs, layers.Dense(2, activation="softmax")(layers.LSTM(3)(inputs)))
-    assert written(key, model, tmp_path)[1]["max difference"] < 1e-5
-
-
-@pytest.mark.parametrize("key", [key for key in HERE if key in ("onnx", "litert")])
-def test_a_model_for_windows_of_any_length_is_exported_for_those_at_hand(tmp_path, key):
+def test_a_recurrent_model_for_windows_of_any_length_is_exported_for_those_at_hand(tmp_path, key):
     keras.utils.clear_session()
     inputs = keras.Input((None, 2))
-    x = layers.GlobalAveragePooling1D()(layers.Conv1D(4, 3, padding="same")(inputs))
+    x = layers.LSTM(3)(layers.Conv1D(4, 3, strides=4, padding="same")(inputs))
     model = keras.Model(inputs, layers.Dense(2, activation="softmax")(x))
     assert written(key, model, tmp_path)[1]["max difference"] < 1e-5
 

@@ -27,47 +27,36 @@ def basic_motions():
 
 
 class TestData:
-    def test_aeon_carries_basic_motions(self, basic_motions):
+    def test_aeon_carries_basic_motions_held_out_by_class(self, basic_motions):
         assert basic_motions.x_train.shape == basic_motions.x_test.shape == (40, 100, 6)
         assert basic_motions.x_train.dtype == "float32"
         assert np.bincount(basic_motions.y_train).tolist() == [10, 10, 10, 10]
         assert basic_motions.class_names == ["badminton", "running", "standing", "walking"]
         assert basic_motions.subjects_train is None and basic_motions.n_classes == 4
-        # The first window of the file: standing, its first step.
-        np.testing.assert_allclose(
-            basic_motions.x_train[0, 0], [0.079106, 0.394032, 0.551444, 0.351565, 0.02397, 0.633883], atol=1e-6
-        )
+        first_step = [0.079106, 0.394032, 0.551444, 0.351565, 0.02397, 0.633883]  # of the file: standing
+        np.testing.assert_allclose(basic_motions.x_train[0, 0], first_step, atol=1e-6)
         assert basic_motions.y_train[0] == 2
 
-    def test_an_unknown_name_is_named(self):
-        with pytest.raises(ValueError, match="`name` should be one of .*'uci_har'.*Received: 'wisdm'"):
-            har_data.load("wisdm")
-
-    def test_holds_out_by_class_where_subjects_are_unknown(self, basic_motions):
         training, validation = har_data.hold_out(basic_motions, seed=0)
         assert sorted([*training, *validation]) == list(range(40))
-        assert np.bincount(basic_motions.y_train[validation]).tolist() == [2, 2, 2, 2]
+        assert np.bincount(basic_motions.y_train[validation]).tolist() == [2, 2, 2, 2], "subjects are unknown"
 
-    @pytest.mark.parametrize(
-        ("fraction", "expected"),
-        [pytest.param(0.5, [4, 2, 1], id="half"), pytest.param(0.01, [1, 1, 1], id="one at least"), (1.0, [8, 4, 1])],
-    )
-    def test_label_subset_keeps_a_fraction_of_each_class(self, fraction, expected):
+    def test_label_subset_keeps_a_fraction_of_each_class(self):
         labels = np.repeat([0, 1, 2, 0], [8, 4, 1, 5])
         rows = np.arange(13)  # the last five are held out
-        kept = har_data.label_subset(labels, rows, fraction, seed=0)
-        assert np.bincount(labels[kept]).tolist() == expected
-        assert len(set(kept)) == len(kept) and set(kept) <= set(rows)
+        for fraction, expected in [(0.5, [4, 2, 1]), (0.01, [1, 1, 1]), (1.0, [8, 4, 1])]:
+            kept = har_data.label_subset(labels, rows, fraction, seed=0)
+            assert np.bincount(labels[kept]).tolist() == expected, f"{fraction}, one at least"
+            assert len(set(kept)) == len(kept) and set(kept) <= set(rows)
+        one, again, other = (har_data.label_subset(labels, rows, 0.5, seed).tolist() for seed in (0, 0, 1))
+        assert one == again != other
 
-    def test_label_subset_follows_the_seed(self):
-        labels, rows = np.zeros(100, int), np.arange(100)
-        one, again, other = (har_data.label_subset(labels, rows, 0.1, seed) for seed in (0, 0, 1))
-        assert one.tolist() == again.tolist() != other.tolist()
-
-    @pytest.mark.parametrize("fraction", [0, 1.5])
-    def test_label_subset_refuses_other_fractions(self, fraction):
-        with pytest.raises(ValueError, match=rf"`fraction` should lie in \(0, 1\]. Received: {fraction}"):
-            har_data.label_subset(np.zeros(3, int), np.arange(3), fraction, seed=0)
+    def test_other_names_and_fractions_are_refused(self):
+        with pytest.raises(ValueError, match="`name` should be one of .*'uci_har'.*Received: 'wisdm'"):
+            har_data.load("wisdm")
+        for fraction in (0, 1.5):
+            with pytest.raises(ValueError, match=rf"`fraction` should lie in \(0, 1\]. Received: {fraction}"):
+                har_data.label_subset(np.zeros(3, int), np.arange(3), fraction, seed=0)
 
 
 def write_har(folder, subjects):
@@ -89,20 +78,15 @@ class TestUciHar:
     def datasets(self):
         pytest.importorskip("tensorflow_datasets")
 
-    def test_reads_a_folder(self, tmp_path):
+    def test_reads_a_folder_and_holds_out_whole_subjects(self, tmp_path):
         write_har(tmp_path, subjects=True)
         dataset = har_data.load("uci_har", tmp_path)
         assert dataset.x_train.shape == dataset.x_test.shape == (8, 128, 9)
-        assert dataset.x_train.dtype == "float32"
+        assert dataset.x_train.dtype == "float32" and dataset.n_classes == 6
         order = np.argsort(dataset.x_train[:, 0, 0])  # TFDS shuffles
         assert sorted(dataset.x_train[order[3], 17]) == [300, 301, 302, 303, 304, 305, 306, 307, 308]
         assert dataset.y_train[order].tolist() == [0, 1, 2, 3, 4, 5, 0, 1]
         assert dataset.subjects_train[order].tolist() == [1, 1, 2, 2, 3, 3, 4, 4]
-        assert dataset.n_classes == 6
-
-    def test_holds_out_whole_subjects(self, tmp_path):
-        write_har(tmp_path, subjects=True)
-        dataset = har_data.load("uci_har", tmp_path)
         training, validation = har_data.hold_out(dataset, seed=0)
         assert sorted([*training, *validation]) == list(range(8))
         assert not set(dataset.subjects_train[training]) & set(dataset.subjects_train[validation])
@@ -118,8 +102,8 @@ def test_model_standardises_the_channels(basic_motions):
     x = basic_motions.x_train
     model = har.conv_net(x, 4)
     standardised = keras.ops.convert_to_numpy(model.layers[0](x))
-    np.testing.assert_allclose(standardised.mean(axis=(0, 1)), np.zeros(6), atol=1e-3)
-    np.testing.assert_allclose(standardised.std(axis=(0, 1)), np.ones(6), atol=1e-3)
+    np.testing.assert_allclose(standardised.mean(axis=(0, 1)), 0, atol=1e-3)
+    np.testing.assert_allclose(standardised.std(axis=(0, 1)), 1, atol=1e-3)
 
 
 @pytest.mark.slow
@@ -145,9 +129,3 @@ def test_script(basic_motions, tmp_path, capsys, monkeypatch):
     assert student.count_params() == n_parameters and type(student) is keras.Sequential
     accuracy = (student.predict(short(basic_motions).x_test, verbose=0).argmax(axis=1) == np.repeat(range(4), 3)).mean()
     np.testing.assert_allclose(accuracy, rows["wrap"]["accuracy"], rtol=1e-6)
-
-
-def test_a_fraction_out_of_range_is_refused(capsys):
-    with pytest.raises(SystemExit):
-        har.parse(["--label-fraction", "0"])
-    assert "--label-fraction should lie in (0, 1]" in capsys.readouterr().err

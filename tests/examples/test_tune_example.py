@@ -9,7 +9,6 @@ import sys
 import time
 
 import keras
-import numpy as np
 import pandas as pd
 import pytest
 
@@ -19,18 +18,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:currentThread:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:getName:DeprecationWarning"),
 ]
-
-
-@pytest.fixture
-def archive(tmp_path):
-    """Tiny: two classes, 20 series of 8 steps in each split."""
-    folder = tmp_path / "data" / "UCRArchive_2018" / "Tiny"
-    folder.mkdir(parents=True)
-    series = np.random.default_rng(0).normal(size=(20, 8)) + np.linspace(0, 3, 8) * np.tile([[-1], [1]], (10, 1))
-    labels = np.tile([[1], [2]], (10, 1))
-    for split in ("TRAIN", "TEST"):
-        np.savetxt(folder / f"Tiny_{split}.tsv", np.hstack([labels, series]), delimiter="\t")
-    return folder.parent
 
 
 @pytest.mark.parametrize("name, shape", [("basic_motions", (100, 6)), ("GunPoint", (150, 1))])
@@ -44,13 +31,24 @@ def test_every_training_row_is_trained_on_or_validated_on(name, shape):
 @pytest.mark.slow
 @pytest.mark.once
 @pytest.mark.filterwarnings("ignore:This figure includes Axes")
-def test_the_whole_script(archive, tmp_path, capsys):
-    argv = ["--dataset", "Tiny", "--data-dir", str(archive), "--trials", "3", "--epochs", "1", "--out", str(tmp_path)]
+def test_the_whole_script(slope_archive, tmp_path, capsys):
+    argv = [
+        "--dataset",
+        "Slope",
+        "--data-dir",
+        str(slope_archive),
+        "--trials",
+        "3",
+        "--epochs",
+        "1",
+        "--out",
+        str(tmp_path),
+    ]
     assert tune.main(argv) == 0
     printed = capsys.readouterr().out
-    assert "Tiny: 3 trials" in printed
+    assert "Slope: 3 trials" in printed
     assert re.search(r"plain \(trial 0\): accuracy [01]\.\d", printed)
-    (folder,) = tmp_path.glob("Tiny-random-*")
+    (folder,) = tmp_path.glob("Slope-random-*")
     assert set(pd.read_csv(folder / "ranking.csv").distill) == {False, True}
     assert (folder / "search.png").stat().st_size > 5000
     assert isinstance(keras.models.load_model(folder / "best.keras"), keras.Model)
@@ -58,9 +56,9 @@ def test_the_whole_script(archive, tmp_path, capsys):
 
 @pytest.mark.slow
 @pytest.mark.once
-def test_search_continues_after_a_worker_is_killed(archive, tmp_path):
+def test_search_continues_after_a_worker_is_killed(slope_archive, tmp_path):
     out = tmp_path / "out"
-    argv = ["--dataset", "Tiny", "--data-dir", str(archive), "--trials", "6", "--epochs", "5", "--workers", "2"]
+    argv = ["--dataset", "Slope", "--data-dir", str(slope_archive), "--trials", "6", "--epochs", "5", "--workers", "2"]
     environment = {**os.environ, "PYTHONPATH": str(pathlib.Path(tune.__file__).parents[1])}
     command = [sys.executable, tune.__file__, *argv, "--out", str(out)]
     lines, killed = [], False
@@ -79,5 +77,5 @@ def test_search_continues_after_a_worker_is_killed(archive, tmp_path):
     assert process.returncode == 0, "".join(lines)
     printed = "".join(lines)
     assert printed.count("tuner1: process") == 2, "killed, and started again"
-    assert "Tiny: 6 trials" in printed
+    assert "Slope: 6 trials" in printed
     assert "test split, used once" in printed
