@@ -231,7 +231,8 @@ def test_exported_model_returns_what_predict_returns(tmp_path, kind):
         session = runtime.InferenceSession(path)
         served = session.run(None, {session.get_inputs()[0].name: X})[0]
     else:
-        served = np.array(runtime.saved_model.load(path).serve(X))
+        loaded = runtime.saved_model.load(path)  # without a reference its variables are deleted
+        served = np.array(loaded.serve(X))
     np.testing.assert_allclose(served, predicted, atol=1e-5)
 
 

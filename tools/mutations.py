@@ -296,7 +296,7 @@ MUTATIONS = [
     ),
     Mutation(
         "rows that depend on each other taken for independent",
-        'return "rows" if _equal(_every_third(a), b) else "mixed"',
+        'return "rows" if _equal(self._every_third(a), b) else "mixed"',
         'return "rows"',
         "independence",
     ),
@@ -602,6 +602,17 @@ MUTATIONS = [
         "layer.rate",
         "noise_layers",
     ),
+    Mutation("a look uses up a batch", "self._again = only_looked", "self._again = False", "unlabelled"),
+    Mutation("attributes of the model set on the wrapper", "setattr(self.student, name, value)", "pass", "student"),
+    Mutation("two pairs of batches", "_NUM_BATCHES = 9", "_NUM_BATCHES = 2", "independence"),
+    Mutation("a capacity of few rows only", "_MANY_ROWS = 2048", "_MANY_ROWS = 256", "independence"),
+    Mutation(
+        "a traced similarity of NaN",
+        "return not any(np.isfinite",
+        "return False and any(np.isfinite",
+        "guidance",
+        "jax",
+    ),
     Mutation(
         "one function for all kinds of steps",
         "            self.train_function = state.train_functions.pop(state.kind, None)\n",
@@ -648,8 +659,8 @@ MUTATIONS = [
     ),
     Mutation(
         "a pass of a given set ends with each epoch",
-        "if self._taken is not None and self.num_batches in (None, self._taken):",
-        "if self._taken is not None:",
+        "self._taken is not None and self.num_batches in (None, self._taken):",
+        "self._taken is not None:",
         "unlabelled",
     ),
     Mutation(
