@@ -235,11 +235,12 @@ def test_every_pass_draws_its_own_noise(chunk, seed):
     assert np.mean(draws == 0) == pytest.approx(0.5, abs=0.02)
 
 
+@pytest.mark.parametrize("kind", [layers.Dropout, layers.AlphaDropout])
 @pytest.mark.parametrize("seeds", [(None, None), (1, 2)], ids=["unseeded", "seeded"])
-def test_every_noise_layer_draws_its_own_noise(seeds):
+def test_every_noise_layer_draws_its_own_noise(seeds, kind):
     """Two layers that get the same values drop others of them."""
     inputs = keras.Input((40,))
-    dropped = layers.Concatenate(name="both")([layers.Dropout(0.5, seed=seed)(inputs) for seed in seeds])
+    dropped = layers.Concatenate(name="both")([kind(0.5, seed=seed)(inputs) for seed in seeds])
     model = keras.Model(inputs, layers.Dense(2)(dropped))
     options = dict(num_teachers=3, distill="representation", similarity="uniform", representation="both")
     teachers = passes(keras_ssd.wrap(model, **options), np.ones((8, 40), "float32")).teacher_representation

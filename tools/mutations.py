@@ -208,7 +208,8 @@ MUTATIONS = [
         "teachers draw from the student's generators",
         "keras.StatelessScope(list(mapping.values()) + states,",
         "keras.StatelessScope(list(mapping.values()),",
-        "training structures",
+        "training",
+        "jax",
     ),
     Mutation(
         "chunks of teachers merged along the batch",
