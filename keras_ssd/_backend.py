@@ -105,8 +105,8 @@ def dropout_from_bits(layer: Any, rate: float | None, inputs: Tensor, training: 
         return inputs
     if dropped == 2**16:
         return torch.zeros_like(inputs)
-    given = layer.noise_shape or [None] * inputs.ndim
-    shape = [size if one is None else one for size, one in zip(inputs.shape, given, strict=True)]
+    given = [None] * inputs.ndim if layer.noise_shape is None else layer.noise_shape
+    shape = [size if one is None else one for size, one in zip(inputs.shape, given, strict=False)]  # as Keras
     # All 64 bits of a number, read as four integers from -2^15 to 2^15 - 1.
     bits = torch.empty(-(-math.prod(shape) // 4), dtype=torch.int64).random_(-(2**63), None)
     drop = bits.view(torch.int16)[: math.prod(shape)].view(shape) < dropped - 2**15

@@ -203,14 +203,15 @@ def _custom_scores(student: Tensor, teachers: Tensor, similarity: Callable[[Tens
 
 
 def _is_never_finite(similarity: Callable[[Tensor, Tensor], Tensor], shape: tuple[Any, ...]) -> bool:
-    """Return whether no score of random features is finite, neither of any numbers nor of positive ones.
+    """Return whether no score of random features is finite, of any numbers, positive ones, or distributions.
 
     While a step is traced the features have no values.
     """
     if None in shape:
         return False
-    features = np.random.default_rng(0).normal(size=(2, 4, *shape)).astype("float32")
+    features = np.random.default_rng(0).normal(size=(3, 4, *shape)).astype("float32")
     features[1] = np.abs(features[1])
+    features[2] = np.exp(features[2]) / np.exp(features[2]).sum(axis=-1, keepdims=True)
     try:
         with outside_of_graph():
             scores = [similarity(ops.convert_to_tensor(x[:, 0]), ops.convert_to_tensor(x)) for x in features]

@@ -26,10 +26,10 @@ from keras_ssd.noise import parts_of
 _ROWS, _SYMBOLIC_ROWS, _STRIDE = 6, 183, 3
 # A row shows that it depends on others only if these change its value: a maximum of the batch may lie in a row that
 # both batches have. So several pairs of batches are compared.
-_NUM_BATCHES = 9
+_NUM_BATCHES, _NUM_BATCHES_IF_LARGE, _LARGE = 9, 3, 2**30
 # A layer of the user's is also run on more rows, up to this number, if it is small: it may count the rows of a batch.
 _MANY_ROWS = 2048
-_MANY_ELEMENTS, _MANY_MULTIPLICATIONS = 2**22, 2**29
+_MANY_ELEMENTS, _MANY_MULTIPLICATIONS = 2**21, 2**28
 
 
 class RepeatRows(keras.layers.Layer):
@@ -82,34 +82,42 @@ def examine(
     if all(_keeps_rows(step) for step in (*prefix, *suffix)):
         return Independence(by_shape)
 
-    def compared(make_inputs: Callable[..., dict[int, Any]], number: int = 0) -> Independence | None:
+    def compared(make_inputs: Callable[..., dict[int, Any]], number: int = 0, count: bool = False) -> Any:
+        """Return the verdict of two batches, and roughly the multiplications of a row; `None` if layers fail."""
         try:
-            with warnings.catch_warnings(), _backend.teacher_scope(0), keras.StatelessScope(collect_losses=True):
+            with warnings.catch_warnings(), _backend.teacher_scope(number), keras.StatelessScope(collect_losses=True):
                 warnings.simplefilter("ignore")
-                runs = _Runs(make_inputs(graph, number), first=number % _STRIDE)
-                return _compare(runs, prefix, suffix, suffix_inputs, outputs, by_shape)
+                runs = _Runs(make_inputs(graph, number), number % _STRIDE, count)
+                verdict = _compare(runs, prefix, suffix, suffix_inputs, outputs, by_shape)
+                return verdict, sum(runs.cost(step) for step in (*prefix, *suffix) if not _keeps_rows(step))
         except Exception:  # layers may refuse a batch by any kind of error
             return None
 
-    independent, found = None, 0
+    independent, num_batches = None, _NUM_BATCHES
+    culprits: list[Any] = []
     for number in range(_NUM_BATCHES):
-        verdict = compared(_random_inputs, number)
-        if verdict is None:
+        result = compared(_random_inputs, number, count=number == len(culprits)) if number < num_batches else None
+        if result is None:
             break
+        verdict, cost = result
+        num_batches = _NUM_BATCHES if cost < _LARGE else _NUM_BATCHES_IF_LARGE
         if verdict.suffix_culprit is None and verdict.prefix_culprit is None:
             independent = verdict
+        elif (found := (verdict.suffix_culprit, verdict.prefix_culprit)) in culprits:
+            return verdict  # once would not do: values close to a threshold may differ by rounding
         else:
-            found += 1
-        if found == 2:  # values close to a threshold may differ once, by rounding
-            return verdict
-    return independent or compared(_symbolic_inputs) or Independence(by_shape, has_fixed_size=batch is not None)
+            culprits.append(found)
+    if independent is None:
+        symbolic = compared(_symbolic_inputs)
+        return symbolic[0] if symbolic else Independence(by_shape, has_fixed_size=batch is not None)
+    return independent
 
 
 class _Runs:
     """The values of a graph, by `id` of the symbolic tensors, for a batch and for some rows of it."""
 
-    def __init__(self, inputs: dict[int, Any], first: int) -> None:
-        self._first = first
+    def __init__(self, inputs: dict[int, Any], first: int, count: bool) -> None:
+        self._first, self.count = first, count
         self.all, self.part = inputs, self.take(inputs)
         self.rows, self.few = (_first_size(next(iter(values.values()))) or 0 for values in (self.all, self.part))
 
@@ -121,6 +129,14 @@ class _Runs:
         if isinstance(x, keras.KerasTensor):
             return keras.KerasTensor((math.ceil(x.shape[0] / _STRIDE), *x.shape[1:]), x.dtype)
         return x[self._first :: _STRIDE]
+
+    def cost(self, step: Step) -> int:
+        """Return roughly the multiplications of a layer for a row: of each position by all weights and values."""
+        values = tree.flatten([self.all.get(id(x)) for x in (*step.inputs, *step.outputs)])
+        shapes = [x.shape[1:] for x in values if x is not None and len(x.shape) and None not in x.shape]
+        positions = max([math.prod(shape[:-1]) for shape in shapes], default=1)
+        weights = sum(math.prod(v.shape) for v in getattr(step.layer, "weights", []))
+        return positions * (weights + max(map(math.prod, shapes), default=1))
 
     def state(self, tensor: Any) -> str:
         """Return `"rows"`, `"none"` (no row for each sample), `"moved"` or `"mixed"` for a symbolic tensor."""
@@ -214,15 +230,18 @@ def _counts_rows(runs: _Runs, step: Step, states: set[str]) -> bool:
     """Return whether a layer computes a row differently if there are many rows, as a layer with a capacity does."""
     kept = {id(x): runs.state(x) for x in step.inputs if runs.all[id(x)] is not None}
     is_symbolic = runs.rows == _SYMBOLIC_ROWS
-    if is_symbolic or _keeps_rows(step) or states != {"rows"} or set(kept.values()) - {"rows", "none"}:
+    if (
+        not runs.count
+        or is_symbolic
+        or _keeps_rows(step)
+        or states != {"rows"}
+        or set(kept.values()) - {"rows", "none"}
+    ):
         return False
     repeated = {key: runs.all[key] for key, state in kept.items() if state == "rows"}
     before = tree.flatten([runs.all[id(x)] for x in step.outputs])
     elements = sum(math.prod(x.shape) for x in [*tree.flatten(list(repeated.values())), *before])
-    weights = sum(math.prod(v.shape) for v in getattr(step.layer, "weights", []))
-    # Of a sequence or an image each position is multiplied by all weights.
-    positions = max([math.prod(x.shape[1:-1]) for x in before if len(x.shape) > 2], default=1)
-    affordable = _MANY_MULTIPLICATIONS // max(weights * positions, 1)
+    affordable = _MANY_MULTIPLICATIONS // max(runs.cost(step), 1)
     rows = min(_MANY_ROWS, runs.rows * _MANY_ELEMENTS // max(elements, 1), affordable)
     copies = rows // runs.rows
     if copies < 2:

@@ -28,6 +28,8 @@ from keras_ssd.untracked import Untracked
 
 # PyTorch's modules look up their parts in a method, which its compiler cannot find through `super()`.
 _GET_OF_MODULE = getattr(keras.Model, "__getattr__", None)
+# Attributes that Keras sets on the model that it trains, beside properties and names that begin with an underscore.
+_SET_BY_KERAS = ("history", "stop_evaluating", "stop_predicting")
 # Keras' own signatures: tools that log trainings replace its methods.
 _COMPILE, _FIT = inspect.signature(keras.Model.compile), inspect.signature(keras.Model.fit)
 
@@ -322,8 +324,7 @@ class SSDModel(keras.Model):
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute; of one that the wrapper lacks and the student has, the student's."""
-        is_own = name.startswith("_") or name in vars(self) or hasattr(type(self), name) or "settings" not in vars(self)
-        if not is_own and hasattr(self.student, name):
+        if self._is_of_student(name):
             setattr(self.student, name, value)
         elif (
             type(self) is SSDModel
@@ -337,6 +338,25 @@ class SSDModel(keras.Model):
             )
         else:
             super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        """Delete an attribute; of one that `__setattr__` sets on the student, the student's."""
+        if self._is_of_student(name):
+            delattr(self.student, name)
+        else:
+            super().__delattr__(name)
+
+    def _is_of_student(self, name: str) -> bool:
+        """Return whether an attribute is one of the student's class that the wrapper does not have itself.
+
+        A subclass has attributes of its own, and Keras sets some on every model that it trains.
+        """
+        is_open = type(self) is SSDModel and "settings" in vars(self) and not name.startswith("_")
+        if not is_open or name in _SET_BY_KERAS or name in vars(self) or hasattr(SSDModel, name):
+            return False
+        described = getattr(type(self.student), name, None)
+        is_read_only = isinstance(described, property) and described.fset is None
+        return hasattr(self.student, name) and not is_read_only
 
     def __repr__(self) -> str:
         options: dict[str, Any] = {"kd_weight": 0}

@@ -199,7 +199,7 @@ def seed_states(layers: Sequence[Any]) -> list[Any]:
 def layers_for_passes(layers: Sequence[Any], dropout_rate: float | None) -> list[Any]:
     """Return noise layers whose BatchNormalization stays in inference mode, and with another rate if it is given.
 
-    On PyTorch's CPU their dropout masks are made of random bits, three times faster than Keras draws them.
+    On PyTorch's CPU the dropout masks of Keras' layers are made of random bits, which is faster than Keras' way.
     Each of them is the layer itself, which is not changed, or a copy that shares its variables.
     """
     parts = unique(part for layer in layers for part in parts_of(layer))
@@ -209,7 +209,9 @@ def layers_for_passes(layers: Sequence[Any], dropout_rate: float | None) -> list
     if dropout_rate is not None:
         for part, name in (rate for layer in layers for rate in _rates_to_replace(layer)):
             changes.setdefault(id(part), {})[name] = dropout_rate
-    for part in parts if _backend.draws_masks_slowly() else ():
+    # A layer of the user's is not copied for this: a copy does not follow attributes that are assigned later.
+    of_keras = [layer for layer in layers if all(map(_is_exported, parts_of(layer)))]
+    for part in unique(part for layer in of_keras for part in parts_of(layer)) if _backend.draws_masks_slowly() else ():
         if type(part) is keras.layers.Dropout:
             change = changes.setdefault(id(part), {})
             change["call"] = functools.partial(_backend.dropout_from_bits, part, change.get("rate"))
@@ -244,6 +246,10 @@ def check_views(graph: Graph, layers: Sequence[Any]) -> None:
             "sample by itself into it (keras.layers.RandomFlip, keras_ssd.augmentation.Jitter, ...), or leave "
             "augmented_teachers=True."
         )
+
+
+def _is_exported(layer: Any) -> bool:
+    return getattr(keras.layers, type(layer).__name__, None) is type(layer)
 
 
 def _what_feeds_the_head(graph: Graph) -> list[Any]:

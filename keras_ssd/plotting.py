@@ -272,9 +272,12 @@ def _with_legend(ax: "Axes", handles: list[Any] | None = None) -> "Axes":
     """Put the legend below the axes and their label, where neither data nor a title are."""
     handles = ax.get_legend_handles_labels()[0] if handles is None else handles
     if handles:
-        transforms = _imported("matplotlib.transforms", "matplotlib")
-        below = transforms.ScaledTranslation(0, -36 / 72, ax.figure.dpi_scale_trans)  # 36 points
-        place: dict[str, Any] = dict(loc="upper center", bbox_to_anchor=(0.5, 0), bbox_transform=ax.transAxes + below)
+        place: dict[str, Any] = {"loc": "best"}  # axes at a fixed place
+        if ax.figure.figure.get_layout_engine() is not None:
+            points = 12 + 2.4 * float(ax.xaxis.label.get_fontsize())  # numbers and label of the axis
+            transforms = _imported("matplotlib.transforms", "matplotlib")
+            below = transforms.ScaledTranslation(0, -points / 72, ax.figure.dpi_scale_trans)
+            place = dict(loc="upper center", bbox_to_anchor=(0.5, 0), bbox_transform=ax.transAxes + below)
         ax.legend(handles=handles, ncols=2, fontsize="small", **place)
     return ax
 

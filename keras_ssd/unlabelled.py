@@ -91,12 +91,12 @@ class JoinedDataset(keras.utils.PyDataset):
         self._may_look, self._num_taken = False, 0
 
     def begin(self, loss: Any) -> None:
-        """Note that `fit` begins, in which Keras may look at one batch before the first epoch."""
+        """Note that `fit` begins, in which Keras may look at some batches before the first epoch."""
         self.loss, self._may_look, self._num_taken = loss, True, 0
 
     def on_epoch_end(self) -> None:
         """Switch to the order of the next epoch."""
-        only_looked = self._may_look and self._num_taken == 1 < self.num_batches
+        only_looked = self._may_look and 0 < self._num_taken < self.num_batches
         self._may_look, self._num_taken = False, 0
         self.labelled.end_epoch(only_looked)
         self.unlabelled.end_epoch(only_looked)
@@ -163,8 +163,8 @@ class _GivenBatches:
         self._name, self._data = name, data
         self._iterator: Any = None
         self._taken: int | None = None  # in the present pass; `None` between two passes
-        self._last: Any = None  # the last batch, and whether it is returned again
-        self._again = False
+        self._recent: list[Any] = []  # batches since the last epoch, and those that are returned again
+        self._again: list[Any] = []
         self.num_batches = getattr(data, "num_batches", None)
         with contextlib.suppress(TypeError):
             self.num_batches = self.num_batches or len(data)
@@ -183,8 +183,7 @@ class _GivenBatches:
     def batch(self, *place: int) -> Any:
         """Return the next batch, whatever its place."""
         if self._again:
-            self._again = False
-            return self._last
+            return self._again.pop(0)
         for _ in range(2):
             if self._taken is None:
                 self._taken = 0
@@ -194,8 +193,9 @@ class _GivenBatches:
                 count = self._data.num_batches if isinstance(self._data, keras.utils.PyDataset) else None
                 self._iterator = iter(self._data) if count is None else map(self._data.__getitem__, range(count))
             for batch in self._iterator:
-                self._taken, self._last = self._taken + 1, _as_numpy(batch)
-                return self._last
+                self._taken += 1
+                self._recent = [*self._recent[-1:], _as_numpy(batch)]  # Keras looks at two batches at most
+                return self._recent[-1]
             self._end_pass()
         raise ValueError(
             f"`{self._name}` yields no batch, or none in a second iteration. Pass an object that can be iterated "
@@ -205,9 +205,9 @@ class _GivenBatches:
     def end_epoch(self, only_looked: bool) -> None:
         """End the pass if all batches were taken. If their number is unknown, the next epoch continues after them.
 
-        If Keras has only looked at a batch, the next epoch begins with it.
+        If Keras has only looked at some batches, the next epoch begins with them.
         """
-        self._again = only_looked
+        self._again, self._recent = self._recent if only_looked else [], []
         if not only_looked and self._taken is not None and self.num_batches in (None, self._taken):
             self._end_pass(goes_on=self.num_batches is None)
 

@@ -603,9 +603,9 @@ MUTATIONS = [
         "layer.rate",
         "noise_layers",
     ),
-    Mutation("a look uses up a batch", "self._again = only_looked", "self._again = False", "unlabelled"),
+    Mutation("a look uses up a batch", "self._recent if only_looked else []", "[]", "unlabelled"),
     Mutation("attributes of the model set on the wrapper", "setattr(self.student, name, value)", "pass", "student"),
-    Mutation("two pairs of batches", "_NUM_BATCHES = 9", "_NUM_BATCHES = 2", "independence"),
+    Mutation("two pairs of batches", "_LARGE = 9, 3, 2**30", "_LARGE = 2, 2, 2**30", "independence"),
     Mutation("a capacity of few rows only", "_MANY_ROWS = 2048", "_MANY_ROWS = 256", "independence"),
     Mutation(
         "a traced similarity of NaN",

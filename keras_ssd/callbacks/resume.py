@@ -32,7 +32,7 @@ class SeedEachEpoch(keras.callbacks.Callback):
     - Arrays on TensorFlow: only if `keras.utils.set_random_seed` was called before `fit`, with the same seed in both
       runs. Keras then uses the same order in all epochs. For an order that differs between epochs on every backend,
       draw it in `on_epoch_begin` of a `keras.utils.PyDataset`: `self.order = np.random.permutation(n_samples)`. Also
-      set an order in its `__init__`: on TensorFlow Keras reads the first batch before.
+      set an order in its `__init__`: on TensorFlow Keras reads two batches before.
     - A set made by `join_unlabelled`: yes if it was made from arrays, with its `seed` or after
       `keras.utils.set_random_seed`; no if it was made from sets that come in batches.
     - A `tf.data.Dataset` with its own `shuffle`: no, its state cannot be accessed. Use a `PyDataset`.
