@@ -79,12 +79,15 @@ def gains_from_small_batches() -> bool:
 
     Accelerators need large batches. TensorFlow also uses one batch: looping is only 3 % faster and slow to trace.
     """
-    on_jax = BACKEND == "jax" and jax.default_backend() == "cpu"
-    return on_jax or (BACKEND == "torch" and not torch.accelerator.is_available())
+    return _is_torch_on_cpu() or (BACKEND == "jax" and jax.default_backend() == "cpu")
 
 
 def draws_masks_slowly() -> bool:
     """Return whether dropout masks take a large part of a step: on PyTorch's CPU, one Bernoulli draw for each value."""
+    return _is_torch_on_cpu()
+
+
+def _is_torch_on_cpu() -> bool:
     return BACKEND == "torch" and not torch.accelerator.is_available()
 
 

@@ -1,4 +1,4 @@
-"""The attributes and methods that a wrapped model shares with the student."""
+"""The attributes and methods that a wrapped model shares with the student, and those that are set on the student."""
 
 from typing import Any
 
@@ -8,6 +8,18 @@ FORWARDED = (
     *("input", "input_names", "input_shape", "inputs", "layers", "output", "output_shape", "outputs"),
     *("compute_output_shape", "compute_output_spec", "count_params", "get_layer"),
 )
+# Attributes that Keras sets on the model that it trains, beside properties and names that begin with an underscore.
+_SET_BY_KERAS = ("history", "stop_evaluating", "stop_predicting")
+
+
+def is_of_student(model: Any, name: str) -> bool:
+    """Return whether an attribute can be set, is the student's, and is neither the wrapper's own nor set by Keras."""
+    is_own = name in vars(model) or hasattr(type(model), name)
+    if name.startswith("_") or name in _SET_BY_KERAS or is_own:
+        return False
+    described = getattr(type(model.student), name, None)
+    is_read_only = isinstance(described, property) and described.fset is None
+    return hasattr(model.student, name) and not is_read_only
 
 
 def forwards_to_student(cls: type) -> type:

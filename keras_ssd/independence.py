@@ -19,7 +19,7 @@ from keras_ssd import _backend
 from keras_ssd._typing import Tensor
 from keras_ssd.graph import Graph, Step
 from keras_ssd.keras_names import is_elementwise, is_of_keras, slices_within_rows
-from keras_ssd.noise import parts_of
+from keras_ssd.noise import is_exported, parts_of
 
 # The rows of a batch, of which every third one makes the smaller batch. No other axis is likely to have as many as a
 # symbolic batch.
@@ -96,7 +96,9 @@ def examine(
     independent, num_batches = None, _NUM_BATCHES
     culprits: list[Any] = []
     for number in range(_NUM_BATCHES):
-        result = compared(_random_inputs, number, count=number == len(culprits)) if number < num_batches else None
+        if number == num_batches:
+            break
+        result = compared(_random_inputs, number, count=number == len(culprits))
         if result is None:
             break
         verdict, cost = result
@@ -318,8 +320,7 @@ def _keeps_rows(step: Step) -> bool:
 
 def _is_row_wise(layer: Any, rank: int) -> bool:
     """Return whether a layer is one of Keras' with no function of the user's, and does nothing along the batch."""
-    is_exported = getattr(keras.layers, type(layer).__name__, None) is type(layer)
-    if not is_exported or isinstance(layer, keras.layers.Lambda):
+    if not is_exported(layer) or isinstance(layer, keras.layers.Lambda):
         return False
     axes = [value for name, value in vars(layer).items() if name.strip("_") in ("axis", "axes", "attention_axes")]
     if any(isinstance(n, int) and (n == 0 or n <= -rank) for n in tree.flatten(axes)):

@@ -16,7 +16,7 @@ from keras_ssd.average import WeightAverage
 from keras_ssd.checks import check_model, check_overrides
 from keras_ssd.cost import TeacherCost
 from keras_ssd.distillation import Distillation
-from keras_ssd.forwarding import forwards_to_student
+from keras_ssd.forwarding import forwards_to_student, is_of_student
 from keras_ssd.graph import is_functional, takes_training
 from keras_ssd.guidance import guided_target
 from keras_ssd.settings import OPTIONS, check_number, resolve
@@ -28,8 +28,6 @@ from keras_ssd.untracked import Untracked
 
 # PyTorch's modules look up their parts in a method, which its compiler cannot find through `super()`.
 _GET_OF_MODULE = getattr(keras.Model, "__getattr__", None)
-# Attributes that Keras sets on the model that it trains, beside properties and names that begin with an underscore.
-_SET_BY_KERAS = ("history", "stop_evaluating", "stop_predicting")
 # Keras' own signatures: tools that log trainings replace its methods.
 _COMPILE, _FIT = inspect.signature(keras.Model.compile), inspect.signature(keras.Model.fit)
 
@@ -324,39 +322,26 @@ class SSDModel(keras.Model):
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute; of one that the wrapper lacks and the student has, the student's."""
-        if self._is_of_student(name):
+        if self._is_complete() and is_of_student(self, name):
             setattr(self.student, name, value)
-        elif (
-            type(self) is SSDModel
-            and "settings" in vars(self)
-            and name in ("settings", *OPTIONS)
-            and name != "kd_weight"
-        ):
+        elif self._is_complete() and name in ("settings", *OPTIONS) and name != "kd_weight":
             raise AttributeError(
                 f"`{name}` of a wrapped model cannot be changed: its teachers are built for it. Wrap the model again, "
-                f"keras_ssd.wrap(ssd.student, ...). Of the options only `kd_weight` can be assigned."
+                "keras_ssd.wrap(ssd.student, ...). Of the options only `kd_weight` can be assigned."
             )
         else:
             super().__setattr__(name, value)
 
     def __delattr__(self, name: str) -> None:
         """Delete an attribute; of one that `__setattr__` sets on the student, the student's."""
-        if self._is_of_student(name):
+        if self._is_complete() and is_of_student(self, name):
             delattr(self.student, name)
         else:
             super().__delattr__(name)
 
-    def _is_of_student(self, name: str) -> bool:
-        """Return whether an attribute is one of the student's class that the wrapper does not have itself.
-
-        A subclass has attributes of its own, and Keras sets some on every model that it trains.
-        """
-        is_open = type(self) is SSDModel and "settings" in vars(self) and not name.startswith("_")
-        if not is_open or name in _SET_BY_KERAS or name in vars(self) or hasattr(SSDModel, name):
-            return False
-        described = getattr(type(self.student), name, None)
-        is_read_only = isinstance(described, property) and described.fset is None
-        return hasattr(self.student, name) and not is_read_only
+    def _is_complete(self) -> bool:
+        """Return whether `__init__` has ended; a subclass may always set attributes of its own."""
+        return type(self) is SSDModel and "settings" in vars(self)
 
     def __repr__(self) -> str:
         options: dict[str, Any] = {"kd_weight": 0}

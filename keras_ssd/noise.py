@@ -81,6 +81,11 @@ def makes_noise(part: Any) -> bool:
     return not rates or any(rate > 0 for rate in rates.values())
 
 
+def is_exported(layer: Any) -> bool:
+    """Return whether the class of a layer is one of `keras.layers`."""
+    return getattr(keras.layers, type(layer).__name__, None) is type(layer)
+
+
 def parts_of(layer: Any) -> list[Any]:
     """Return a layer and all layers it holds, found through its attributes."""
     return _held(layer, keras.Layer, enter=keras.Layer)
@@ -209,12 +214,13 @@ def layers_for_passes(layers: Sequence[Any], dropout_rate: float | None) -> list
     if dropout_rate is not None:
         for part, name in (rate for layer in layers for rate in _rates_to_replace(layer)):
             changes.setdefault(id(part), {})[name] = dropout_rate
-    # A layer of the user's is not copied for this: a copy does not follow attributes that are assigned later.
-    of_keras = [layer for layer in layers if all(map(_is_exported, parts_of(layer)))]
-    for part in unique(part for layer in of_keras for part in parts_of(layer)) if _backend.draws_masks_slowly() else ():
-        if type(part) is keras.layers.Dropout:
-            change = changes.setdefault(id(part), {})
-            change["call"] = functools.partial(_backend.dropout_from_bits, part, change.get("rate"))
+    if _backend.draws_masks_slowly():
+        # A layer of the user's is not copied for this: a copy does not follow attributes that are assigned later.
+        of_keras = [layer for layer in layers if all(map(is_exported, parts_of(layer)))]
+        for part in unique(part for layer in of_keras for part in parts_of(layer)):
+            if type(part) is keras.layers.Dropout:
+                change = changes.setdefault(id(part), {})
+                change["call"] = functools.partial(_backend.dropout_from_bits, part, change.get("rate"))
     holders = [part for part in parts if any(id(inner) in changes for inner in parts_of(part))]
     return copy_layers(layers, {id(part): changes.get(id(part), {}) for part in holders})
 
@@ -246,10 +252,6 @@ def check_views(graph: Graph, layers: Sequence[Any]) -> None:
             "sample by itself into it (keras.layers.RandomFlip, keras_ssd.augmentation.Jitter, ...), or leave "
             "augmented_teachers=True."
         )
-
-
-def _is_exported(layer: Any) -> bool:
-    return getattr(keras.layers, type(layer).__name__, None) is type(layer)
 
 
 def _what_feeds_the_head(graph: Graph) -> list[Any]:

@@ -1,8 +1,25 @@
-"""Small models that several test files train, and functions to compile them."""
+"""Small models that several test files train, functions to compile them, and the precision they are made in."""
+
+import contextlib
+import importlib
 
 import keras
 import numpy as np
 from keras import layers
+
+
+@contextlib.contextmanager
+def precision(policy):
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    wide = keras.backend.backend() == "jax" and policy == "float64"  # JAX has it not, unless it is told so
+    tell = importlib.import_module("jax").config.update if wide else lambda *_: None
+    tell("jax_enable_x64", True)
+    try:
+        yield
+    finally:
+        tell("jax_enable_x64", False)
+        keras.config.set_dtype_policy(before)
 
 
 def dropout(rate):

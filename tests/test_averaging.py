@@ -10,7 +10,7 @@ from keras_ssd.average import WeightAverage
 from keras_ssd.copies import WeightCopies
 from models import CLASSES as Y
 from models import WINDOWS as X
-from models import compiled, network
+from models import compiled, network, precision
 from same_weights import arrays, assert_close, assert_same
 
 
@@ -59,8 +59,7 @@ def test_averaging_does_not_change_training_with_other_teachers():
 def test_next_fit_continues_from_the_raw_weights(policy, options):
     """Between them the student holds the average, rounded in low precision; training continues from both themselves."""
     ends = []
-    keras.config.set_dtype_policy(policy)
-    try:
+    with precision(policy):
         for epochs in ([3], [2, 1]):  # after two steps the average differs from the weights
             keras.utils.set_random_seed(5)
             # Without regularisers: Keras on TensorFlow cannot add losses of two types.
@@ -72,8 +71,6 @@ def test_next_fit_continues_from_the_raw_weights(policy, options):
                 callbacks = [keras.callbacks.LambdaCallback(on_train_end=note)]
                 ssd.fit(X, Y, batch_size=24, epochs=n, shuffle=False, verbose=0, callbacks=callbacks)
             ends[-1] += arrays(model.weights)
-    finally:
-        keras.config.set_dtype_policy("float32")
     assert_same(ends[0], ends[2])
 
 

@@ -10,6 +10,7 @@ import reference
 from gradients import assert_close
 from keras_ssd.callbacks.statistics import TeacherStatistics
 from keras_ssd.uncertainty import summary
+from models import precision
 from same_weights import assert_same
 
 VOLUME = (2, 1, 3)
@@ -66,11 +67,8 @@ def test_compiled_steps_equal_eager_ones(kind, sizes, teacher, options):
 @pytest.mark.compiled
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_compiled_steps_of_low_precision_equal_eager_ones(policy):
-    keras.config.set_dtype_policy(policy)
-    try:
+    with precision(policy):
         compiled, eager = (history_of("binary", VOLUME, flag, teacher="self", distill="both") for flag in (False, True))
-    finally:
-        keras.config.set_dtype_policy("float32")
     for name in ("kd_loss", "teacher_spread", "representation_norm"):
         assert compiled[name] == pytest.approx(eager[name], rel=0.05), name
 

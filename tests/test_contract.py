@@ -9,7 +9,6 @@ The last kind, `"weight 0"`, is a wrapped model without distillation: everything
 `tools/contract.py` runs this file and writes the result to docs/contract.md.
 """
 
-import contextlib
 import copy
 import functools
 import importlib.util
@@ -25,6 +24,7 @@ import pytest
 from keras import layers, ops
 
 import keras_ssd
+from models import precision
 from same_weights import arrays, assert_close, assert_same
 from structures import Doubling, several_inputs_and_outputs
 
@@ -457,23 +457,9 @@ def schedule(teacher):
 
 
 # Precision.
-@contextlib.contextmanager
-def policy(name):
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(name)
-    wide = keras.backend.backend() == "jax" and name == "float64"  # JAX has it not, unless it is told so
-    tell = importlib.import_module("jax").config.update if wide else lambda *_: None
-    tell("jax_enable_x64", True)
-    try:
-        yield
-    finally:
-        tell("jax_enable_x64", False)
-        keras.config.set_dtype_policy(before)
-
-
 def in_precision(name, of_update, tolerance, teacher):
     expected = usual_update(teacher)
-    with policy(name):
+    with precision(name):
         found = update(teacher)
         refusal, plain, ssd = compare(teacher, VALIDATED, tolerance=tolerance)
     assert {change.dtype for change in found} == {np.dtype("float64" if name == "float64" else "float32")}

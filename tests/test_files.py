@@ -1,6 +1,5 @@
 """Files of a wrapped model: plain Keras reads the plain model from them, `keras_ssd.load_model` the wrapped model."""
 
-import contextlib
 import functools
 import json
 import subprocess
@@ -14,7 +13,7 @@ from keras import layers, ops
 
 import keras_ssd
 from keras_ssd.average import WeightAverage
-from models import compiled, dense_network
+from models import compiled, dense_network, precision
 from same_weights import arrays, assert_close, assert_same
 from structures import Subclassed
 
@@ -27,15 +26,6 @@ VERSION = [int(part) for part in keras.__version__.split(".")[:2]]
 @keras.saving.register_keras_serializable(package="tests")
 def negative_distance(student, teachers):
     return -ops.sum(ops.abs(teachers - ops.expand_dims(student, 1)), axis=-1)
-
-
-@contextlib.contextmanager
-def precision(policy):
-    keras.config.set_dtype_policy(policy)
-    try:
-        yield
-    finally:
-        keras.config.set_dtype_policy("float32")
 
 
 def network(seed=1, **options):

@@ -9,6 +9,7 @@ from keras import layers, ops
 
 import keras_ssd
 from keras_ssd.guidance import SIMILARITIES, guidance_weights, guided_target, similarity_scores
+from models import precision
 from same_weights import arrays, assert_same
 
 NAN, INF = float("nan"), float("inf")
@@ -134,9 +135,7 @@ DTYPES = st.sampled_from(["float32", "float32", "mixed_bfloat16", "mixed_float16
 
 def build(names, skip, dtype):
     """Hidden layers, a skip or none."""
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(dtype)
-    try:
+    with precision(dtype):
         inputs = keras.Input((3,))
         x = layers.Dense(4)(inputs)
         for name in names:
@@ -144,8 +143,6 @@ def build(names, skip, dtype):
         if skip:
             x = layers.Concatenate()([x, inputs])
         model = keras.Model(inputs, layers.Dense(2, activation="softmax", dtype="float32")(x))
-    finally:
-        keras.config.set_dtype_policy(before)
     # TensorFlow would spend minutes on compiling what runs three steps; JAX without it compiles every operation.
     jit = keras.backend.backend() == "jax"
     model.compile(keras.optimizers.SGD(0.1, momentum=0.9), "sparse_categorical_crossentropy", jit_compile=jit)

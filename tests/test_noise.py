@@ -9,7 +9,7 @@ import pytest
 from keras import layers
 
 import keras_ssd
-from models import compiled, softmax_head
+from models import compiled, precision, softmax_head
 from passes import passes
 from reference import softmax
 from same_weights import arrays, assert_close
@@ -173,8 +173,7 @@ POLICIES = ["mixed_float16", *(["float64"] if keras.backend.backend() != "jax" e
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_dropout_computes_as_the_layer_does(policy):
-    keras.config.set_dtype_policy(policy)
-    try:
+    with precision(policy):
         model = compiled(dense())
         ssd = taught(model)
         ((tensor,), dtype) = ssd.distillation.wiring.noise.tensors, keras.config.dtype_policy().compute_dtype
@@ -184,8 +183,6 @@ def test_dropout_computes_as_the_layer_does(policy):
         # Doubling is exact in every format.
         np.testing.assert_array_equal(drawn, np.where(drawn == 0, 0, 2 * features[:, None]))
         assert np.isfinite(ssd.fit(X, Y, verbose=0).history["kd_loss"]).all()
-    finally:
-        keras.config.set_dtype_policy("float32")
 
 
 # The student is untouched.

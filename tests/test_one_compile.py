@@ -10,7 +10,7 @@ from keras import ops
 import keras_ssd
 from models import CLASSES as Y
 from models import WINDOWS as X
-from models import compiled, network, sequential_network
+from models import compiled, network, precision, sequential_network
 from same_weights import arrays, assert_same
 
 LOSS = "sparse_categorical_crossentropy"
@@ -95,14 +95,11 @@ def test_two_wrappers_of_one_model_share_its_optimizer():
 
 @pytest.mark.parametrize("scales", [True, False])
 def test_loss_scaling_is_the_compiled_one(scales):
-    keras.config.set_dtype_policy("mixed_float16")
-    try:
+    with precision("mixed_float16"):
         model = sequential_network()
         model.compile(keras.optimizers.SGD(0.1), LOSS, auto_scale_loss=scales)
         assert keras_ssd.wrap(model).optimizer is model.optimizer
         assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer) == scales
-    finally:
-        keras.config.set_dtype_policy("float32")
 
 
 class Forgetful(keras.metrics.Metric):
