@@ -95,7 +95,7 @@ def test_student_holds_the_validated_weights_after_fit():
     history = ssd.fit(X, Y, epochs=2, batch_size=12, verbose=0, validation_data=(X, Y)).history
     plain = compiled(network())
     plain.set_weights(model.get_weights())
-    assert history["val_loss"][-1] == pytest.approx(plain.evaluate(X, Y, verbose=0)[0], abs=1e-5)
+    assert history["val_loss"][-1] == pytest.approx(plain.evaluate(X, Y, batch_size=12, verbose=0)[0], abs=1e-5)
     np.testing.assert_allclose(ssd.predict(X, verbose=0), plain.predict(X, verbose=0), atol=1e-6)
 
 
