@@ -123,6 +123,33 @@ class TimeMask(Augmentation):
 
 
 @keras.saving.register_keras_serializable(package="keras_ssd")
+class TimeShift(Augmentation):
+    """Shifts every window in time; the steps that leave it at one end enter at the other.
+
+    For movements that repeat, of which a window may begin at any step.
+
+    Args:
+        max_fraction: the largest shift to either side, as a fraction of the window, in (0, 1]; 0.5 makes all shifts
+            possible. The shift is a uniform number of steps. Defaults to `0.25`.
+        seed: integer or `None`.
+    """
+
+    _strength = "max_fraction"
+
+    def __init__(self, max_fraction: float = 0.25, seed: int | None = None, **kwargs: Any) -> None:
+        super().__init__(seed, **kwargs)
+        self._set_strength(max_fraction, "(0, 1]")
+
+    def augment(self, x: Tensor) -> Tensor:
+        batch, steps, _ = ops.shape(x)
+        longest = ops.floor(self.max_fraction * ops.cast(steps, "float32"))
+        drawn = keras.random.uniform((batch, 1), dtype="float32", seed=self.seed_generator)
+        shift = ops.floor(drawn * (2 * longest + 1)) - longest
+        step = (ops.reshape(ops.arange(steps, dtype="int32"), (1, -1)) - ops.cast(shift, "int32")) % steps
+        return ops.take_along_axis(x, ops.broadcast_to(ops.expand_dims(step, 2), ops.shape(x)), axis=1)
+
+
+@keras.saving.register_keras_serializable(package="keras_ssd")
 class Rotation(Augmentation):
     """Rotates the sensor about a random axis, drawn for every window: a different way to wear the device.
 

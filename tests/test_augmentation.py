@@ -9,7 +9,7 @@ from keras import layers, ops
 
 import keras_ssd
 from keras_ssd import augmentation
-from keras_ssd.augmentation import Augmentation, Jitter, Rotation, Scaling, TimeMask, rotation_matrices
+from keras_ssd.augmentation import Augmentation, Jitter, Rotation, Scaling, TimeMask, TimeShift, rotation_matrices
 from keras_ssd.noise import is_augmentation, is_noise
 from passes import passes
 from same_weights import assert_close, assert_same
@@ -19,6 +19,7 @@ LAYERS = {
     "jitter": lambda **options: Jitter(0.5, **options),
     "scaling": lambda **options: Scaling(0.5, **options),
     "time mask": lambda **options: TimeMask(0.5, **options),
+    "time shift": lambda **options: TimeShift(0.5, **options),
     "rotation": lambda **options: Rotation(90, **options),
 }
 every_layer = pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
@@ -40,7 +41,7 @@ def test_active_in_training_only(make):
 
 @every_layer
 def test_every_window_and_call_draws_new_numbers_fixed_by_the_seed(make):
-    same = np.ones((64, 10, 3), "float32")
+    same = np.tile(np.arange(1, 601, dtype="float32").reshape(1, 200, 3), (64, 1, 1))
     layer = make(seed=1)
     first, second = applied(layer, same), applied(layer, same)
     assert len(np.unique(first.reshape(64, -1), axis=0)) > 30
@@ -103,6 +104,15 @@ def test_time_mask_sets_one_span_to_0_in_all_channels():
     assert set(masked.sum(axis=1).tolist()) == {0, 1, 2, 3, 4}
 
 
+def test_time_shift_rolls_each_window_by_up_to_its_fraction():
+    window = np.arange(30, dtype="float32").reshape(10, 3)
+    shifted = applied(TimeShift(0.25, seed=0), np.tile(window, (2000, 1, 1)))
+    rolled = np.stack([np.roll(window, n, axis=0) for n in range(-2, 3)])
+    is_rolled = (shifted[:, None] == rolled).all(axis=(2, 3))
+    np.testing.assert_array_equal(is_rolled.sum(axis=1), 1)
+    np.testing.assert_allclose(is_rolled.mean(axis=0), [0.2] * 5, atol=0.03)
+
+
 def test_rotation_by_hand():
     """A quarter turn about z moves x to y and y to -x, a third of a turn about (1, 1, 1) x to y, y to z, z to x."""
     axes, angles = np.float32([[0, 0, 2], [1, 1, 1], [1, 0, 0]]), np.float32([math.pi / 2, 2 * math.pi / 3, 0])
@@ -133,7 +143,13 @@ def test_rotation_turns_all_triples_of_a_window_alike():
 
 @pytest.mark.parametrize(
     "make, name, most",
-    [(Jitter, "stddev", None), (Scaling, "stddev", None), (TimeMask, "max_fraction", 1), (Rotation, "max_angle", 180)],
+    [
+        (Jitter, "stddev", None),
+        (Scaling, "stddev", None),
+        (TimeMask, "max_fraction", 1),
+        (TimeShift, "max_fraction", 1),
+        (Rotation, "max_angle", 180),
+    ],
     ids=LAYERS,
 )
 def test_strength_must_be_a_positive_number_up_to_its_limit(make, name, most):
@@ -315,7 +331,13 @@ def test_weight_0_is_the_plain_model():
 
 
 def test_training_with_augmentation_continues_from_a_file(tmp_path):
-    chain = [lambda: Rotation(20), lambda: Scaling(0.1), lambda: Jitter(0.1), lambda: TimeMask(0.5)]
+    chain = [
+        lambda: Rotation(20),
+        lambda: Scaling(0.1),
+        lambda: Jitter(0.1),
+        lambda: TimeMask(0.5),
+        lambda: TimeShift(0.2),
+    ]
     model = network(lambda: keras.Sequential([make() for make in chain]), lambda: layers.Dropout(0.5))
     ssd = wrapped(model, teacher="ema", augmented_teachers=False)
     assert np.isfinite(ssd.fit(X, Y, verbose=0).history["kd_loss"]).all()
@@ -331,7 +353,7 @@ def test_training_with_augmentation_continues_from_a_file(tmp_path):
 def test_compiled_by_xla():
     if keras.backend.backend() == "torch":
         pytest.skip("Keras compiles nothing on PyTorch unless asked to")
-    chain = [Rotation(20), Scaling(0.1), Jitter(0.1), TimeMask(0.5)]
+    chain = [Rotation(20), Scaling(0.1), Jitter(0.1), TimeMask(0.5), TimeShift(0.2)]
     model = keras.Sequential([keras.Input((None, 3)), *chain, layers.GlobalAveragePooling1D(), layers.Dense(3)])
     model.compile("sgd", "mse", jit_compile=True)
     assert np.isfinite(model.fit(X, X.mean(axis=1), verbose=0).history["loss"]).all()
