@@ -22,13 +22,18 @@ from sklearn.metrics import accuracy_score, log_loss
 sys.path += [str(pathlib.Path(__file__).parents[1] / "examples"), str(pathlib.Path(__file__).parent / "accuracy")]
 import keras_ssd
 from _support import comparison, har_data
-from keras_ssd.augmentation import Jitter, Rotation, Scaling, TimeMask
+from keras_ssd.augmentation import Jitter, Rotation, Scaling, TimeMask, TimeShift
 from networks import conv
 from unlabelled_search import split
 
 EPOCHS, BATCH_SIZE = 20, 16
 CONTROL = "averaged"
-SETTING = ["every", "n_steps", "fraction"]
+SETTING = ["augmentation", "every", "n_steps", "fraction"]
+# In the sensors' units, and after the normalisation.
+AUGMENTATION = {
+    "strong": lambda: ([Rotation(30)], [Scaling(0.2), Jitter(0.1), TimeMask(0.5)]),
+    "mild": lambda: ([Rotation(10)], [Scaling(0.2), Jitter(0.1), TimeMask(0.25), TimeShift(0.25)]),
+}
 # A moving teacher of four views whose mean is sharpened; its weight rises over a fifth of the steps.
 VIEWS = dict(
     teacher="ema",
@@ -72,19 +77,32 @@ VARIANTS = {
 }
 
 
-def network(x, n_classes):
-    """`conv` on windows in the sensors' units, which are turned, standardised, scaled, jittered and masked."""
-    inputs = keras.Input(x.shape[1:])
+def network(x, n_classes, augmentation):
+    """`conv` on windows in the sensors' units, augmented and standardised."""
+    inputs = windows = keras.Input(x.shape[1:])
+    first, then = AUGMENTATION[augmentation]()
     normal = keras.layers.Normalization(mean=x.mean(axis=(0, 1)), variance=x.var(axis=(0, 1)))
-    windows = normal(Rotation(30)(inputs))
-    for layer in (Scaling(0.2), Jitter(0.1), TimeMask(0.5)):
+    for layer in (*first, normal, *then):
         windows = layer(windows)
     return keras.Model(inputs, conv(windows.shape[1:], n_classes)(windows))
 
 
-def train(x, y, labelled, unlabelled, n_classes, seed, n_steps, ratio=0, ramp=EPOCHS // 5, epochs=EPOCHS, **options):
+def train(
+    x,
+    y,
+    labelled,
+    unlabelled,
+    n_classes,
+    seed,
+    n_steps,
+    augmentation,
+    ratio=0,
+    ramp=EPOCHS // 5,
+    epochs=EPOCHS,
+    **options,
+):
     """One training; returns the model, which holds the averaged weights."""
-    model = comparison.new_model(lambda: network(x, n_classes), seed)
+    model = comparison.new_model(lambda: network(x, n_classes, augmentation), seed)
     known = x[labelled], y[labelled]
     data = har_data.EvenEpochs(*known, n_steps, BATCH_SIZE, seed)
     if ratio:
@@ -125,6 +143,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=pathlib.Path)
     parser.add_argument("--fraction", type=float, default=0.02)
+    parser.add_argument("--augmentation", choices=list(AUGMENTATION), default="mild")
     parser.add_argument("--every", type=int, default=4, help="steps of a window that are averaged to one; default 4")
     parser.add_argument("--n-steps", type=int, default=50, help=f"steps in each of {EPOCHS} epochs; default 50")
     parser.add_argument("--seeds", type=comparison.seeds, default=[100, 101, 102, 103])
@@ -141,7 +160,8 @@ def main():
                 x, y, n_classes = dataset.x_train, dataset.y_train, dataset.n_classes
                 x = x.reshape(len(x), -1, arguments.every, x.shape[2]).mean(axis=2)
                 began = time.perf_counter()
-                model = train(x, y, labelled, unlabelled, n_classes, seed, arguments.n_steps, **VARIANTS[variant])
+                setting = seed, arguments.n_steps, arguments.augmentation
+                model = train(x, y, labelled, unlabelled, n_classes, *setting, **VARIANTS[variant])
                 seconds = time.perf_counter() - began
                 predicted = model.predict(x[validation], verbose=0)
                 keras.backend.clear_session()

@@ -19,7 +19,7 @@ from keras_ssd.distillation import Distillation
 from keras_ssd.forwarding import forwards_to_student, is_of_student
 from keras_ssd.graph import is_functional, takes_training
 from keras_ssd.guidance import guided_target
-from keras_ssd.settings import OPTIONS, check_number, resolve
+from keras_ssd.settings import OPTIONS, check_number, resolve, warn_of_a_share
 from keras_ssd.step import FitState, StepState, as_training_step
 from keras_ssd.teachers import check_replaceable, resolve_kind
 from keras_ssd.uncertainty import predict_stochastic
@@ -598,6 +598,7 @@ class SSDModel(keras.Model):
             raise ValueError(
                 f"{self.name!r} was wrapped with kd_weight=0: it has no teachers. Wrap it with a kd_weight above 0."
             )
+        warn_of_a_share(percentile or 0.0)
         is_average = self.settings.kind == "ema" and self.average.holds_average
         return self.distillation.compare_teachers(x, self.average.values() if is_average else (), percentile)
 

@@ -166,13 +166,18 @@ def resolve(kind: str, defaults: str | None = None, **given: Any) -> Settings:
             'representation diverge and accuracy fall. Use distill="outputs", or teacher="snapshot".',
             stacklevel=level_of_user(),
         )
-    if 0 < settings.percentile < 1:
+    warn_of_a_share(settings.percentile)
+    return settings
+
+
+def warn_of_a_share(percentile: float) -> None:
+    """Warn of a percentile that is probably meant as a share."""
+    if 0 < percentile < 1:
         warnings.warn(
-            f"`percentile` lies between 0 and 100, and {settings.percentile} is below 1: pass "
-            f"{100 * settings.percentile:g} for a share of {settings.percentile:g}.",
+            f"`percentile` lies between 0 and 100, and {percentile} is below 1: pass {100 * percentile:g} for a share "
+            f"of {percentile:g}.",
             stacklevel=level_of_user(),
         )
-    return settings
 
 
 def check_number(name: str, value: Any, interval: str, remedy: str = "", optional: bool = False) -> None:

@@ -279,6 +279,8 @@ def test_guidance_weights_can_be_read_without_side_effects():
     assert (np.count_nonzero(weights, axis=1) >= 3).all() and np.median(np.count_nonzero(weights, axis=1)) == 3
     assert (unfiltered > 0).all()
     np.testing.assert_array_equal(weights, ssd.guidance_weights(X[:5]))
+    with pytest.warns(UserWarning, match="0.9 is below 1: pass 90 "):
+        ssd.guidance_weights(X[:5], percentile=0.9)
     assert_same(before, ssd.variables)
 
 

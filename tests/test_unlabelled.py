@@ -422,6 +422,18 @@ def test_fit_rejects_unlabelled_data_without_distillation_or_with_class_weights(
 
 
 NAN = np.where(np.arange(8)[:, None] == 0, np.nan, VALUES)
+class OneBatch(keras.utils.PyDataset):
+    def __init__(self, *arrays):
+        super().__init__()
+        self.arrays = arrays
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        return self.arrays
+
+
 MARKED = np.where(np.arange(8) == 0, -1, LABELS)
 
 
@@ -436,7 +448,7 @@ MARKED = np.where(np.arange(8) == 0, -1, LABELS)
 )
 def test_labels_that_mark_missing_values_are_rejected(heads, y, loss, mark):
     ssd = taught(compiled(network(*heads), loss=loss, metrics=()))
-    for data in ((ROWS, y), (keras_ssd.join_unlabelled((ROWS, y), OTHERS),)):
+    for data in ((ROWS, y), (OneBatch(ROWS, y),), (keras_ssd.join_unlabelled((ROWS, y), OTHERS),)):
         with pytest.raises(ValueError, match=rf"Received: {mark} among the labels.*known = .*join_unlabelled"):
             ssd.fit(*data, verbose=0)
 
