@@ -60,6 +60,26 @@ VARIANTS = {
     "4 views, T 0.25": dict(VIEWS, target_temperature=0.25),
     "4 views, hard": dict(VIEWS, target_temperature=0.01),
     "4 views, hard, threshold 0.9": dict(VIEWS, target_temperature=0.01, target_threshold=0.9),
+    **{
+        f"hard 0.9, {name}": dict(VIEWS, **(dict(target_temperature=0.01, target_threshold=0.9) | options))
+        for name, options in {
+            "no ramp": dict(ramp=0),
+            "clean": dict(augmented_teachers=False),
+            "student's view": dict(augmented_teachers=True),
+            "1 view": dict(num_teachers=1),
+            "weight 3": dict(kd_weight=3.0),
+            "ratio 7": dict(ratio=7),
+            "guided": dict(similarity="kl"),
+            "momentum 0.999": dict(ema_momentum=0.999),
+            "threshold 0.95": dict(target_threshold=0.95),
+            "threshold 0.8": dict(target_threshold=0.8),
+            "bounded": dict(kd_fraction=None),
+            "bounded, no ramp": dict(kd_fraction=None, ramp=0),
+            "bounded, no ramp, weight 3": dict(kd_fraction=None, ramp=0, kd_weight=3.0),
+            "bounded, no ramp, T 0.5": dict(kd_fraction=None, ramp=0, target_temperature=0.5),
+            "no dropout": dict(stochastic_layers=()),
+        }.items()
+    },
     "4 views, threshold 0.7": dict(VIEWS, target_threshold=0.7),
     "4 views, threshold 0.9": dict(VIEWS, target_threshold=0.9),
     "4 views, weight 0.3": dict(VIEWS, kd_weight=0.3),
