@@ -24,7 +24,6 @@ import har
 import keras_ssd
 from _support import comparison, har_data
 from keras_ssd import augmentation as aug
-from unlabelled import strong_augmentation
 
 EPOCHS, STEPS, BATCH_SIZE = 20, 50, 16
 # Layers before and behind the normalisation.
@@ -35,7 +34,7 @@ AUGMENTATION = {
     "mask": lambda: ([], [aug.TimeMask(0.5)]),
     "rotation": lambda: ([aug.Rotation(30)], []),
     "weak": lambda: ([aug.Rotation(15)], [aug.Scaling(0.1), aug.Jitter(0.05)]),
-    "strong": strong_augmentation,
+    "strong": lambda: ([aug.Rotation(30)], [aug.Scaling(0.2), aug.Jitter(0.1), aug.TimeMask(0.5)]),
     "unturned": lambda: ([], [aug.Scaling(0.2), aug.Jitter(0.1), aug.TimeMask(0.5)]),
 }
 # `teacher=None`: no wrapper at all; `kd_weight=0`: averaged weights only.

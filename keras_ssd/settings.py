@@ -29,8 +29,11 @@ DEFAULTS = {"self": _MOVING, "ema": _MOVING, "snapshot": _PAPER, "model": _FROZE
 PAPER: dict[str, Any] = dict(_PAPER, teacher="snapshot")
 # The control of every teacher: the weights are averaged, nothing is distilled.
 AVERAGING: dict[str, Any] = dict(kd_weight=0, ema_momentum=0.99)
-# For data in which most samples have no label: the paper's frozen teacher, but on outputs, which need no label.
-SEMI_SUPERVISED: dict[str, Any] = dict(_FROZEN, teacher="snapshot", kd_sample_weight=False)
+# For data in which most samples have no label: teachers with views of their own, whose mean is a label if it is sure.
+SEMI_SUPERVISED: dict[str, Any] = dict(
+    _MOVING, teacher="ema", num_teachers=4, kd_weight=3.0, kd_sample_weight=False, similarity="uniform"
+)
+SEMI_SUPERVISED.update(augmented_teachers="each", temperature=1.0, target_temperature=0.01, target_threshold=0.9)
 # The temperature of the guidance must match the scale of the scores.
 GUIDANCE_TEMPERATURES = {"dot": 5.0, "euclidean": 5.0, "cosine": 0.1, "kl": 1.0, "uniform": 1.0}
 

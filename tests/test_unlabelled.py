@@ -191,7 +191,8 @@ TASKS = {
 
 def taught(model, **options):
     """Wrapped, with a term that is computed and too small to be seen."""
-    return keras_ssd.wrap(model, **{**keras_ssd.SEMI_SUPERVISED, "dropout_rate": 0.3, "kd_weight": 1e-12, **options})
+    usual = dict(teacher="snapshot", num_teachers=8, distill="outputs", similarity="kl", percentile=0, dropout_rate=0.3)
+    return keras_ssd.wrap(model, **{**usual, "kd_sample_weight": False, "kd_weight": 1e-12, **options})
 
 
 def trained(task, wrap, *data, **options):
@@ -422,6 +423,8 @@ def test_fit_rejects_unlabelled_data_without_distillation_or_with_class_weights(
 
 
 NAN = np.where(np.arange(8)[:, None] == 0, np.nan, VALUES)
+
+
 class OneBatch(keras.utils.PyDataset):
     def __init__(self, *arrays):
         super().__init__()
@@ -491,6 +494,6 @@ def test_resumed_run_gets_the_batches_of_its_epochs():
 
 
 def test_metrics_of_both_kinds_are_rejected():
-    ssd = keras_ssd.wrap(network("classes"), dropout_rate=0.3, **keras_ssd.SEMI_SUPERVISED)
+    ssd = taught(network("classes"))
     with pytest.raises(ValueError, match="Pass them all as `weighted_metrics`"):
         ssd.compile("sgd", "sparse_categorical_crossentropy", metrics=["accuracy"], weighted_metrics=["accuracy"])

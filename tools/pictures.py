@@ -1,21 +1,20 @@
 """Draws the pictures of a real run, the paper's setting on GunPoint, and those of recorded rows.
 
-`python tools/pictures.py` writes docs/pictures.png, docs/unlabelled.png and docs/unlabelled_augmented.png.
+`python tools/pictures.py` writes docs/pictures.png and docs/few_labels.png.
 """
 
 import pathlib
 import sys
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "examples"))
+sys.path += [str(pathlib.Path(__file__).parents[1] / part) for part in ("examples", "benchmarks")]
 
 import keras
 import matplotlib
-import pandas as pd
 from matplotlib.figure import Figure
 
+import few_labels
 import keras_ssd
 import ucr
-import unlabelled
 from _support import ucr_data
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -25,9 +24,7 @@ STATISTICS = ["effective_teachers", "teachers_kept", "target_similarity", "teach
 
 def main():
     draw_run()
-    for name, title in {"unlabelled": "uci_har", "unlabelled_augmented": "uci_har, augmented"}.items():
-        rows = pd.read_csv(ROOT / "benchmarks" / "results" / "examples" / f"{name}.csv")
-        unlabelled.plot(rows, title, ROOT / "docs" / f"{name}.png")
+    few_labels.plot(few_labels.stored(), ROOT / "docs" / "few_labels.png")
 
 
 def draw_run():

@@ -267,7 +267,9 @@ def ensemble(experiment, n):
 # Training -> the function, and the methods that it yields.
 _PAPER = keras_ssd.PAPER
 _UNIFORM = {"similarity": "uniform", "percentile": 0.0}
-_OUTPUTS = keras_ssd.SEMI_SUPERVISED
+# A frozen teacher on outputs: `SEMI_SUPERVISED` when the rows were made.
+_OUTPUTS = {"teacher": "snapshot", "num_teachers": 8, "distill": "outputs", "kd_weight": 1.0, "kd_sample_weight": False}
+_OUTPUTS |= {"similarity": "kl", "percentile": 0.0, "ema_momentum": 0.0}
 _DETERMINISTIC = {"stochastic_layers": (), "num_teachers": 1, **_UNIFORM}
 _FIVE = {"num_teachers": 8, "distill": "outputs", "kd_weight": 1.0, "similarity": "kl", "percentile": 0.0}
 
