@@ -12,6 +12,7 @@ import pytest
 from keras import layers
 
 import keras_ssd
+from keras_ssd.augmentation import Jitter
 from keras_ssd.unlabelled import check_labels
 from models import compiled
 from same_weights import assert_close, assert_same
@@ -491,6 +492,28 @@ def test_resumed_run_gets_the_batches_of_its_epochs():
     whole, resumed, other = weights((0, 2)), weights((0, 1), (1, 2)), weights((0, 1), (0, 1))
     assert_same(whole, resumed)
     assert any(not np.array_equal(a, b) for a, b in zip(whole, other, strict=True))
+
+
+@pytest.mark.parametrize("scale, share", [(100.0, 1.0), (0.0, 0.0)])
+def test_semi_supervised_learns_from_sure_answers_only(scale, share):
+    """Weights of 0 give four equal probabilities, of which none is at least 0.9."""
+    features = [layers.GlobalAveragePooling1D(), layers.Dropout(0.01), layers.Dense(4, activation="softmax")]
+    model = compiled(keras.Sequential([keras.Input((5, 3)), Jitter(1e-3), *features]), keras.optimizers.SGD(0.0))
+    model.layers[-1].set_weights([scale * np.eye(3, 4), np.zeros(4)])
+    ssd = keras_ssd.wrap(model, **keras_ssd.SEMI_SUPERVISED, kd_fraction=1)
+    data = keras_ssd.join_unlabelled((SURE[:4], LABELS[:4]), SURE[4:], batch_size=4)
+    history = ssd.fit(data, epochs=2, verbose=0).history  # the first step of an average copies the weights
+    assert history["kd_share"][-1] == pytest.approx(share)
+    assert (history["kd_loss"][-1] == 0) == (share == 0)
+
+
+# One channel of each sample is far above the others.
+SURE = np.repeat(np.eye(3, dtype="float32")[np.arange(16) % 3][:, None], 5, axis=1)
+
+
+def test_semi_supervised_needs_augmentation():
+    with pytest.raises(ValueError, match='"each", but the model .* has no augmentation layers'):
+        keras_ssd.wrap(network("classes"), dropout_rate=0.3, **keras_ssd.SEMI_SUPERVISED)
 
 
 def test_metrics_of_both_kinds_are_rejected():
