@@ -1,4 +1,4 @@
-"""What augmentation and distillation gain on UCI HAR: rows of examples/unlabelled.py with and without --augment.
+"""What augmentation and distillation gain on UCI HAR: rows of an earlier form of examples/unlabelled.py.
 
     cd benchmarks; python unlabelled_gains.py results/examples/unlabelled.csv results/examples/unlabelled_augmented.csv
 

@@ -2,11 +2,11 @@
 
     KERAS_BACKEND=jax python benchmarks/unlabelled_search.py --data-dir path [--fraction 0.1] [--only NAME ...]
 
-Of the training split a contiguous fifth, another for every seed, is held out for validation: the windows come in the
-order of the subjects, so most of whom it holds are in no other part. The test split is not read. Of the rest as many
-windows keep their labels as `--fraction` of the whole training split. Every variant has the same number of labelled
-windows in a step and the same number of steps; `warm` ones spend the first half on plain training. One row of CSV for
-each variant and seed; those that are there already are not run again.
+Of the training split a fifth, another for every seed, is held out for validation. TFDS shuffles the windows, so its
+people are in the other parts, too: what is chosen on it is chosen on known people. The test split is not read. Of the
+rest as many windows keep their labels as `--fraction` of the whole training split. Every variant has the same number of
+labelled windows in a step and the same number of steps; `warm` ones spend the first half on plain training. One row of
+CSV for each variant and seed; those that are there already are not run again.
 """
 
 import argparse

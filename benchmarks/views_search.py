@@ -2,8 +2,8 @@
 
     KERAS_BACKEND=jax python benchmarks/views_search.py --data-dir path [--fraction 0.1] [--only NAME ...]
 
-The split is that of `unlabelled_search.py`: validation on people most of whom are in no other part, no row of the test
-split is read. The network is `conv` of the accuracy benchmark behind augmentation, the learning rate constant, and the
+The split is that of `unlabelled_search.py`: validation on other windows of the same people, no row of the test split is
+read. The network is `conv` of the accuracy benchmark behind augmentation, the learning rate constant, and the
 averaged weights are scored. All variants take the same number of steps of 16 labelled windows. One row of CSV for each
 variant and seed; those that are there already are not run again. Without `--only` it prints the table of all rows:
 each variant against the control on the seeds that both have.

@@ -21,6 +21,7 @@ NAVIGATION = {
     "Guides": {
         "Your recordings": "docs/recordings",
         "Your recordings: a notebook": "examples/notebooks/recordings",
+        "Few labels: a notebook": "examples/notebooks/few_labels",
         "Callbacks and pictures": "docs/callbacks",
         "Search": "docs/search",
         "Search: a notebook": "examples/notebooks/search",
@@ -48,6 +49,7 @@ NAVIGATION = {
         "Accuracy in detail": "benchmarks/accuracy/README",
         "Protocol": "benchmarks/accuracy/protocol",
         "New people": "benchmarks/new_people",
+        "Few labels: protocol": "benchmarks/few_labels",
         "What a step costs": "benchmarks/step_cost",
     },
     "Development": {

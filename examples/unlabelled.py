@@ -42,7 +42,7 @@ METHODS = ("plain", "averaged", "distilled", "all labels")
 
 
 def network(x, n_classes):
-    """The net of `har.py` with augmentation, as in benchmarks/few_labels.md."""
+    """The net of `har.py` with the augmentation of benchmarks/few_labels.md."""
     return har.conv_net(x, n_classes, [Rotation(10)], [Scaling(0.2), Jitter(0.1), TimeMask(0.25), TimeShift(0.25)])
 
 
@@ -133,7 +133,7 @@ def parse(argv):
     arguments.steps = arguments.steps or (15 if is_small else 50)
     if not all(0 < one <= 1 for one in arguments.label_fraction):
         parser.error(f"--label-fraction should lie in (0, 1]. Received: {arguments.label_fraction}")
-    arguments.setting_name = f"ratio {arguments.ratio:g}, {arguments.steps} steps"
+    arguments.setting_name = f"ratio {arguments.ratio:g}, {arguments.steps} steps, views"
     return arguments
 
 

@@ -126,11 +126,12 @@ class TimeMask(Augmentation):
 class TimeShift(Augmentation):
     """Shifts every window in time; the steps that leave it at one end enter at the other.
 
-    For movements that repeat, of which a window may begin at any step.
+    For movements that repeat, of which a window may begin at any step. Not for padded windows: masks are not shifted,
+    so Keras warns and drops them.
 
     Args:
         max_fraction: the largest shift to either side, as a fraction of the window, in (0, 1]; 0.5 makes all shifts
-            possible. The shift is a uniform number of steps. Defaults to `0.25`.
+            possible. The shift is a uniform number of whole steps. Defaults to `0.25`.
         seed: integer or `None`.
     """
 
@@ -139,6 +140,7 @@ class TimeShift(Augmentation):
     def __init__(self, max_fraction: float = 0.25, seed: int | None = None, **kwargs: Any) -> None:
         super().__init__(seed, **kwargs)
         self._set_strength(max_fraction, "(0, 1]")
+        self.supports_masking = False
 
     def augment(self, x: Tensor) -> Tensor:
         batch, steps, _ = ops.shape(x)

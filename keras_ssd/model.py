@@ -598,7 +598,9 @@ class SSDModel(keras.Model):
             raise ValueError(
                 f"{self.name!r} was wrapped with kd_weight=0: it has no teachers. Wrap it with a kd_weight above 0."
             )
-        warn_of_a_share(percentile or 0.0)
+        if percentile is not None:
+            check_number("percentile", percentile, "[0, 100]", " (0 keeps all)")
+            warn_of_a_share(percentile)
         is_average = self.settings.kind == "ema" and self.average.holds_average
         return self.distillation.compare_teachers(x, self.average.values() if is_average else (), percentile)
 

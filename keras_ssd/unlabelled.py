@@ -54,7 +54,7 @@ def join_unlabelled(
             in structure or shape.
 
     Example:
-        >>> ssd = keras_ssd.wrap(model, **keras_ssd.SEMI_SUPERVISED)
+        >>> ssd = keras_ssd.wrap(model, **keras_ssd.SEMI_SUPERVISED)  # the model needs augmentation layers
         >>> history = ssd.fit(keras_ssd.join_unlabelled((x, y), x_unlabelled, ratio=3), epochs=2, verbose=0)
     """
     given: Any = ratio  # any kind of real number
@@ -219,12 +219,8 @@ class _GivenBatches:
 def as_joined_dataset(data: Any, settings: Settings, y: Any = None, loss: Any = None) -> JoinedDataset | None:
     """Return `x` of `fit` if `join_unlabelled` made it, else `None`; raise if it cannot be trained on."""
     if not isinstance(data, JoinedDataset):
-        if settings.distills and not settings.kd_sample_weight:
-            if isinstance(data, keras.utils.PyDataset):
-                with contextlib.suppress(Exception):  # it may need `on_epoch_begin`
-                    y = _as_numpy(data[0])[1]
-            if y is not None:
-                check_labels(_as_numpy((y,))[0], loss)
+        if settings.distills and not settings.kd_sample_weight and y is not None:
+            check_labels(_as_numpy((y,))[0], loss)
         return None
     if not settings.distills or settings.kd_sample_weight:
         what = "kd_sample_weight=True" if settings.distills else "kd_weight=0"

@@ -608,7 +608,6 @@ MUTATIONS = [
     Mutation("two pairs of batches", "_LARGE = 9, 3, 2**30", "_LARGE = 2, 2, 2**30", "independence"),
     Mutation("shifts to one side", "(2 * longest + 1)) - longest", "(2 * longest + 1))", "augmentation"),
     Mutation("unsure labels count", "target_threshold=0.9)", "target_threshold=0.0)", "unlabelled"),
-    Mutation("missing labels of a set", "y = _as_numpy(data[0])[1]", "_as_numpy(data[0])", "unlabelled"),
     Mutation("a capacity of few rows only", "_MANY_ROWS = 2048", "_MANY_ROWS = 256", "independence"),
     Mutation(
         "a traced similarity of NaN",

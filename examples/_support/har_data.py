@@ -22,7 +22,7 @@ NAMES = ("basic_motions", "uci_har")
 
 
 class Dataset(NamedTuple):
-    """Windows (rows, steps, channels) in float32, labels 0..n_classes-1, whose each training row is (or `None`)."""
+    """Windows (rows, steps, channels) in float32, labels 0..n_classes-1, whose each row is (or `None`)."""
 
     name: str
     x_train: np.ndarray
@@ -31,6 +31,7 @@ class Dataset(NamedTuple):
     x_test: np.ndarray
     y_test: np.ndarray
     class_names: list
+    subjects_test: np.ndarray | None = None
 
     @property
     def n_classes(self):
@@ -57,8 +58,8 @@ def load_basic_motions():
 def load_uci_har(data_dir=None):
     """Smartphone at the waist, 9 signals, 128 steps at 50 Hz, 6 activities; the published split, by subject.
 
-    Array records are read without TensorFlow. What lies in `data_dir` is read anew each time, as it may change; what
-    was downloaded is kept.
+    TFDS shuffles the rows, alike each time. Array records are read without TensorFlow. What lies in `data_dir` is read
+    anew each time, as it may change; what was downloaded is kept.
     """
     import tensorflow_datasets as tfds
 
@@ -71,12 +72,12 @@ def load_uci_har(data_dir=None):
         config = tfds.download.DownloadConfig(manual_dir=None if data_dir is None else str(data_dir))
         with contextlib.redirect_stdout(None):  # where TFDS tells of a folder that is soon gone
             builder.download_and_prepare(download_config=config, file_format="array_record")
-        (x_train, y_train, subjects), (x_test, y_test, _) = (
+        (x_train, y_train, subjects), (x_test, y_test, others) = (
             columns(builder.as_data_source(split), ("signals", "label", "subject")) for split in ("train", "test")
         )
         class_names = builder.info.features["label"].names
-    known = subjects if (subjects >= 0).all() else None
-    return Dataset("uci_har", x_train, y_train, known, x_test, y_test, class_names)
+    known, others = (each if (each >= 0).all() else None for each in (subjects, others))
+    return Dataset("uci_har", x_train, y_train, known, x_test, y_test, class_names, others)
 
 
 def columns(source, names):

@@ -87,6 +87,8 @@ class TestUciHar:
         assert sorted(dataset.x_train[order[3], 17]) == [300, 301, 302, 303, 304, 305, 306, 307, 308]
         assert dataset.y_train[order].tolist() == [0, 1, 2, 3, 4, 5, 0, 1]
         assert dataset.subjects_train[order].tolist() == [1, 1, 2, 2, 3, 3, 4, 4]
+        order = np.argsort(dataset.x_test[:, 0, 0])
+        assert dataset.subjects_test[order].tolist() == [1, 1, 2, 2, 3, 3, 4, 4]
         training, validation = har_data.hold_out(dataset, seed=0)
         assert sorted([*training, *validation]) == list(range(8))
         assert not set(dataset.subjects_train[training]) & set(dataset.subjects_train[validation])
