@@ -43,7 +43,8 @@ def docstrings():
 
 def build(hp=None):
     """A compiled classifier of four values, as `x` and `y` want it."""
-    layers = [keras.Input((4,)), keras.layers.Dense(6, "relu"), keras.layers.Dropout(0.5)]
+    augmentation = keras_ssd.augmentation.Jitter(0.01)
+    layers = [keras.Input((4,)), augmentation, keras.layers.Dense(6, "relu"), keras.layers.Dropout(0.5)]
     model = keras.Sequential([*layers, keras.layers.Dense(2, "softmax")])
     model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
     return model
