@@ -17,11 +17,14 @@ import sys
 import time
 
 import keras
+import numpy as np
 
+import keras_ssd
 from cases import CASES, batch_of, build_variant
 
 BACKEND = keras.backend.backend()
 RESULTS = pathlib.Path(__file__).parent / "results"
+EXPERIMENTS = ("table", "sweep", "calls", "memory")
 COLUMNS = (
     "backend experiment case variant num_teachers batch chunk step_ms ratio ratio_min ratio_max cpu_ratio fraction "
     "floor target first_step_s first_step_ratio first_step_cpu_ratio peak_mb memory_ratio"
@@ -141,6 +144,51 @@ def measure(case_name, variants, seconds, batch=64, experiment="table"):
     return rows
 
 
+class Caller:
+    """`train_on_batch` of a model: a step, and what Keras and the wrapper do around it."""
+
+    def __init__(self, model):
+        self.model = model
+        self.batch = np.zeros((16, 16), "float32"), np.zeros(16, "int32")
+        self.run(3)
+
+    def run(self, n_steps):
+        start, start_cpu = time.perf_counter(), time.process_time()
+        for _ in range(n_steps):
+            self.model.train_on_batch(*self.batch)
+        return (time.perf_counter() - start) / n_steps, (time.process_time() - start_cpu) / n_steps
+
+
+def measure_calls(seconds):
+    """Time `train_on_batch` of sixty small layers; a row for each way to wrap the model."""
+    options = {"plain": None, "no teachers": {"kd_weight": 0}, "averaged": keras_ssd.AVERAGING, "self": {}}
+    callers = {}
+    for name, chosen in options.items():
+        layers = [keras.layers.Dense(16, activation="relu") for _ in range(60)]
+        head = [keras.layers.Dropout(0.3), keras.layers.Dense(3, activation="softmax")]
+        model = keras.Sequential([keras.Input((16,)), *layers, *head])
+        model.compile("adam", "sparse_categorical_crossentropy")
+        callers[name] = Caller(model if chosen is None else keras_ssd.wrap(model, **chosen))
+    times = compare(callers, seconds)
+    for name, own in times.items():
+        ratios = [one[0] / other[0] for one, other in zip(own, times["plain"], strict=True)]
+        yield {
+            "backend": BACKEND,
+            "experiment": "train_on_batch",
+            "case": "deep",
+            "variant": name,
+            "num_teachers": 8 if name == "self" else 0,
+            "batch": 16,
+            "chunk": None,
+            "step_ms": 1000 * _median(own, 0),
+            "ratio": _median(own, 0) / _median(times["plain"], 0),
+            "ratio_min": min(ratios),
+            "ratio_max": max(ratios),
+            "cpu_ratio": _median(own, 1) / _median(times["plain"], 1),
+        }
+    keras.backend.clear_session()
+
+
 def _median(times, index):
     return statistics.median(pair[index] for pair in times)
 
@@ -229,6 +277,8 @@ def run(case_names, experiments, quick):
             for name in ("head", "blocks"):
                 variants = [("self", CASES[name].num_teachers, None)]
                 yield from measure(name, variants, seconds / 2, batch=batch, experiment="batch")
+    if "calls" in experiments:
+        yield from measure_calls(seconds)
     if "memory" in experiments:
         for name in case_names:
             variants = [("self", CASES[name].num_teachers, None)]
@@ -256,7 +306,8 @@ def print_table(rows):
             cells.append(f"{row['ratio']:.2f} ({row['ratio_min']:.2f}-{row['ratio_max']:.2f}){missed}")
             cells.append(f"{row['cpu_ratio']:.2f}")
             cells += [f"{row[name]:.3g}" if name in row else "" for name in ("fraction", "floor", "target")]
-            cells += [f"{row['first_step_s']:.1f} s ({row['first_step_cpu_ratio']:.2f})", ""]
+            known = "first_step_s" in row
+            cells += [f"{row['first_step_s']:.1f} s ({row['first_step_cpu_ratio']:.2f})" if known else "", ""]
         else:
             cells += [""] * 7 + [f"{row['peak_mb']:.0f} ({row['memory_ratio']:.2f})"]
         print("| " + " | ".join(map(str, cells)) + " |", flush=True)
@@ -294,7 +345,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a smaller run, six to twenty-four minutes on two cores")
     parser.add_argument("--case", action="append", choices=CASES, help="only these networks in table and memory")
-    parser.add_argument("--only", action="append", choices=("table", "sweep", "memory"), help="only these experiments")
+    parser.add_argument("--only", action="append", choices=EXPERIMENTS, help="only these experiments")
     parser.add_argument("--out", type=pathlib.Path, default=RESULTS, help="folder for the CSV and the plot")
     parser.add_argument("--memory-of", type=json.loads, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -308,7 +359,7 @@ def main():
     rows = []
     arguments.out.mkdir(parents=True, exist_ok=True)
     path = arguments.out / f"step_cost_{BACKEND}{'_quick' if arguments.quick else ''}.csv"
-    for row in run(arguments.case or list(CASES), arguments.only or ("table", "sweep", "memory"), arguments.quick):
+    for row in run(arguments.case or list(CASES), arguments.only or EXPERIMENTS, arguments.quick):
         rows.append(row)
         write_csv(rows, path)  # what is done is kept, should the rest fail
     print_table(rows)

@@ -65,6 +65,9 @@ def main():
     table(of["teachers"], ["network", "N"], "ratio", describe=("fraction", "floor"))
     print("The batch\n")
     table(of["batch"], ["network", "batch"], "ratio", describe=("fraction", "floor"))
+    if "train_on_batch" in of:
+        print("`train_on_batch` of 60 layers of 16 units\n")
+        table(of["train_on_batch"], ["variant", "batch"], "ratio", float("inf"))
 
 
 if __name__ == "__main__":
