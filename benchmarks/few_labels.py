@@ -28,7 +28,7 @@ sys.path += [str(pathlib.Path(__file__).parents[1] / "examples"), str(pathlib.Pa
 import data as accuracy_data
 import keras_ssd
 from _support import comparison, empatica, har_data, sp_sw_har
-from analysis import holm
+from analysis import holm, markdown
 from keras_ssd.augmentation import Jitter, Rotation, Scaling, TimeMask, TimeShift
 from networks import conv, image_resnet
 
@@ -266,7 +266,7 @@ def table(rows):
             gains = (100 * (wide[method] - wide[CONTROL])).dropna()
             chosen = of_task[of_task.method == method]
             half = stats.sem(gains) * stats.t.ppf(0.975, len(gains) - 1) if len(gains) > 1 else np.nan
-            line = {"task": task, "arm": method, "seeds": len(chosen), score_of(task): wide[method].mean()}
+            line = {"task": task, "arm": method, "seeds": len(chosen), "score": wide[method].mean()}
             line |= {"nll": chosen.nll.mean(), "points": gains.mean(), "+-": half, "seconds": chosen.seconds.mean()}
             line |= {"above": f"{(gains > 0).sum()}/{len(gains)}"}
             lines.append(line)
@@ -363,8 +363,9 @@ def main(argv=None):
             key = {"task": name, "seed": seed, "n_steps": arguments.n_steps, "method": arm}
             comparison.resume(arguments.out / f"{keras.backend.backend()}.csv", key, run)
     rows = stored(arguments.out)
-    print(table(rows).to_string(index=False, float_format="{:.4f}".format))
-    print(verdicts(rows).to_string(index=False, float_format="{:.4f}".format))
+    formats = {"score": "{:.4f}", "nll": "{:.3f}", "points": "{:+.1f}", "+-": "{:.1f}"}
+    print(markdown(table(rows).set_index("task"), {**formats, "seconds": "{:.1f}"}) + "\n")
+    print(markdown(verdicts(rows).set_index("task"), {**formats, "p": "{:.3f}", "p (Holm)": "{:.3f}"}))
 
 
 if __name__ == "__main__":
