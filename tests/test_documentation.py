@@ -28,6 +28,7 @@ PAGES += sorted(page for folder in ("docs", "benchmarks", "examples") for page i
 # What makes the blocks of a page cheap to run. Blocks of another language than Python are not run.
 SHORTER = {
     "epochs=50": "epochs=2",
+    "epochs=20)": "epochs=2)",
     "epochs=200": "epochs=3",
     "patience=10": "at_epoch=1",
     "max_trials=20": "max_trials=2",
