@@ -13,7 +13,6 @@ import argparse
 import functools
 import pathlib
 import sys
-import time
 from typing import NamedTuple
 
 import keras
@@ -29,7 +28,9 @@ import data as accuracy_data
 import keras_ssd
 from _support import comparison, empatica, har_data, sp_sw_har
 from analysis import holm, markdown
+from experiments import Watch
 from keras_ssd.augmentation import Jitter, Rotation, Scaling, TimeMask, TimeShift
+from methods import TwoPasses
 from networks import conv, image_resnet
 
 EPOCHS, BATCH_SIZE, RATIO = 20, 16, 3
@@ -177,19 +178,11 @@ ARMS = {
 }
 
 
-class PiModel(keras.Model):
+class PiModel(TwoPasses):
     """The Pi-model (arXiv 1610.02242) as one writes it by hand: two passes of every row should give the same answer.
 
-    The squared distance of the probabilities counts `weight` times the number of classes; the second pass is fixed.
+    The squared distance of the probabilities counts `weight` times; the second pass is fixed.
     """
-
-    def __init__(self, student, n_classes, weight=1.0):
-        super().__init__()
-        self.student, self.weight = student, weight * n_classes
-        self.built = True
-
-    def call(self, x, training=None):
-        return self.student(x, training=training)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         loss = super().compute_loss(x, y, y_pred, sample_weight, training)
@@ -213,32 +206,16 @@ def train(task, seed, n_steps, rows="joined", steps=1, by_hand=False, **options)
     else:
         data = har_data.EvenEpochs(*labelled, n_steps, BATCH_SIZE, seed)
     if by_hand:
-        trained = PiModel(model, task.n_classes)
+        trained = PiModel(model, weight=task.n_classes)
         trained.compile(
             keras.optimizers.Adam(comparison.LEARNING_RATE, use_ema=True), "sparse_categorical_crossentropy"
         )
     else:
         trained = keras_ssd.wrap(model, seed=seed, **options)
-    clock = Clock()
+    watch = Watch()
     keras.utils.set_random_seed(seed)
-    trained.fit(data, epochs=EPOCHS, verbose=0, callbacks=[clock])
-    return model, clock.total()
-
-
-class Clock(keras.callbacks.Callback):
-    """Processor time of the epochs, without that of the first, which compiles."""
-
-    def on_train_begin(self, logs=None):
-        self.seconds = []
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.began = time.process_time()
-
-    def on_epoch_end(self, epoch, logs=None):
-        self.seconds.append(time.process_time() - self.began)
-
-    def total(self):
-        return float(np.mean(self.seconds[1:]) * len(self.seconds))
+    trained.fit(data, epochs=EPOCHS, verbose=0, callbacks=[watch])
+    return model, watch.total()
 
 
 def scores(model, task):

@@ -22,8 +22,8 @@ from sklearn.metrics import accuracy_score, log_loss
 sys.path += [str(pathlib.Path(__file__).parents[1] / "examples"), str(pathlib.Path(__file__).parent / "accuracy")]
 import keras_ssd
 from _support import comparison, har_data
+from few_labels import augmented
 from keras_ssd.augmentation import Jitter, Rotation, Scaling, TimeMask, TimeShift
-from networks import conv
 from unlabelled_search import split
 
 EPOCHS, BATCH_SIZE = 20, 16
@@ -97,16 +97,6 @@ VARIANTS = {
 }
 
 
-def network(x, n_classes, augmentation):
-    """`conv` on windows in the sensors' units, augmented and standardised."""
-    inputs = windows = keras.Input(x.shape[1:])
-    first, then = AUGMENTATION[augmentation]()
-    normal = keras.layers.Normalization(mean=x.mean(axis=(0, 1)), variance=x.var(axis=(0, 1)))
-    for layer in (*first, normal, *then):
-        windows = layer(windows)
-    return keras.Model(inputs, conv(windows.shape[1:], n_classes)(windows))
-
-
 def train(
     x,
     y,
@@ -122,7 +112,7 @@ def train(
     **options,
 ):
     """One training; returns the model, which holds the averaged weights."""
-    model = comparison.new_model(lambda: network(x, n_classes, augmentation), seed)
+    model = comparison.new_model(lambda: augmented(x, n_classes, *AUGMENTATION[augmentation]()), seed)
     known = x[labelled], y[labelled]
     data = har_data.EvenEpochs(*known, n_steps, BATCH_SIZE, seed)
     if ratio:

@@ -424,8 +424,6 @@ def test_fit_rejects_unlabelled_data_without_distillation_or_with_class_weights(
 
 
 NAN = np.where(np.arange(8)[:, None] == 0, np.nan, VALUES)
-
-
 MARKED = np.where(np.arange(8) == 0, -1, LABELS)
 
 
@@ -482,6 +480,10 @@ def test_resumed_run_gets_the_batches_of_its_epochs():
     assert any(not np.array_equal(a, b) for a, b in zip(whole, other, strict=True))
 
 
+# One channel of each sample is far above the others.
+SURE = np.repeat(np.eye(3, dtype="float32")[np.arange(16) % 3][:, None], 5, axis=1)
+
+
 @pytest.mark.parametrize("scale, share", [(100.0, 1.0), (0.0, 0.0)])
 def test_semi_supervised_learns_from_sure_answers_only(scale, share):
     """Weights of 0 give four equal probabilities, of which none is at least 0.9."""
@@ -493,10 +495,6 @@ def test_semi_supervised_learns_from_sure_answers_only(scale, share):
     history = ssd.fit(data, epochs=2, verbose=0).history  # the first step of an average copies the weights
     assert history["kd_share"][-1] == pytest.approx(share)
     assert share or history["kd_loss"][-1] == 0
-
-
-# One channel of each sample is far above the others.
-SURE = np.repeat(np.eye(3, dtype="float32")[np.arange(16) % 3][:, None], 5, axis=1)
 
 
 def test_semi_supervised_needs_augmentation():

@@ -178,8 +178,8 @@ def _logits(model):
     return keras.Model(model.inputs[0], ops.log(ops.maximum(model.outputs[0], 1e-7)))
 
 
-class RDrop(keras.Model):
-    """R-Drop (arXiv 2106.14448): two passes with dropout, each with the task's loss, drawn together."""
+class TwoPasses(keras.Model):
+    """A model whose training step adds something to the loss, times `weight`, that needs a second pass of `student`."""
 
     def __init__(self, student, weight):
         super().__init__()
@@ -188,6 +188,10 @@ class RDrop(keras.Model):
 
     def call(self, x, training=None):
         return self.student(x, training=training)
+
+
+class RDrop(TwoPasses):
+    """R-Drop (arXiv 2106.14448): two passes with dropout, each with the task's loss, drawn together."""
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         loss = super().compute_loss(x, y, y_pred, sample_weight, training)
