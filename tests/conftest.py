@@ -31,6 +31,20 @@ def pytest_addoption(parser):
 
 
 @pytest.fixture(autouse=True)
+def kept_kernels(monkeypatch):
+    """Keep TensorFlow's kernels when a test seeds: to make them again takes a third of the time.
+
+    They are dropped because a random operation may hold a state. Keras passes a seed to every random operation.
+    """
+    import keras
+
+    if keras.backend.backend() == "tensorflow":
+        from tensorflow.python import pywrap_tfe
+
+        monkeypatch.setattr(pywrap_tfe, "TFE_ContextClearCaches", lambda _: None)
+
+
+@pytest.fixture(autouse=True)
 def eager_functions(request):
     """Run `tf.function` as plain Python, unless the test is about what is compiled; other backends are as they are."""
     import keras
@@ -47,7 +61,7 @@ def eager_functions(request):
 
 
 @pytest.fixture(autouse=True)
-def seed():
+def seed(kept_kernels):
     import keras  # the process that only shares out the tests does without it
 
     keras.utils.set_random_seed(0)
