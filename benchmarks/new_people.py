@@ -12,10 +12,9 @@ import pathlib
 import sys
 
 import pandas as pd
-from scipy import stats
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent / "accuracy"))
-from analysis import holm, markdown  # noqa: E402
+from analysis import holm, markdown, paired  # noqa: E402
 
 SECTION = ["dataset", "network", "epochs", "backend"]
 SCORES = {"stress_predict": "balanced_accuracy"}  # of the others: accuracy
@@ -50,11 +49,7 @@ def compare(rows):
     by_subject = rows.assign(score=scored).pivot_table(index="subject", columns="method", values="score")
     found = []
     for method, control in COMPARISONS:
-        gain = (by_subject[method] - by_subject[control]).round(9)
-        spread = stats.sem(gain) * stats.t.ppf(0.975, len(gain) - 1)
-        p = stats.wilcoxon(gain, zero_method="zsplit").pvalue if (gain != 0).any() else 1.0
-        signs = {"better": (gain > 0).sum(), "equal": (gain == 0).sum(), "worse": (gain < 0).sum()}
-        figures = {"difference": gain.mean(), "+-": spread, "median": gain.median(), "p": p}
+        figures, signs = paired((by_subject[method] - by_subject[control]).round(9))
         found.append({"method": method, "control": control, **figures, **signs})
     table = pd.DataFrame(found)
     table.insert(6, "p (Holm)", holm(table.p))

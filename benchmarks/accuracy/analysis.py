@@ -86,12 +86,17 @@ def compare(rows, method, control):
     n_seeds = both.seed.nunique()
     both = means_by_unit(both, "accuracy")
     gain = (both[method] - both[control]).round(9)
+    figures, signs = paired(gain)
+    found = {"method": method, "control": control, **figures, "equal p": equal_within(gain, 0.005)}
+    return found | signs | {"seeds": n_seeds}
+
+
+def paired(gain):
+    """Figures and counts of signs of the differences of all units; p is that of Wilcoxon's signed-rank test."""
     spread = stats.sem(gain) * stats.t.ppf(0.975, len(gain) - 1) if len(gain) > 1 else np.nan
     p = stats.wilcoxon(gain, zero_method="zsplit").pvalue if (gain != 0).any() else 1.0
-    counts = [int((gain > 0).sum()), int((gain == 0).sum()), int((gain < 0).sum())]
-    found = {"method": method, "control": control, "difference": gain.mean(), "+-": spread, "median": gain.median()}
-    found |= {"p": p, "equal p": equal_within(gain, 0.005)}
-    return found | dict(zip(("better", "equal", "worse"), counts, strict=True)) | {"seeds": n_seeds}
+    signs = {"better": (gain > 0).sum(), "equal": (gain == 0).sum(), "worse": (gain < 0).sum()}
+    return {"difference": gain.mean(), "+-": spread, "median": gain.median(), "p": p}, signs
 
 
 def equal_within(gain, margin):

@@ -1,6 +1,7 @@
-"""Makes the modules of the accuracy benchmark importable."""
+"""Makes the scripts and the modules of the accuracy benchmark importable."""
 
 import pathlib
 import sys
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "benchmarks" / "accuracy"))
+BENCHMARKS = pathlib.Path(__file__).parents[2] / "benchmarks"
+sys.path[:0] = [str(BENCHMARKS), str(BENCHMARKS / "accuracy")]

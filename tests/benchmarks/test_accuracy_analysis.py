@@ -5,7 +5,6 @@ import pandas as pd
 import pytest
 
 import analysis
-import run
 import summary
 
 pytestmark = pytest.mark.once  # trains by every method of others, too
@@ -60,29 +59,7 @@ def test_comparison_is_over_seeds_that_both_have_on_every_set():
     assert set(analysis.means_by_unit(rows, "accuracy").columns) == {"plain", "ours"}, "theirs was not run on b"
 
 
-def test_comparison_across_schedules(tmp_path, capsys):
-    sets = [("a", 0.5, 0.6), ("b", 0.7, 0.8), ("c", 0.8, 0.8)]
-    arms = list(enumerate([("cosine", "plain"), ("constant", "self")], start=1))
-    rows = pd.DataFrame(
-        [
-            ("conv", schedule, "all labels", 20, "jax", of_set[0], 0, method, of_set[n], "finished", 50, 1.0)
-            for of_set in sets
-            for n, (schedule, method) in arms
-        ],
-        columns=[*run.KEY, "method", "accuracy", "status", "steps", "seconds"],
-    ).assign(**dict.fromkeys(analysis.SCORES, 0.0))
-    path = tmp_path / "table.csv"
-    run.write(rows, path)
-    with pytest.raises(SystemExit, match="no seed was run on every data set"):  # one schedule each: nothing in common
-        analysis.main([str(path), "--compare", "self", "plain"])
-    capsys.readouterr()
-    analysis.main([str(path), "--across", "schedule", "--compare", "self, constant", "plain, cosine"])
-    printed = capsys.readouterr().out
-    assert "### conv, any learning rate, all labels, 20 epochs, jax" in printed
-    assert "| self, constant | plain, cosine | +0.0667 |" in printed
-
-
-def test_table_of_methods():
+def test_table_of_methods_in_which_one_diverged_once():
     rows = frame(
         *[("a", 0, "plain", 0.1 + 0.2, 10, 2.0), ("a", 0, "ours", 0.3, 10, 3.0), ("a", 0, "theirs", 0.2, 35, 8.0)],
         *[("b", 0, "plain", 0.5, 20, 4.0), ("b", 0, "ours", 0.7, 20, 4.0), ("b", 0, "theirs", 0.6, 50, 8.0)],
@@ -91,49 +68,40 @@ def test_table_of_methods():
         *[("b", 1, "plain", 0.5, 20, 99.0), ("b", 1, "ours", 0.7, 20, 1.0), ("b", 1, "theirs", 0.6, 50, 1.0)],
         columns="dataset seed method accuracy steps seconds",
     ).assign(nll=0.5, nll_calibrated=0.4, ece=0.1, brier=0.2, status="finished")
+    rows.loc[rows.index[-1], ["nll", "status"]] = np.nan, "diverged"
     table = analysis.methods(rows)
     assert list(table.index) == ["ours", "plain", "theirs"]
     # On "a" the first two are equal but for float noise: ranks 1.5, 1.5 and 3; on "b" 1, 3 and 2.
     assert table["rank"].tolist() == [1.25, 2.25, 2.5]
     assert table["steps"].tolist() == [1.0, 1.0, 3.0], "means of 3.5 and 2.5"
     assert table["cost"].tolist() == [1.25, 1.0, 3.0], "medians of 1.5 and 1, of 4 and 2"
-
-
-def test_a_method_that_diverged_once_has_no_likelihood():
-    rows = frame(
-        *[("a", 0, "plain", 0.8, 0.5, "finished"), ("a", 0, "ours", 0.9, 0.4, "finished")],
-        *[("b", 0, "plain", 0.6, 0.7, "finished"), ("b", 0, "ours", 0.0, np.nan, "diverged")],
-        columns="dataset seed method accuracy nll status",
-    ).assign(steps=1, seconds=1.0)
-    rows = rows.assign(nll_calibrated=rows.nll, ece=rows.nll, brier=rows.nll)
-    table = analysis.methods(rows)
-    assert table.loc["ours", ["accuracy", "diverged"]].tolist() == [0.45, 1]
-    assert np.isnan(table.loc["ours", "nll"]) and table.loc["plain", "nll"] == pytest.approx(0.6)
-
-
-SUMMARISED = {
-    # Of two sets and two seeds; the averaged one has the first seed only.
-    "plain": {"a": (0.5, 0.6), "b": (0.7, 0.8)},
-    "self, averaged": {"a": (0.6, 0.7), "b": (0.7, 0.8)},
-    "plain, averaged": {"a": (0.6,), "b": (0.9,)},
-}
+    assert table.diverged.tolist() == [0, 0, 1]
+    assert table.nll.tolist() == pytest.approx([0.5, 0.5, np.nan], nan_ok=True), "a run that diverged has no likelihood"
 
 
 def test_summary_of_a_regime(tmp_path, monkeypatch):
+    """Two sets and two seeds, the averaged one with the first only; of two people a balanced score counts."""
+    accuracies = {
+        "plain": {"a": (0.5, 0.6), "b": (0.7, 0.8), "digits": (0.1, 0.1)},
+        "self, averaged": {"a": (0.6, 0.7), "b": (0.7, 0.8)},
+        "plain, averaged": {"a": (0.6,), "b": (0.9,)},
+    }
     rows = [
-        ("conv", dataset, seed, method, accuracy)
-        for method, of_sets in SUMMARISED.items()
+        (network, dataset, seed, method, accuracy * (network == "conv"))
+        for network in ("conv", "resnet")
+        for method, of_sets in accuracies.items()
         for dataset, of_seeds in of_sets.items()
         for seed, accuracy in enumerate(of_seeds)
     ]
-    others = [("resnet", *one[1:4], 0.0) for one in rows]
-    rows += [("conv", "digits", seed, "plain", 0.1) for seed in (0, 1)]
-    rows = frame(*rows, *others, columns="network dataset seed method accuracy")
-    rows.to_csv(tmp_path / "rows.csv", index=False)
+    frame(*rows, columns="network dataset seed method accuracy").to_csv(tmp_path / "rows.csv", index=False)
+    people = [("plain", 0, 0.5), ("plain", 1, 0.7), ("wrap(model)", 0, 0.6), ("wrap(model)", 1, 0.7)]
+    people = frame(*people, columns="method subject balanced_accuracy").assign(dataset="stress", seed=0, accuracy=0.0)
+    people.to_csv(tmp_path / "stress.csv")
     regimes = [summary.Regime("one", "rows.csv", {"network": "conv"}), summary.Regime("not run", "nowhere.csv")]
+    regimes.append(summary.Regime("people", "stress.csv", score="balanced_accuracy"))
     monkeypatch.setattr(summary, "REGIMES", regimes)
     table, found = summary.summary(tmp_path)
-    assert list(table.index) == list(found) == ["one"]
+    assert list(table.index) == list(found) == ["one", "people"]
     line = table.loc["one"]
     assert line["units x seeds"] == "2 x 2", "digits stand apart"
     assert line["`model.fit`"] == ".650" and line["`wrap`"] == ".700" and line["averaged"] == ".750 (seeds: 1)"
@@ -142,22 +110,11 @@ def test_summary_of_a_regime(tmp_path, monkeypatch):
     assert line["`wrap` - `model.fit`"] == "+5.0 ± 63.5"
     # The first seed of both: 0 and -.2.
     assert line["`wrap` - averaged"] == "-10.0 ± 127.1"
-    summary.forest(found, tmp_path / "forest.png")
-    assert (tmp_path / "forest.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_summary_of_new_people_has_the_subject_as_its_unit(tmp_path, monkeypatch):
-    rows = [
-        ("stress", subject, 0, method, 0.0, balanced)
-        for method, of_subjects in (("plain", (0.5, 0.7)), ("wrap(model)", (0.6, 0.7)))
-        for subject, balanced in enumerate(of_subjects)
-    ]
-    frame(*rows, columns="dataset subject seed method accuracy balanced_accuracy").to_csv(tmp_path / "stress.csv")
-    regime = summary.Regime("stress", "stress.csv", score="balanced_accuracy")
-    monkeypatch.setattr(summary, "REGIMES", [regime])
-    line = summary.summary(tmp_path)[0].loc["stress"]
+    line = table.loc["people"]
     assert (line["units x seeds"], line["`model.fit`"], line["`wrap`"]) == ("2 x 1", ".600", ".650")
     assert line["`wrap` - `model.fit`"] == "+5.0 ± 63.5"
+    summary.forest(found, tmp_path / "forest.png")
+    assert (tmp_path / "forest.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_stored_rows_can_be_summarised(capsys, monkeypatch):

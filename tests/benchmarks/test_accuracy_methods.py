@@ -34,7 +34,6 @@ def test_every_row_of_a_large_set_is_trained_on():
     [
         # Kernels, their bias, four of BatchNormalization for each filter, the head.
         ("fcn", 3, (8 * 1 + 5) * 128 + (5 * 128 + 5) * 256 + (3 * 256 + 5) * 128 + (128 + 1) * 10),
-        ("fcn_half", 3, (8 * 1 + 5) * 64 + (5 * 64 + 5) * 128 + (3 * 128 + 5) * 64 + (64 + 1) * 10),
         # A block of 64 filters with a shortcut of one step, one of 128, one whose shortcut has no kernel.
         (
             "resnet_published",
@@ -116,18 +115,12 @@ def test_earlier_training_counts_as_cost(monkeypatch):
     monkeypatch.setattr(one, "fit", instead_of_training())
     (mean,) = methods.members(one, 3)
     assert (mean.seconds, mean.steps) == (6.0, 6 * experiments.STEPS_PER_EPOCH), "three times half of four epochs"
-    taught = list(methods.distilled(one, "taught", warm=True, members=3, distill="outputs"))
-    # Six epochs of the members, the first half of the budget, and the second.
-    assert [(outcome.seconds, outcome.steps) for outcome in taught] == [(10.0, 10 * experiments.STEPS_PER_EPOCH)] * 2
-
-
-def test_the_control_of_a_taught_student_trains_for_as_many_steps(monkeypatch):
-    one = experiment()
-    monkeypatch.setattr(one, "fit", instead_of_training())
-    names = ("plain, as many steps", "taught by five")
-    steps = [{outcome.steps for outcome in methods.training(name)[0](one)} for name in names]
-    # Five times half of four epochs and all four, of 50 steps.
-    assert steps == [{14 * experiments.STEPS_PER_EPOCH}] * 2
+    # Three times half of four epochs and then half; five times half and then all, and the control of as many steps.
+    trainings = [(methods.distilled(one, "taught", warm=True, members=3, distill="outputs"), 10)]
+    trainings += [(methods.training(name)[0](one), 14) for name in ("taught by five", "plain, as many steps")]
+    for outcomes, n in trainings:
+        costs = {(outcome.seconds, outcome.steps) for outcome in outcomes}
+        assert costs == {(n, n * experiments.STEPS_PER_EPOCH)}
 
 
 @pytest.mark.slow

@@ -82,20 +82,23 @@ def test_only_missing_rows_are_run(tmp_path):
 @pytest.mark.slow
 def test_script_and_analysis(tmp_path, capsys):
     path = tmp_path / "accuracy.csv"
-    call = ["--datasets", "digits", "GunPoint", "--trainings", "plain", "self", "--epochs", "2", "--out", str(path)]
-    assert run.main([*call, "--seeds", "0,"]) == 0
-    assert capsys.readouterr().out.count("seed 0") == 2
-    assert run.main([*call, "--seeds", "2"]) == 0
-    printed = capsys.readouterr().out
-    assert printed.count("seed 1") == 2 and "seed 0" not in printed, "the first seed is not run again"
+    call = ["--datasets", "digits", "ItalyPowerDemand", "--trainings", "plain", "self", "--seeds", "2", "--epochs", "2"]
+    assert run.main([*call, "--out", str(path)]) == 0
+    assert capsys.readouterr().out.count(", seed 1: ") == 2
+    assert run.main([*call, "--out", str(path)]) == 0
+    assert capsys.readouterr().out == "", "nothing is run again"
     rows = pd.read_csv(path)
     assert len(rows) == 2 * 2 * 7 and rows.accuracy.between(0, 1).all()
     analysis.main([str(path), "--out", str(tmp_path / "plots")])
     printed = capsys.readouterr().out
     assert "### conv, constant learning rate, all labels, 2 epochs, " in printed
     assert "| self, averaged | plain, averaged | " in printed
-    analysis.main([str(path), "--compare", "SWA", "self"])
+    other = tmp_path / "cosine.csv"
+    other.write_text(path.read_text().replace(",constant,", ",cosine,"))
+    across = ["--across", "schedule", "--compare", "SWA, cosine", "self, constant"]
+    analysis.main([str(path), str(other), *across])
     printed = capsys.readouterr().out
-    assert "| SWA | self | " in printed and "| self, averaged | plain, averaged | " not in printed
+    assert "### conv, any learning rate, all labels, 2 epochs, " in printed
+    assert "| SWA, cosine | self, constant | " in printed and "| self, averaged, " not in printed.split("equal p")[1]
     plot = tmp_path / "plots" / f"conv-constant-all-labels-2-{keras.backend.backend()}.png"
     assert plot.read_bytes().startswith(b"\x89PNG")

@@ -1,29 +1,16 @@
 """The benchmark of few labels: nobody is in two parts of a task, differences are paired by seed."""
 
-import pathlib
-import sys
-
 import numpy as np
 import pandas as pd
 import pytest
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "benchmarks"))
-
-import few_labels  # noqa: E402
+import few_labels
 
 
 def rows(scores, task=few_labels.TASKS[0]):
     """Rows of a task from `{method: accuracies by seed}`."""
     return pd.DataFrame(
-        {
-            "task": task,
-            "seed": seed,
-            "method": method,
-            "accuracy": value,
-            "balanced_accuracy": value,
-            "nll": 1,
-            "seconds": 1,
-        }
+        {"task": task, "seed": seed, "method": method, **dict.fromkeys(["accuracy", "balanced_accuracy"], value)}
         for method, values in scores.items()
         for seed, value in values.items()
     )
@@ -54,25 +41,22 @@ def test_rows_are_labelled_unlabelled_or_scored(monkeypatch, search):
     np.testing.assert_array_equal(task.hidden, y[task.unlabelled[:, 0, 0].astype(int)])
 
 
-def test_differences_are_paired_by_seed_and_corrected_by_holm():
-    control = {0: 0.5, 1: 0.7, 2: 0.6}
-    found = few_labels.verdicts(
-        rows({"averaged": control, "recipe": {0: 0.51, 1: 0.72, 2: 0.63}, "Pi-model": {2: 0.63, 0: 0.5, 1: 0.71}})
-    )
-    assert found["recipe against"].tolist() == ["averaged", "Pi-model"]
-    np.testing.assert_allclose(found.points, [2, 2 / 3])
-    assert found.above.tolist() == [3, 2]
-    np.testing.assert_allclose(found["+-"], [2.484, 1.434], atol=1e-3)  # 4.303 s / sqrt(3), s = 1 and 1 / sqrt(3)
-    np.testing.assert_allclose(found["p (Holm)"], [2 * found.p[0], found.p[1]])
-
-
-def test_a_set_is_the_unit_of_the_five_sets():
-    sets = few_labels.TASKS[5:7]
-    scores = [{0: 0.5, 1: 0.6}, {0: 0.5, 1: 0.5}], [{0: 0.52, 1: 0.64}, {0: 0.51, 1: 0.49}]
-    tables = [rows({"averaged": a, "recipe": b}, task) for task, a, b in zip(sets, *scores, strict=True)]
-    found = few_labels.verdicts(pd.concat(tables)).iloc[0]
-    assert (found.task, found.units, found.above) == ("UCR, five sets", 2, 1)
-    assert found.points == pytest.approx(1.5)
+def test_differences_are_paired_by_seed_and_corrected_by_holm_and_a_set_is_the_unit_of_the_five():
+    of_one = {
+        "averaged": {0: 0.5, 1: 0.7, 2: 0.6},
+        "recipe": {0: 0.51, 1: 0.72, 2: 0.63},
+        "Pi-model": {2: 0.63, 0: 0.5, 1: 0.71},
+    }
+    of_five = {"averaged": {0: 0.5, 1: 0.6}, "recipe": {0: 0.52, 1: 0.64}}, {"averaged": {0: 0.5}, "recipe": {0: 0.5}}
+    tables = [rows(of_one), *map(rows, of_five, few_labels.TASKS[5:7])]
+    found = few_labels.verdicts(pd.concat(tables))
+    assert found["recipe against"].tolist() == ["averaged", "Pi-model", "averaged"]
+    assert found.task.tolist()[1:] == ["UCI HAR 2 %", "UCR, five sets"] and found.units.tolist() == [3, 3, 2]
+    np.testing.assert_allclose(found.points, [2, 2 / 3, 1.5], atol=1e-9)
+    assert found.above.tolist() == [3, 2, 1]
+    # 4.303 s / sqrt(3) of three seeds, s = 1 and 1 / sqrt(3); 12.706 s / sqrt(2) of two sets, s = 3 / sqrt(2).
+    np.testing.assert_allclose(found["+-"], [2.484, 1.434, 19.059], atol=1e-3)
+    np.testing.assert_allclose(found["p (Holm)"], [2 * found.p[0], found.p[1], found.p[2]])
 
 
 def test_runs_stored_twice_are_an_error(tmp_path):

@@ -37,19 +37,3 @@ def test_compares_with_one_device(what):
         # Noise differs, and `test_distribution.py` shows that nothing else does. Here: from the same weights, six steps
         # of Adam with 0.005, each of which moves a weight by little more than that.
         assert 0 < other_difference < 0.1
-
-
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        (["--epochs", "1"], "--epochs should be at least 2"),
-        (["--devices", "3"], "should divide the batch of 16"),
-        (["--hosts", "2"], "--hosts is for JAX"),
-    ],
-)
-def test_options_are_checked(options, message, capsys):
-    if "--hosts" in options and BACKEND == "jax":
-        pytest.skip("JAX knows several hosts")
-    with pytest.raises(SystemExit):
-        distributed.main(options)
-    assert message in capsys.readouterr().err

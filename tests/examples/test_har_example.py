@@ -26,86 +26,51 @@ def basic_motions():
     return har_data.load()
 
 
-class TestData:
-    def test_aeon_carries_basic_motions_held_out_by_class(self, basic_motions):
-        assert basic_motions.x_train.shape == basic_motions.x_test.shape == (40, 100, 6)
-        assert basic_motions.x_train.dtype == "float32"
-        assert np.bincount(basic_motions.y_train).tolist() == [10, 10, 10, 10]
-        assert basic_motions.class_names == ["badminton", "running", "standing", "walking"]
-        assert basic_motions.subjects_train is None and basic_motions.n_classes == 4
-        first_step = [0.079106, 0.394032, 0.551444, 0.351565, 0.02397, 0.633883]  # of the file: standing
-        np.testing.assert_allclose(basic_motions.x_train[0, 0], first_step, atol=1e-6)
-        assert basic_motions.y_train[0] == 2
-
-        training, validation = har_data.hold_out(basic_motions, seed=0)
-        assert sorted([*training, *validation]) == list(range(40))
-        assert np.bincount(basic_motions.y_train[validation]).tolist() == [2, 2, 2, 2], "subjects are unknown"
-
-    def test_label_subset_keeps_a_fraction_of_each_class(self):
-        labels = np.repeat([0, 1, 2, 0], [8, 4, 1, 5])
-        rows = np.arange(13)  # the last five are held out
-        for fraction, expected in [(0.5, [4, 2, 1]), (0.01, [1, 1, 1]), (1.0, [8, 4, 1])]:
-            kept = har_data.label_subset(labels, rows, fraction, seed=0)
-            assert np.bincount(labels[kept]).tolist() == expected, f"{fraction}, one at least"
-            assert len(set(kept)) == len(kept) and set(kept) <= set(rows)
-        one, again, other = (har_data.label_subset(labels, rows, 0.5, seed).tolist() for seed in (0, 0, 1))
-        assert one == again != other
-
-    def test_other_names_and_fractions_are_refused(self):
-        with pytest.raises(ValueError, match="`name` should be one of .*'uci_har'.*Received: 'wisdm'"):
-            har_data.load("wisdm")
-        for fraction in (0, 1.5):
-            with pytest.raises(ValueError, match=rf"`fraction` should lie in \(0, 1\]. Received: {fraction}"):
-                har_data.label_subset(np.zeros(3, int), np.arange(3), fraction, seed=0)
+def test_aeon_carries_basic_motions_held_out_by_class(basic_motions):
+    assert basic_motions.x_train.shape == basic_motions.x_test.shape == (40, 100, 6)
+    assert basic_motions.x_train.dtype == "float32"
+    assert np.bincount(basic_motions.y_train).tolist() == [10, 10, 10, 10]
+    assert basic_motions.class_names == ["badminton", "running", "standing", "walking"]
+    assert basic_motions.subjects_train is None and basic_motions.n_classes == 4
+    first_step = [0.079106, 0.394032, 0.551444, 0.351565, 0.02397, 0.633883]  # of the file: standing
+    np.testing.assert_allclose(basic_motions.x_train[0, 0], first_step, atol=1e-6)
+    assert basic_motions.y_train[0] == 2
+    training, validation = har_data.hold_out(basic_motions, seed=0)
+    assert sorted([*training, *validation]) == list(range(40))
+    assert np.bincount(basic_motions.y_train[validation]).tolist() == [2, 2, 2, 2], "subjects are unknown"
 
 
-def write_har(folder, subjects):
-    """The published layout: 8 windows of 128 steps; signal k of window i is 100 i + k throughout."""
-    names = [f"{kind}_{axis}" for kind in ("body_acc", "body_gyro", "total_acc") for axis in "xyz"]
-    for split in ("train", "test"):
-        signals = folder / "UCI HAR Dataset" / split / "Inertial Signals"
-        signals.mkdir(parents=True)
-        for number, name in enumerate(names):
-            windows = np.repeat(100 * np.arange(8)[:, None] + number, 128, axis=1)
-            np.savetxt(signals / f"{name}_{split}.txt", windows, fmt="%.7e")
-        np.savetxt(signals.parent / f"y_{split}.txt", np.arange(8) % 6 + 1, fmt="%d")
-        if subjects:
-            np.savetxt(signals.parent / f"subject_{split}.txt", np.arange(8) // 2 + 1, fmt="%d")
+def test_label_subset_keeps_a_fraction_of_each_class():
+    labels = np.repeat([0, 1, 2, 0], [8, 4, 1, 5])
+    rows = np.arange(13)  # the last five are held out
+    for fraction, expected in [(0.5, [4, 2, 1]), (0.01, [1, 1, 1]), (1.0, [8, 4, 1])]:
+        kept = har_data.label_subset(labels, rows, fraction, seed=0)
+        assert np.bincount(labels[kept]).tolist() == expected, f"{fraction}, one at least"
+        assert len(set(kept)) == len(kept) and set(kept) <= set(rows)
+    one, again, other = (har_data.label_subset(labels, rows, 0.5, seed).tolist() for seed in (0, 0, 1))
+    assert one == again != other
+    for fraction in (0, 1.5):
+        with pytest.raises(ValueError, match=rf"`fraction` should lie in \(0, 1\]. Received: {fraction}"):
+            har_data.label_subset(labels, rows, fraction, seed=0)
+    with pytest.raises(ValueError, match="`name` should be one of .*'uci_har'.*Received: 'wisdm'"):
+        har_data.load("wisdm")
 
 
-class TestUciHar:
-    @pytest.fixture(autouse=True)
-    def datasets(self):
-        pytest.importorskip("tensorflow_datasets")
-
-    def test_reads_a_folder_and_holds_out_whole_subjects(self, tmp_path):
-        write_har(tmp_path, subjects=True)
-        dataset = har_data.load("uci_har", tmp_path)
-        assert dataset.x_train.shape == dataset.x_test.shape == (8, 128, 9)
-        assert dataset.x_train.dtype == "float32" and dataset.n_classes == 6
-        order = np.argsort(dataset.x_train[:, 0, 0])  # TFDS shuffles
-        assert sorted(dataset.x_train[order[3], 17]) == [300, 301, 302, 303, 304, 305, 306, 307, 308]
-        assert dataset.y_train[order].tolist() == [0, 1, 2, 3, 4, 5, 0, 1]
-        assert dataset.subjects_train[order].tolist() == [1, 1, 2, 2, 3, 3, 4, 4]
-        order = np.argsort(dataset.x_test[:, 0, 0])
-        assert dataset.subjects_test[order].tolist() == [1, 1, 2, 2, 3, 3, 4, 4]
-        training, validation = har_data.hold_out(dataset, seed=0)
-        assert sorted([*training, *validation]) == list(range(8))
-        assert not set(dataset.subjects_train[training]) & set(dataset.subjects_train[validation])
-        assert len(validation) == 2, "one of four subjects"
-
-    def test_subjects_may_be_unknown(self, tmp_path):
-        write_har(tmp_path, subjects=False)
-        with pytest.warns(UserWarning, match="no subject file for train and test"):
-            assert har_data.load("uci_har", tmp_path).subjects_train is None
-
-
-def test_model_standardises_the_channels(basic_motions):
-    x = basic_motions.x_train
-    model = har.conv_net(x, 4)
-    standardised = keras.ops.convert_to_numpy(model.layers[0](x))
-    np.testing.assert_allclose(standardised.mean(axis=(0, 1)), 0, atol=1e-3)
-    np.testing.assert_allclose(standardised.std(axis=(0, 1)), 1, atol=1e-3)
+def test_reads_a_folder_of_uci_har_and_holds_out_whole_subjects_if_they_are_known(tmp_path):
+    published = pytest.importorskip("test_datasets_uci_har")  # two subjects, 1 and 3, in the training part
+    folder = published.write(tmp_path)
+    dataset = har_data.load("uci_har", tmp_path)
+    assert dataset.x_train.shape == (3, 128, 9) and dataset.x_test.shape == (2, 128, 9)
+    assert dataset.x_train.dtype == "float32" and dataset.n_classes == 6
+    order = np.argsort(dataset.x_train[:, 0, 0])  # TFDS shuffles
+    assert dataset.x_train[order[2], 17, 4] == published.value("train", 2, 17, 4)
+    assert dataset.y_train[order].tolist() == [4, 5, 0] and dataset.subjects_train[order].tolist() == [1, 1, 3]
+    assert dataset.subjects_test[np.argsort(-dataset.x_test[:, 0, 0])].tolist() == [2, 4]
+    training, validation = (dataset.subjects_train[rows] for rows in har_data.hold_out(dataset, seed=0))
+    assert len(training) + len(validation) == 3 and {*training} ^ {*validation} == {1, 3}
+    (folder / "train" / "subject_train.txt").unlink()
+    with pytest.warns(UserWarning, match="no subject file for train"):
+        assert har_data.load("uci_har", tmp_path).subjects_train is None
 
 
 @pytest.mark.slow

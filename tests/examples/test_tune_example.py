@@ -20,10 +20,8 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("name, shape", [("basic_motions", (100, 6)), ("GunPoint", (150, 1))])
-def test_every_training_row_is_trained_on_or_validated_on(name, shape):
-    dataset, training, validation = tune.load(name, None, seed=0)
-    assert dataset.x_train.shape[1:] == shape
+def test_every_training_row_is_trained_on_or_validated_on():
+    dataset, training, validation = tune.load("basic_motions", None, seed=0)
     assert sorted([*training, *validation]) == list(range(len(dataset.x_train)))
     assert len(training) > len(validation) > 0
 
@@ -32,19 +30,8 @@ def test_every_training_row_is_trained_on_or_validated_on(name, shape):
 @pytest.mark.once
 @pytest.mark.filterwarnings("ignore:This figure includes Axes")
 def test_the_whole_script(slope_archive, tmp_path, capsys):
-    argv = [
-        "--dataset",
-        "Slope",
-        "--data-dir",
-        str(slope_archive),
-        "--trials",
-        "3",
-        "--epochs",
-        "1",
-        "--out",
-        str(tmp_path),
-    ]
-    assert tune.main(argv) == 0
+    argv = ["--dataset", "Slope", "--data-dir", str(slope_archive), "--trials", "3", "--epochs", "1"]
+    assert tune.main([*argv, "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert "Slope: 3 trials" in printed
     assert re.search(r"plain \(trial 0\): accuracy [01]\.\d", printed)
@@ -58,7 +45,7 @@ def test_the_whole_script(slope_archive, tmp_path, capsys):
 @pytest.mark.once
 def test_search_continues_after_a_worker_is_killed(slope_archive, tmp_path):
     out = tmp_path / "out"
-    argv = ["--dataset", "Slope", "--data-dir", str(slope_archive), "--trials", "6", "--epochs", "5", "--workers", "2"]
+    argv = ["--dataset", "Slope", "--data-dir", str(slope_archive), "--trials", "3", "--epochs", "2", "--workers", "1"]
     environment = {**os.environ, "PYTHONPATH": str(pathlib.Path(tune.__file__).parents[1])}
     command = [sys.executable, tune.__file__, *argv, "--out", str(out)]
     lines, killed = [], False
@@ -67,15 +54,15 @@ def test_search_continues_after_a_worker_is_killed(slope_archive, tmp_path):
         for line in process.stdout:
             lines.append(line)
             # Once: it is started again.
-            if not killed and (found := re.match(r"tuner1: process (\d+)", line)):
+            if not killed and (found := re.match(r"tuner0: process (\d+)", line)):
                 # In the midst of the search, when it has a trial of its own.
-                while '"tuner1"' not in "".join(path.read_text() for path in out.glob("*/oracle.json")):
+                while '"tuner0"' not in "".join(path.read_text() for path in out.glob("*/oracle.json")):
                     assert process.poll() is None
                     time.sleep(0.2)
                 os.kill(int(found[1]), signal.SIGKILL)
                 killed = True
     assert process.returncode == 0, "".join(lines)
     printed = "".join(lines)
-    assert printed.count("tuner1: process") == 2, "killed, and started again"
-    assert "Slope: 6 trials" in printed
+    assert printed.count("tuner0: process") == 2, "killed, and started again"
+    assert "Slope: 3 trials" in printed
     assert "test split, used once" in printed
