@@ -2,9 +2,9 @@
 
 import contextlib
 import inspect
-import io
 import json
 import os
+import pathlib
 import shutil
 import tempfile
 import zipfile
@@ -28,43 +28,32 @@ UNFINISHED = ".unfinished-"
 # Further members of an archive of the plain model, and the further group of its weights file.
 _CONFIG, _STATE, _TEACHER = "keras_ssd.json", "keras_ssd.weights.h5", "keras_ssd_teacher.keras"
 _GROUP = "keras_ssd"
-# The members of a folder of a model, beside those whose names begin with `model.weights`.
-_OF_A_MODEL = {"assets", "config.json", "metadata.json", _CONFIG, _STATE, _TEACHER}
 # Keras' older format.
 _LEGACY = (".h5", ".hdf5")
-
-_NEWER = (
-    "It was probably written by another version or package: `pip install --upgrade keras-ssd`, or load the plain model "
-    "from the file, keras.models.load_model(path), and wrap it."
-)
 
 
 def save(ssd: Any, filepath: Any, overwrite: bool, zipped: bool | None, **kwargs: Any) -> None:
     """Write an archive, a folder or an `.h5` file of the student; see `SSDModel.save`."""
     ssd._check_copies()
     _backend.build_optimizer(ssd)  # else loading the file warns that the optimizer has no variables
-    state = _state(ssd)
     suffixes = ("",) if zipped is False else (".keras", *_LEGACY)
     with ssd._deployed(), _replacing(filepath, suffixes, overwrite) as path:
         if path is None:
             return
         ssd.student.save(path, zipped=zipped, **kwargs)
-        if str(path).endswith(_LEGACY) or not os.path.exists(path):
-            return  # Keras' older format, and files at a URL, hold the student only
-        for name, content in _members(ssd, state).items():
-            if os.path.isdir(path):
-                with open(os.path.join(path, name), "wb") as file:
-                    file.write(content)
-            else:
-                with zipfile.ZipFile(path, "a") as archive:
-                    archive.writestr(name, content)
+        if os.path.isdir(path):
+            _write_members(ssd, path)
+        elif os.path.isfile(path) and not str(path).endswith(_LEGACY):  # other files hold the student only
+            with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(path, "a") as archive:
+                _write_members(ssd, folder)
+                for name in os.listdir(folder):
+                    archive.write(os.path.join(folder, name), name)
 
 
 def save_weights(ssd: Any, filepath: Any, overwrite: bool, **kwargs: Any) -> None:
     """Write a weights file of the student; see `SSDModel.save_weights`."""
     ssd._check_copies()
     _backend.build_optimizer(ssd)
-    state = _state(ssd)
     is_single = kwargs.get("max_shard_size") is None
     suffixes = (".weights.h5",) if is_single else ()
     with ssd._deployed(), _replacing(filepath, suffixes, overwrite) as path:
@@ -73,17 +62,22 @@ def save_weights(ssd: Any, filepath: Any, overwrite: bool, **kwargs: Any) -> Non
         ssd.student.save_weights(path, **kwargs)
         if is_single and os.path.isfile(path):
             with h5py.File(path, "a") as file:
-                _write(file.create_group(_GROUP), state)
+                _write_state(ssd, file.create_group(_GROUP))
 
 
 def load_weights(ssd: Any, filepath: Any, skip_mismatch: bool, **kwargs: Any) -> None:
     """Load a file of a wrapped or a plain model; see `SSDModel.load_weights`."""
     _backend.build_optimizer(ssd)
-    state = None if skip_mismatch else _read_state(filepath)
-    if state is not None:
-        _check_state(ssd, state, filepath)
+    state = {} if skip_mismatch else _read_state(filepath)
+    own = {} if ssd.distillation is None else ssd.distillation.state()
+    of_file = state.get("distillation", {})
+    if state and {n: value.shape for n, value in of_file.items()} != {n: value.shape for n, value in own.items()}:
+        raise ValueError(
+            f"The file holds the state of another distillation than that of {ssd.name!r} ({ssd!r}): {filepath}. Wrap "
+            "the model with the same options, or load the weights into the plain model: ssd.student.load_weights(path)."
+        )
     ssd.student.load_weights(filepath, skip_mismatch=skip_mismatch, **kwargs)
-    _load_state(ssd, state or {})
+    _load_state(ssd, state)
 
 
 def load_model(
@@ -111,33 +105,30 @@ def load_model(
     """
     if not os.path.exists(filepath):
         raise ValueError(f"`filepath` names a file that does not exist: {os.fspath(filepath)!r}")
-    content = _member(filepath, _CONFIG)
-    if content is None:
-        raise ValueError(
-            f"`filepath` holds no wrapped model: {os.fspath(filepath)!r}. If it is the file of a plain model, load it "
-            "with keras.models.load_model(path) and wrap it: keras_ssd.wrap(model). A file of "
-            "keras.saving.save_model(ssd, path) is loaded by keras.models.load_model, one that ends in .h5 with "
-            'custom_objects={"SSDModel": keras_ssd.SSDModel}.'
-        )
     options = {"custom_objects": custom_objects, "safe_mode": safe_mode}
-    config = json.loads(content)
-    config["config"]["model"] = keras.models.load_model(filepath, compile=compile, **options)
-    if config["config"]["teacher"] == "model":
-        with tempfile.TemporaryDirectory() as folder:
-            path = os.path.join(folder, _TEACHER)
-            with open(path, "wb") as file:
-                file.write(_member(filepath, _TEACHER) or b"")
-            config["config"]["teacher"] = keras.models.load_model(path, compile=False, **options)
-    cls = keras.saving.get_registered_object(config["class"], custom_objects=custom_objects)
+    with _members(os.fspath(filepath), _CONFIG, _STATE, _TEACHER) as folder:
+        if not (folder / _CONFIG).is_file():
+            raise ValueError(
+                f"`filepath` holds no wrapped model: {os.fspath(filepath)!r}. If it is the file of a plain model, load "
+                "it with keras.models.load_model(path) and wrap it: keras_ssd.wrap(model). A file of "
+                "keras.saving.save_model(ssd, path) is loaded by keras.models.load_model, one that ends in .h5 with "
+                'custom_objects={"SSDModel": keras_ssd.SSDModel}.'
+            )
+        record = json.loads((folder / _CONFIG).read_text())
+        config = record["config"]
+        config["model"] = keras.models.load_model(filepath, compile=compile, **options)
+        if config["teacher"] == "model":
+            config["teacher"] = keras.models.load_model(folder / _TEACHER, compile=False, **options)
+        state = _read_state(folder)
+    cls = keras.saving.get_registered_object(record["class"], custom_objects=custom_objects)
     if cls is None:
         raise ValueError(
-            f"`filepath` holds a model of a class that is not registered: {config['class']!r}. Decorate the class with "
+            f"`filepath` holds a model of a class that is not registered: {record['class']!r}. Decorate the class with "
             "@keras.saving.register_keras_serializable() and import it before loading, or pass custom_objects."
         )
-    ssd = from_config(
-        cls, next(c for c in cls.__mro__ if c.__name__ == "SSDModel"), config["config"], custom_objects, safe_mode
-    )
-    _load_state(ssd, _read_state(filepath) or {})
+    base = next(c for c in cls.__mro__ if c.__name__ == "SSDModel")
+    ssd = from_config(cls, base, config, custom_objects, safe_mode)
+    _load_state(ssd, state)
     return ssd
 
 
@@ -160,14 +151,9 @@ def get_config(ssd: Any) -> dict[str, Any]:
 def from_config(
     cls: Any, base: Any, config: dict[str, Any], custom_objects: dict[str, Any] | None, safe_mode: bool = True
 ) -> Any:
-    """Make a wrapped model from its configuration; models in it may be models or configurations.
+    """Make a wrapped model of a class, whose base is `SSDModel`, from its configuration.
 
-    Args:
-        cls: the class.
-        base: `SSDModel`.
-        config: the configuration.
-        custom_objects: as given to `keras.models.load_model`.
-        safe_mode: likewise.
+    Models in it may be models or configurations; `custom_objects` and `safe_mode` are as for `load_model`.
     """
     config = dict(config)
     # Includes subclasses, which pass on the arguments that they do not name.
@@ -177,7 +163,11 @@ def from_config(
     unknown, missing = sorted(set(config) - known), sorted(needed - set(config))
     if unknown or missing:
         what = f"holds options unknown to keras-ssd {__version__}: {unknown}" if unknown else f"lacks {missing}"
-        raise ValueError(f"The configuration of the {cls.__name__} {what}. {_NEWER}")
+        raise ValueError(
+            f"The configuration of the {cls.__name__} {what}. It was probably written by another version or package: "
+            "`pip install --upgrade keras-ssd`, or load the plain model from the file, keras.models.load_model(path), "
+            "and wrap it."
+        )
     for name in needed:
         if not isinstance(config[name], keras.Model):
             config[name] = _restored(name, config[name], custom_objects, safe_mode)
@@ -212,15 +202,6 @@ def _restored(name: str, config: Any, custom_objects: dict[str, Any] | None, saf
 # The state of the wrapper: arrays by name, in the groups of an HDF5 file.
 
 
-def _state(ssd: Any) -> dict[str, dict[str, np.ndarray]]:
-    layers = {"average": ssd.average, "distillation": ssd.distillation}
-    state = {name: layer.state() for name, layer in layers.items() if layer is not None}
-    with ssd._deployed():
-        for name, variables in _variables(ssd).items():
-            state[name] = {str(i): value for i, value in enumerate(arrays(variables))}
-    return state
-
-
 def _variables(ssd: Any) -> dict[str, list[Any]]:
     """Return the variables that Keras' file of the student lacks, beside those of the two layers."""
     parts = parts_of(ssd.student)
@@ -231,15 +212,34 @@ def _variables(ssd: Any) -> dict[str, list[Any]]:
     return {"adapted": adapted, "seeds": seed_states([ssd.student]), "own": own}
 
 
-def _check_state(ssd: Any, state: dict[str, dict[str, np.ndarray]], filepath: Any) -> None:
-    """Raise unless the state of a file is that of the same distillation."""
-    of_file, own = state.get("distillation"), None if ssd.distillation is None else ssd.distillation.state()
-    shapes = [None if part is None else {name: np.shape(part[name]) for name in part} for part in (of_file, own)]
-    if shapes[0] != shapes[1]:
-        raise ValueError(
-            f"The file holds the state of another distillation than that of {ssd.name!r} ({ssd!r}): {filepath}. Wrap "
-            "the model with the same options, or load the weights into the plain model: ssd.student.load_weights(path)."
-        )
+def _write_state(ssd: Any, group: Any) -> None:
+    """Write the state to a group, while the student holds the deployed weights."""
+    layers = {"average": ssd.average, "distillation": ssd.distillation}
+    state = {name: layer.state() for name, layer in layers.items() if layer is not None}
+    for name, variables in _variables(ssd).items():
+        state[name] = {str(i): value for i, value in enumerate(arrays(variables))}
+    for part, values in state.items():
+        part_group = group.create_group(part)
+        for name, value in values.items():
+            # HDF5 has no bfloat16.
+            part_group[name] = value.astype("float32") if str(value.dtype) == "bfloat16" else value
+
+
+def _read_state(filepath: Any) -> dict[str, dict[str, np.ndarray]]:
+    """Return the state of the wrapper in a file or folder; nothing for that of a plain model."""
+
+    def read(group: Any) -> dict[str, dict[str, np.ndarray]]:
+        return {part: {name: np.array(value) for name, value in values.items()} for part, values in group.items()}
+
+    path = _local_path(filepath)
+    if path.endswith(".weights.h5") and os.path.isfile(path):
+        with h5py.File(path) as file:
+            return read(file.get(_GROUP, {}))
+    with _members(path, _STATE) as folder:
+        if not (folder / _STATE).is_file():
+            return {}
+        with h5py.File(folder / _STATE) as file:
+            return read(file)
 
 
 def _load_state(ssd: Any, state: dict[str, dict[str, np.ndarray]]) -> None:
@@ -255,61 +255,27 @@ def _load_state(ssd: Any, state: dict[str, dict[str, np.ndarray]]) -> None:
         ssd.distillation.load_state(state["distillation"])
 
 
-def _write(group: Any, state: dict[str, dict[str, np.ndarray]]) -> None:
-    for part, values in state.items():
-        for name, value in values.items():
-            # HDF5 has no bfloat16.
-            value = value.astype("float32") if str(value.dtype) == "bfloat16" else value
-            group.create_dataset(f"{part}/{name}", data=value)
-        group.require_group(part)
-
-
-def _read_state(filepath: Any) -> dict[str, dict[str, np.ndarray]] | None:
-    """Return the state of the wrapper in a file; `None` for the file of a plain model."""
-    path = os.fspath(filepath) if isinstance(filepath, (str, os.PathLike)) else ""
-    if path.endswith(".weights.h5") and os.path.isfile(path):
-        with h5py.File(path, "r") as file:
-            return _read(file[_GROUP]) if _GROUP in file else None
-    content = _member(path, _STATE)
-    if content is None:
-        return None
-    with h5py.File(io.BytesIO(content), "r") as file:
-        return _read(file)
-
-
-def _read(group: Any) -> dict[str, dict[str, np.ndarray]]:
-    return {part: {name: np.array(value) for name, value in values.items()} for part, values in group.items()}
-
-
-def _members(ssd: Any, state: dict[str, dict[str, np.ndarray]]) -> dict[str, bytes]:
-    """Return by name the members that are added to an archive of the plain model."""
+def _write_members(ssd: Any, folder: str) -> None:
+    """Write the members that are added to those of the plain model, while the student holds the deployed weights."""
     config = {**ssd.get_config(), "teacher": ssd.settings.kind}
     for name in ("model", "student"):  # as a subclass may call it
         config.pop(name, None)
     record = {"version": __version__, "class": keras.saving.get_registered_name(type(ssd)), "config": config}
-    buffer = io.BytesIO()
-    with h5py.File(buffer, "w") as file:
-        _write(file, state)
-    members = {_CONFIG: json.dumps(record).encode(), _STATE: buffer.getvalue()}
+    pathlib.Path(folder, _CONFIG).write_text(json.dumps(record))
+    with h5py.File(os.path.join(folder, _STATE), "w") as file:
+        _write_state(ssd, file)
     if ssd.settings.kind == "model":
-        with tempfile.TemporaryDirectory() as folder:
-            path = os.path.join(folder, _TEACHER)
-            ssd._teacher_network.content.save(path)
-            with open(path, "rb") as stored:
-                members[_TEACHER] = stored.read()
-    return members
+        ssd._teacher_network.content.save(os.path.join(folder, _TEACHER))
 
 
-def _member(filepath: Any, name: str) -> bytes | None:
-    """Return a member of an archive or folder, `None` if there is none."""
-    path = os.path.join(filepath, name) if os.path.isdir(filepath) else filepath
-    if path != filepath and os.path.isfile(path):
-        with open(path, "rb") as file:
-            return file.read()
-    if os.path.isfile(filepath) and zipfile.is_zipfile(filepath):
-        with zipfile.ZipFile(filepath) as archive:
-            return archive.read(name) if name in archive.namelist() else None
-    return None
+@contextlib.contextmanager
+def _members(path: str, *names: str) -> Iterator[pathlib.Path]:
+    """Yield a folder that holds the named members of an archive or a folder, as far as they exist."""
+    with tempfile.TemporaryDirectory() as copies:
+        if path.endswith(".keras") and zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                archive.extractall(copies, [name for name in names if name in archive.namelist()])
+        yield pathlib.Path(path if os.path.isdir(path) else copies)
 
 
 # Files that are whole or absent.
@@ -317,15 +283,9 @@ def _member(filepath: Any, name: str) -> bytes | None:
 
 @contextlib.contextmanager
 def written_beside(path: str | os.PathLike[str]) -> Iterator[str]:
-    """Yield a path to write to, in a temporary folder next to `path`, and rename it to `path` at the end.
+    """Yield a path to write a file or folder to, in a temporary folder next to `path`, and rename it to `path`.
 
-    If an exception is raised or the process is killed, `path` is unchanged.
-
-    Args:
-        path: path of the file or the folder.
-
-    Yields:
-        The path to write to; it has the name of `path`.
+    It has the name of `path`, which is unchanged if an exception is raised or the process is killed.
     """
     path = os.path.realpath(path)
     folder, name = os.path.split(path)
@@ -343,38 +303,34 @@ def written_beside(path: str | os.PathLike[str]) -> Iterator[str]:
 def _replacing(filepath: Any, suffixes: tuple[str, ...], overwrite: bool) -> Iterator[Any]:
     """Yield the path to write to, beside a local file of the user; `None` if the user keeps the old file.
 
-    Args:
-        filepath: the path as given by the user.
-        suffixes: the endings that Keras accepts. For all other paths `filepath` itself is yielded, and Keras raises its
-            own errors.
-        overwrite: whether an existing file is replaced without asking.
+    Unless the path has one of the `suffixes` that Keras accepts it is yielded itself, and Keras raises its own errors.
     """
-    path = os.fspath(filepath) if isinstance(filepath, (str, os.PathLike)) else ""
+    path = _local_path(filepath)
     folder = os.path.dirname(os.path.realpath(path))
-    if not path.endswith(suffixes) or not path or "://" in path or not os.path.isdir(folder):
+    is_ours = path and path.endswith(suffixes) and os.path.isdir(folder)
+    # Keras writes into an empty folder, and raises its own error for a folder in the place of a file.
+    if not is_ours or (os.path.isdir(path) and not _is_folder_of_a_model(path, suffixes)):
         yield filepath
-        return
-    if os.path.isdir(path) and not _is_folder_of_a_model(path, suffixes):
-        yield filepath  # Keras writes into an empty folder, and raises its own error for a file
-        return
-    if not overwrite and os.path.exists(path) and not _may_replace(path):
+    elif not overwrite and os.path.exists(path) and not _may_replace(path):
         yield None
-        return
-    if not os.access(folder, os.W_OK):
+    elif not os.access(folder, os.W_OK):
         yield filepath
-        return
-    with written_beside(path) as written:
-        yield written
+    else:
+        with written_beside(path) as written:
+            yield written
+
+
+def _local_path(filepath: Any) -> str:
+    """Return the path of a local file or folder as given by the user; empty if it is something else."""
+    path = os.fspath(filepath) if isinstance(filepath, (str, os.PathLike)) else ""
+    return "" if "://" in path else path
 
 
 def _is_folder_of_a_model(path: str, suffixes: tuple[str, ...]) -> bool:
-    """Return whether a folder can be replaced by that of a model.
-
-    Raises:
-        ValueError: if a model is to be written to a folder with other files, which would be lost.
-    """
+    """Return whether a folder can be replaced by that of a model; raise if other files in it would be lost."""
     names = os.listdir(path) if suffixes == ("",) else []
-    others = sorted(name for name in names if name not in _OF_A_MODEL and not name.startswith("model.weights"))
+    members = {"assets", "config.json", "metadata.json", _CONFIG, _STATE, _TEACHER}
+    others = sorted(name for name in names if name not in members and not name.startswith("model.weights"))
     if others or (names and os.path.realpath(path) == os.path.realpath(os.getcwd())):
         raise ValueError(
             f"`filepath` is a folder that holds other files, or the working directory: {path!r} ({others[:5]}). Pass "

@@ -12,6 +12,7 @@ import pytest
 from keras import layers, ops
 
 import keras_ssd
+from keras_ssd import files
 from keras_ssd.average import WeightAverage
 from models import compiled, dense_network, precision
 from same_weights import arrays, assert_close, assert_same
@@ -28,12 +29,12 @@ def negative_distance(student, teachers):
     return -ops.sum(ops.abs(teachers - ops.expand_dims(student, 1)), axis=-1)
 
 
-def network(seed=1, **options):
-    return compiled(dense_network(layers.Dropout(0.4, seed=seed), **options), keras.optimizers.Adam(0.01))
+def network(**options):
+    return compiled(dense_network(layers.Dropout(0.4, seed=1), **options), keras.optimizers.Adam(0.01))
 
 
-def trained(seed=1, **options):
-    ssd = keras_ssd.wrap(network(seed), seed=1, **options)
+def trained():
+    ssd = keras_ssd.wrap(network(), seed=1)
     ssd.fit(X, Y, batch_size=8, verbose=0)
     return ssd
 
@@ -57,9 +58,8 @@ SAVE = {
     "file.weights.h5": lambda ssd, path: ssd.save_weights(path),
     "file.h5": lambda ssd, path: ssd.save(path),
 }
-# Those that hold what training needs to go on.
+# Those that hold what training needs to go on; a folder holds the members of a .keras file.
 WITH_STATE = ["file.keras", "folder", "file.weights.h5"]
-forms_with_state = pytest.mark.parametrize("name", WITH_STATE)
 
 
 def save(ssd, path):
@@ -70,7 +70,7 @@ def load_wrapped(path, **options):
     if not path.name.endswith(".weights.h5"):
         return keras_ssd.load_model(path)
     ssd = keras_ssd.wrap(network(), seed=1, **options)
-    ssd.fit(X, Y, epochs=2, verbose=0)  # raw weights other than those of the file
+    ssd.fit(X, Y, verbose=0)  # raw weights other than those of the file
     ssd.load_weights(path)
     return ssd
 
@@ -91,45 +91,32 @@ def one_epoch(ssd, get=lambda ssd: arrays(ssd.student.weights)):
 # What plain Keras reads.
 
 
-NOT_AVERAGED = {
-    "file.keras": {"ema_momentum": 0},
-    "folder": {"teacher": "snapshot"},
-    "file.weights.h5": {"kd_weight": 0},
-}
-
-
-@pytest.mark.parametrize("name, options", [*((name, {}) for name in SAVE), *NOT_AVERAGED.items()], ids=str)
+@pytest.mark.parametrize(
+    "name, options", [*((name, {}) for name in SAVE), ("file.weights.h5", {"ema_momentum": 0})], ids=str
+)
 @pytest.mark.filterwarnings("ignore:.*HDF5")
-def test_plain_keras_loads_the_plain_compiled_model(tmp_path, name, options):
-    """With the deployed weights, also of a file written during training, and the state of the optimizer."""
+def test_plain_and_wrapped_models_load_the_deployed_weights_and_the_optimizer(tmp_path, name, options):
+    """Also from a file written during training; plain Keras loads the compiled model."""
     # Having written its older format, Keras writes no optimizer of that model any more.
     ssd = in_training() if name == "file.h5" else shared(**options)
     raw, predicted = ssd.student.get_weights(), ssd.predict(X, verbose=0)
     save(ssd, tmp_path / name)
     assert_same(ssd.student.get_weights(), raw)
-    if name == "file.weights.h5":
-        plain = network()
-        plain.optimizer.build(plain.trainable_variables)
-        plain.load_weights(tmp_path / name)
-    else:
-        plain = keras.models.load_model(tmp_path / name)
-    assert type(plain) is type(ssd.student)
-    assert_close(plain.predict(X, verbose=0), predicted, 1e-6)
-    assert int(ops.convert_to_numpy(plain.optimizer.iterations)) == 3
-    if name != "file.h5":  # what Keras loads from its older format cannot always be trained on
-        assert_same(arrays(plain.optimizer.variables), arrays(ssd.optimizer.variables))
-        plain.fit(X, Y, verbose=0)
-
-
-@pytest.mark.parametrize("name", ["file.keras", "file.weights.h5", "file.h5"])
-@pytest.mark.filterwarnings("ignore:.*HDF5")
-def test_plain_and_wrapped_models_load_the_weights(tmp_path, name):
-    ssd = trained()
-    save(ssd, tmp_path / name)
-    for model in (network(), ssd.student, keras_ssd.wrap(network()), ssd):
-        model.optimizer.build(model.trainable_variables)
-        model.load_weights(tmp_path / name)
-        assert_close(model.predict(X, verbose=0), ssd.predict(X, verbose=0), 1e-6)
+    models = []
+    if name != "folder":
+        models = [network(), keras_ssd.wrap(network(), **options)]
+        for model in models:
+            model.optimizer.build(model.trainable_variables)
+            model.load_weights(tmp_path / name)
+    if name != "file.weights.h5":
+        models.append(keras.models.load_model(tmp_path / name))
+        assert int(ops.convert_to_numpy(models[-1].optimizer.iterations)) == 3
+    for model in models:
+        assert_close(model.predict(X, verbose=0), predicted, 1e-6)
+        assert type(getattr(model, "student", model)) is type(ssd.student)
+        if name != "file.h5":  # what Keras loads from its older format cannot always be trained on
+            assert_same(arrays(model.optimizer.variables), arrays(ssd.optimizer.variables))
+            model.fit(X, Y, verbose=0)
 
 
 @pytest.mark.slow
@@ -158,11 +145,15 @@ def test_a_file_is_read_where_keras_ssd_is_not_installed(tmp_path):
 
 
 def test_a_checkpoint_of_the_best_epoch_is_the_plain_model(tmp_path):
+    """And one of weights only, here of the last epoch, holds its weights."""
     path, ssd = tmp_path / "best.keras", keras_ssd.wrap(network())
     best = keras.callbacks.ModelCheckpoint(path, save_best_only=True)
-    history = ssd.fit(X, Y, batch_size=8, epochs=4, validation_data=(X, Y), verbose=0, callbacks=[best]).history
+    last = keras.callbacks.ModelCheckpoint(tmp_path / "last.weights.h5", save_weights_only=True)
+    history = ssd.fit(X, Y, batch_size=8, epochs=3, validation_data=(X, Y), verbose=0, callbacks=[best, last]).history
     plain = keras.models.load_model(path)
     assert plain.evaluate(X, Y, verbose=0)[0] == pytest.approx(min(history["val_loss"]), abs=1e-5)
+    plain.load_weights(tmp_path / "last.weights.h5")
+    assert_same(plain.get_weights(), ssd.student.get_weights())
     ssd.student.load_weights(path)
     assert ssd.evaluate(X, Y, verbose=0)[0] == pytest.approx(min(history["val_loss"]), abs=1e-5)
 
@@ -170,14 +161,19 @@ def test_a_checkpoint_of_the_best_epoch_is_the_plain_model(tmp_path):
 # What training needs to go on.
 
 
-@pytest.mark.parametrize("teacher", ["self", "snapshot", pytest.param("ema", marks=pytest.mark.compiled), "file"])
+def unregistered_loss(y_true, y_pred):
+    return ops.mean(ops.square(y_true - y_pred), axis=-1)
+
+
+@pytest.mark.parametrize("teacher", ["self", "snapshot", pytest.param("ema", marks=pytest.mark.compiled), "model"])
 def test_training_goes_on_from_a_file_bit_for_bit(tmp_path, teacher):
-    if teacher == "file":
-        teacher = tmp_path / "teacher.keras"
-        network(3).save(teacher)
-    ssd = keras_ssd.wrap(network(), teacher=teacher, seed=4, kd_weight=0.5)
+    student = network()
+    if teacher == "model":
+        student, teacher = compiled(Subclassed()), compiled(dense_network(), loss=unregistered_loss)
+        student(X)
+    ssd = keras_ssd.wrap(student, teacher=teacher, seed=4, kd_weight=0.5)
     ssd.kd_weight = 0.75
-    for _ in range(4):
+    for _ in range(2):
         ssd.train_on_batch(X, Y)
     raw = arrays(ssd.student.weights)
     ssd.save(tmp_path / "ssd.keras")
@@ -195,8 +191,9 @@ def test_training_goes_on_from_a_file_bit_for_bit(tmp_path, teacher):
         assert_same(arrays(ssd.average.other), arrays(loaded.average.other))
 
 
-@pytest.mark.parametrize("policy", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name, teacher", [("file.keras", "ema"), ("file.weights.h5", "self")])
+@pytest.mark.parametrize(
+    "name, teacher, policy", [("file.keras", "ema", "bfloat16"), ("file.weights.h5", "self", "float32")]
+)
 def test_a_file_holds_the_raw_weights(tmp_path, name, teacher, policy):
     """After `fit` the student holds the average, of a loaded model, too; the next `fit` starts from raw weights.
 
@@ -205,7 +202,7 @@ def test_a_file_holds_the_raw_weights(tmp_path, name, teacher, policy):
     with precision(policy):
         raw, ssd = [], keras_ssd.wrap(network(), teacher, seed=1)
         note = keras.callbacks.LambdaCallback(on_train_end=lambda logs: raw.extend(held(ssd)))
-        ssd.fit(X, Y, batch_size=4, epochs=2, verbose=0, callbacks=[note])
+        ssd.fit(X, Y, batch_size=4, verbose=0, callbacks=[note])
         deployed, loaded = arrays(ssd.student.weights), ssd
         for _ in range(2):
             save(loaded, tmp_path / name)
@@ -215,7 +212,7 @@ def test_a_file_holds_the_raw_weights(tmp_path, name, teacher, policy):
         assert_same(one_epoch(loaded, held), raw)
 
 
-@forms_with_state
+@pytest.mark.parametrize("name", ["file.keras", "file.weights.h5"])
 def test_weights_set_by_the_user_before_saving_or_after_loading_are_trained(tmp_path, name):
     ssd = trained()
     ssd.student.set_weights([w + 1 for w in ssd.student.get_weights()])
@@ -228,76 +225,73 @@ def test_weights_set_by_the_user_before_saving_or_after_loading_are_trained(tmp_
     assert_same(one_epoch(again), [w + 1 for w in given])
 
 
-class Again(keras.callbacks.Callback):
-    """Goes back to the end of the first epoch when the third ends."""
-
-    def __init__(self, path):
-        super().__init__()
-        self.path, self.saved, self.begun = path, [], []
-
-    def on_epoch_end(self, epoch, logs=None):
-        if epoch == 0:
-            self.saved = held(self.model)
-            save(self.model, self.path)
-        elif epoch == 2:
-            self.model.load_weights(self.path)
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.begun.append(held(self.model))
-
-
-@pytest.mark.parametrize("name", ["file.keras", "file.weights.h5"])
-@pytest.mark.parametrize("policy", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name, policy", [("file.keras", "bfloat16"), ("file.weights.h5", "float32")])
 def test_a_file_loaded_while_fit_runs_gives_raw_weights_and_average(tmp_path, name, policy):
-    again = Again(tmp_path / name)
+    begun, ended = [], []
+
+    def end(epoch, logs):
+        ended.append(held(ssd))
+        if epoch == 0:
+            save(ssd, tmp_path / name)
+        elif epoch == 1:  # goes back to the end of the first epoch
+            ssd.load_weights(tmp_path / name)
+
+    begin = lambda epoch, logs: begun.append(held(ssd))  # noqa: E731
+    notes = keras.callbacks.LambdaCallback(on_epoch_begin=begin, on_epoch_end=end)
     with precision(policy):
-        keras_ssd.wrap(network(), seed=1).fit(X, Y, batch_size=8, epochs=4, verbose=0, callbacks=[again])
-    assert_same(again.begun[3], again.saved)
-    assert any((a != b).any() for a, b in zip(again.begun[2], again.saved, strict=True))
+        ssd = keras_ssd.wrap(network(), seed=1)
+        ssd.fit(X, Y, batch_size=8, epochs=3, verbose=0, callbacks=[notes])
+    assert_same(begun[2], ended[0])
+    assert any((a != b).any() for a, b in zip(ended[1], ended[0], strict=True))
 
 
 @pytest.mark.filterwarnings("ignore:.*could not be loaded", "ignore:Skipping", "ignore:Layer ")  # the head is another
-def test_average_restarts_after_a_partial_load(tmp_path):
+def test_the_average_restarts_after_a_partial_load_and_that_of_a_plain_file(tmp_path):
     source = trained()
-    source.save_weights(tmp_path / "file.weights.h5")
-    ssd = keras_ssd.wrap(network(units=5), seed=1)
-    head = arrays(ssd.student.layers[-1].weights)
-    ssd.load_weights(tmp_path / "file.weights.h5", skip_mismatch=True)
-    loaded = arrays(ssd.student.weights)
-    assert_same(loaded, [*arrays(source.student.weights)[:-2], *head])
-    assert_same(one_epoch(ssd), loaded)
+    source.save_weights(tmp_path / "wrapped.weights.h5")
+    source.student.save_weights(tmp_path / "plain.weights.h5")
+    for name, units, n_loaded in (("plain", 3, None), ("wrapped", 5, -2)):
+        ssd = keras_ssd.wrap(network(units=units), seed=1)
+        for _ in range(2):
+            ssd.train_on_batch(X, Y)
+        own = arrays(ssd.student.weights)
+        ssd.load_weights(tmp_path / f"{name}.weights.h5", skip_mismatch=name == "wrapped")
+        loaded = arrays(ssd.student.weights)
+        kept = [] if n_loaded is None else own[n_loaded:]
+        assert_same(loaded, [*arrays(source.student.weights)[:n_loaded], *kept])
+        np.testing.assert_array_equal(ssd.predict(X, verbose=0), ssd.student.predict(X, verbose=0))
+        assert_same(one_epoch(ssd), loaded)
 
 
-def test_an_interruption_while_a_file_is_written_leaves_the_raw_weights(tmp_path, monkeypatch):
+def test_an_interrupted_save_leaves_the_old_file_and_the_raw_weights(tmp_path, monkeypatch):
     ssd = in_training()
     raw, deployable = arrays(ssd.student.weights), WeightAverage._deployable
 
-    def interrupted(average, weights):
+    def while_weights_are_exchanged(average, weights):
         average._weights[0].assign(deployable(average, weights)[0])
         raise KeyboardInterrupt
 
+    def contents():
+        return {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
+
+    def while_the_file_is_written(*_):
+        raise KeyboardInterrupt
+
+    in_exchange, in_writing = (WeightAverage, while_weights_are_exchanged), (files, while_the_file_is_written)
     for name in WITH_STATE:
-        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-            patched.setattr(WeightAverage, "_deployable", interrupted)
-            save(ssd, tmp_path / name)
-        assert_same(arrays(ssd.student.weights), raw)
-        assert not list(tmp_path.iterdir())
-        ssd._begin_training()
-        assert_same(arrays(ssd.student.weights), raw)
+        save(ssd, tmp_path / name)
+        before = contents()
+        for function, (owner, interrupted) in {"_deployable": in_exchange, "_write_state": in_writing}.items():
+            with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+                patched.setattr(owner, function, interrupted)
+                save(ssd, tmp_path / name)
+            assert contents() == before
+            assert_same(arrays(ssd.student.weights), raw)
+            ssd._begin_training()
+            assert_same(arrays(ssd.student.weights), raw)
 
 
-def test_a_file_of_the_older_format_holds_the_student_only(tmp_path):
-    other, ssd = network(), in_training()
-    other.fit(X, Y, verbose=0)
-    other.save_weights(tmp_path / "plain.weights.h5")
-    ssd.load_weights(tmp_path / "plain.weights.h5")
-    np.testing.assert_array_equal(ssd.predict(X, verbose=0), other.predict(X, verbose=0))
-    ssd.optimizer.learning_rate = 0.0
-    ssd.fit(X, Y, epochs=2, verbose=0)
-    assert_close(ssd.student.trainable_weights, other.trainable_weights, 1e-6)
-
-
-@forms_with_state
+@pytest.mark.parametrize("name", WITH_STATE)
 def test_a_file_is_replaced_when_the_user_agrees_and_keeps_its_permissions(tmp_path, monkeypatch, name):
     ssd, plain, path = keras_ssd.wrap(network()), network(), tmp_path / name
     plain.optimizer.build(plain.trainable_variables)
@@ -325,7 +319,7 @@ def test_weights_in_several_parts_are_those_of_the_student(tmp_path):
     np.testing.assert_array_equal(loaded.predict(X, verbose=0), ssd.predict(X, verbose=0))
 
 
-@forms_with_state
+@pytest.mark.parametrize("name", ["folder", "file.keras"])
 def test_a_folder_with_other_files_is_left_alone(tmp_path, name):
     ssd, folder = keras_ssd.wrap(network()), tmp_path / name
     folder.mkdir()
@@ -340,8 +334,7 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path, name):
         assert keras_ssd.load_model(folder).settings == ssd.settings
 
 
-@pytest.mark.parametrize("name", ["file.keras", "file.weights.h5"])
-def test_training_with_lora_continues_from_a_file(tmp_path, name):
+def test_training_with_lora_continues_from_a_file(tmp_path):
     """Keras stores the merged kernel and adapters of 0, which are not what is trained."""
     model = network()
     model.layers[1].enable_lora(2)
@@ -349,17 +342,14 @@ def test_training_with_lora_continues_from_a_file(tmp_path, name):
     ssd = keras_ssd.wrap(model, seed=1, kd_weight=0, ema_momentum=0.9)
     ssd.fit(X, Y, epochs=3, verbose=0)
     before = arrays(model.weights)
-    save(ssd, tmp_path / name)
-    if name == "file.weights.h5":
-        ssd.fit(X, Y, verbose=0)
-        ssd.load_weights(tmp_path / name)
-        loaded = ssd
-    else:
-        loaded = keras_ssd.load_model(tmp_path / name)
+    ssd.save_weights(tmp_path / "file.weights.h5")
+    ssd.fit(X, Y, verbose=0)
+    ssd.load_weights(tmp_path / "file.weights.h5")
+    assert_same(arrays(model.weights), before)
+    ssd.save(tmp_path / "file.keras")
+    loaded = keras_ssd.load_model(tmp_path / "file.keras")
     assert_same(arrays(loaded.student.weights), before)
-    raw = one_epoch(loaded)
-    if loaded is not ssd:
-        assert_same(raw, one_epoch(ssd))
+    assert_same(one_epoch(loaded), one_epoch(ssd))
 
 
 def test_files_of_something_else_are_refused_with_the_remedy(tmp_path):
@@ -372,6 +362,11 @@ def test_files_of_something_else_are_refused_with_the_remedy(tmp_path):
     keras_ssd.wrap(network(), teacher="snapshot").save_weights(weights)
     with pytest.raises(ValueError, match="state of another distillation.*student.load_weights"):
         ssd.load_weights(weights)
+    # What is not one local file with the right name is left to Keras.
+    with pytest.raises(ValueError, match=r"filepath=a\.txt"):
+        ssd.save("a.txt")
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        ssd.save(tmp_path / "nowhere" / "a.keras")
     with pytest.raises(ValueError, match="does not exist"):
         keras_ssd.load_model(tmp_path / "plain.keras")
     network().save(tmp_path / "plain.keras")
@@ -384,9 +379,6 @@ def test_saving_raises_after_the_student_got_other_variables(tmp_path):
     ssd.student.layers[1].enable_lora(2)
     with pytest.raises(ValueError, match="have changed since it was wrapped.* or save the model itself"):
         ssd.save(tmp_path / "file.keras")
-    ssd.student.save(tmp_path / "student.keras")
-    # Its optimizer is that of before LoRA.
-    assert_same(keras.models.load_model(tmp_path / "student.keras", compile=False)(X), ssd.student(X))
 
 
 def test_wrapped_teacher_teaches_with_its_average(tmp_path):
@@ -418,31 +410,6 @@ def test_options_survive_saving(tmp_path):
     np.testing.assert_array_equal(loaded.guidance_weights(X), ssd.guidance_weights(X))
 
 
-def test_from_config():
-    ssd = keras_ssd.wrap(network(), teacher="snapshot", percentile=50.0)
-    copy, config = keras_ssd.SSDModel.from_config(ssd.get_config()), ssd.get_config()
-    assert json.dumps(copy.get_config(), default=str) == json.dumps(config, default=str)
-    assert json.dumps(config)
-    del config["model"]
-    with pytest.raises(ValueError, match=r"lacks \['model'\]"):
-        keras_ssd.SSDModel.from_config(config)
-
-
-def test_a_subclassed_student_and_a_teacher_compiled_with_an_unregistered_loss(tmp_path):
-    def local(y_true, y_pred):
-        return ops.mean(ops.square(y_true - y_pred), axis=-1)
-
-    model, teacher = Subclassed("dropout"), network(3)
-    model(X)
-    teacher.compile("sgd", local)
-    ssd = keras_ssd.wrap(compiled(model), teacher=teacher)
-    ssd.save(tmp_path / "ssd.keras")
-    loaded = keras_ssd.load_model(tmp_path / "ssd.keras")
-    assert_same(arrays(ssd.distillation.teacher_weights.copies), arrays(loaded.distillation.teacher_weights.copies))
-    np.testing.assert_array_equal(ssd.predict(X, verbose=0), loaded.predict(X, verbose=0))
-    loaded.fit(X, Y, verbose=0)
-
-
 # Files that are damaged, foreign, or not to be trusted.
 
 
@@ -460,11 +427,9 @@ def rewritten(path, change, member="keras_ssd.json"):
     return new
 
 
-@pytest.mark.parametrize("is_wrapped", [True, False], ids=["wrapped", "plain"])
-def test_a_damaged_file(tmp_path, is_wrapped):
+def test_a_damaged_file(tmp_path):
     path, student = tmp_path / "teacher.keras", network()
-    (keras_ssd.wrap(network()) if is_wrapped else network()).save(path)
-    keras_ssd.wrap(network(), teacher=path)
+    keras_ssd.wrap(network()).save(path)
     content, middle = path.read_bytes(), path.stat().st_size // 2
     cut, flipped = content[:middle], bytes(255 - b for b in content[middle : middle + 64])
     for damaged in (cut, content[:-10], b"", b"no archive", cut + flipped + content[middle + 64 :]):
@@ -472,8 +437,9 @@ def test_a_damaged_file(tmp_path, is_wrapped):
         message = "CRC" if len(damaged) == len(content) else "not a complete .keras archive: save it again"
         with pytest.raises(ValueError, match=rf"`teacher` names a file .*teacher\.keras.*{message}"):
             keras_ssd.wrap(student, teacher=path)
-        with pytest.raises((ValueError, OSError, zipfile.BadZipFile)):
-            keras.models.load_model(path)
+        for load in (keras.models.load_model, keras_ssd.load_model):
+            with pytest.raises((ValueError, OSError, zipfile.BadZipFile)):
+                load(path)
 
 
 def test_archives_of_other_objects_and_of_unknown_classes_and_options_are_refused(tmp_path):
@@ -493,6 +459,8 @@ def test_archives_of_other_objects_and_of_unknown_classes_and_options_are_refuse
     message = rf"options unknown to keras-ssd {keras_ssd.__version__}: \['sharpness'\].*pip install --upgrade keras-ssd"
     with pytest.raises(ValueError, match=message):
         keras_ssd.load_model(newer)
+    with pytest.raises(ValueError, match=r"lacks \['similarity'\]"):
+        keras_ssd.load_model(rewritten(path, lambda config: config["config"].pop("similarity")))
 
 
 @keras.saving.register_keras_serializable(package="tests")
@@ -518,19 +486,15 @@ def test_options_and_weights_of_a_subclass_survive_saving(tmp_path):
     assert (loaded.sharpness, loaded.settings.num_teachers, float(loaded.seen.value)) == (2, 3, 5.0)
 
 
-def calls_nothing(*arguments, **options):
-    """What a file could name; it must not be called, nor be what scores the teachers."""
-    raise AssertionError("a file ran code")
-
-
-@pytest.mark.parametrize("module, name", [(__name__, "calls_nothing"), ("os", "system")])
-def test_a_file_that_names_a_function_is_refused(tmp_path, module, name):
+def test_a_file_that_names_a_function_is_refused(tmp_path):
+    """And its module is not imported: older versions of Keras import what a file names."""
     keras_ssd.wrap(network()).save(tmp_path / "ssd.keras")
-    function = {"module": module, "class_name": "function", "config": name, "registered_name": name}
+    function = {"module": "this", "class_name": "function", "config": "decode", "registered_name": "decode"}
     path = rewritten(tmp_path / "ssd.keras", lambda config: config["config"].update(similarity=function))
-    message = rf"`similarity` .* not registered: {name}\. Decorate it with @keras\.saving\.register_keras_serializable"
+    message = r"`similarity` .* not registered: decode\. Decorate it with @keras\.saving\.register_keras_serializable"
     with pytest.raises(ValueError, match=message):
         keras_ssd.load_model(path)
+    assert "this" not in sys.modules
 
 
 @pytest.mark.parametrize("place", ["similarity", "student", "teacher"])

@@ -46,10 +46,9 @@ class TeacherMonitor(TeacherCallback):
         self._first_norm = None
         self._warned = set()
         has_votes = self.model.distillation.classifies
-        state = self.model._fit_state
-        known = [kind.statistics for kind in state.train_functions if kind.statistics is not None]
+        known = (kind.statistics for kind in self.model._fit_state.train_functions)
         # One metric for all trainings: with another one the step would be compiled again.
-        statistics = next((metric for metric in known if metric.has_votes == has_votes), None)
+        statistics = next((metric for metric in known if metric and metric.has_votes == has_votes), None)
         if statistics is None:
             with variable_scope(self.model):
                 statistics = TeacherStatistics(has_votes)
@@ -58,9 +57,9 @@ class TeacherMonitor(TeacherCallback):
     def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
         """Measure this epoch, if it is due."""
         if epoch % self.every == 0:
-            for metric in self.model.metrics:
-                if isinstance(metric, TeacherStatistics):
-                    metric.activate()
+            statistics = self.model._fit_state.kind.statistics
+            if statistics is not None:
+                statistics.activate()
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
         """Add the cost of the teachers to the logs, and warn of a collapse."""

@@ -10,7 +10,6 @@ import numpy as np
 
 from keras_ssd._typing import Logs
 from keras_ssd.files import UNFINISHED, written_beside
-from keras_ssd.graph import unique
 from keras_ssd.model import SSDModel
 from keras_ssd.noise import seed_states
 from keras_ssd.settings import check_integer
@@ -59,17 +58,16 @@ class SeedEachEpoch(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
         """Seed this epoch."""
+        wrapped = self.model if isinstance(self.model, SSDModel) else None
         # The student's states come first, so that they get the same numbers as in the plain model.
-        first = seed_states([self.model.student]) if isinstance(self.model, SSDModel) else []
-        states = unique([*first, *seed_states([self.model])])
+        states = seed_states([self.model] if wrapped is None else [wrapped.student, wrapped])
         # Below 2**31: some backends hold seeds as int32.
         drawn = np.random.SeedSequence([self.seed, epoch]).generate_state(len(states) + 1) >> 1
         keras.utils.set_random_seed(int(drawn[0]))
         for state, value in zip(states, drawn[1:], strict=True):
             state.assign(np.array([value, 0], dtype=keras.backend.standardize_dtype(state.dtype)))
-        joined = self.model._fit_state.joined_dataset if isinstance(self.model, SSDModel) else None
-        if joined is not None:
-            joined.epoch = epoch
+        if wrapped is not None and wrapped._fit_state.joined_dataset is not None:
+            wrapped._fit_state.joined_dataset.epoch = epoch
 
 
 class AtomicBackup(keras.callbacks.Callback):

@@ -1,6 +1,5 @@
 """A schedule for the weight of the distillation term."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -40,15 +39,12 @@ class KDWeightSchedule(TeacherCallback):
         """Set the weight of this epoch."""
         weight = self.schedule(epoch)
         try:
-            weight = float(weight)
-        except (TypeError, ValueError):
-            weight = repr(weight)
-        if isinstance(weight, str) or not math.isfinite(weight) or weight < 0:
+            self.model.kd_weight = float(weight)
+        except (TypeError, ValueError) as error:
             raise ValueError(
                 "`schedule` should return a finite weight that is not negative. Received: "
                 f"{weight} for epoch {epoch} (counted from 0)"
-            )
-        self.model.kd_weight = weight
+            ) from error
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
         """Add the weight to the logs."""

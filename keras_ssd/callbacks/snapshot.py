@@ -92,15 +92,14 @@ class TeacherSnapshot(TeacherCallback):
         check_integer("patience", patience, 0)
         check_integer("start_from_epoch", start_from_epoch, 0)
         check_integer("generations", generations, 1)
-        if at_epoch is not None:
-            check_integer("at_epoch", at_epoch, 1)
+        check_integer("at_epoch", at_epoch, 1, ", or None for `patience`", optional=True)
         check_number("min_delta", min_delta, "[0, inf)")
-        if learning_rate is not None:
-            check_number("learning_rate", learning_rate, "(0, inf)", ", or None for the rate at the beginning of `fit`")
-        restart = list(restart) if isinstance(restart, (list, tuple)) else [restart]
-        strangers = [item for item in restart if not isinstance(item, keras.callbacks.Callback)]
-        if strangers:
-            raise ValueError(f"`restart` should hold callbacks of the same fit. Received: {strangers[0]!r}")
+        at_start = ", or None for the rate at the beginning of `fit`"
+        check_number("learning_rate", learning_rate, "(0, inf)", at_start, optional=True)
+        restart = keras.tree.flatten(restart)
+        for item in restart:
+            if not isinstance(item, keras.callbacks.Callback):
+                raise ValueError(f"`restart` should hold callbacks of the same fit. Received: {item!r}")
         self.monitor = monitor
         self.patience = patience
         self.mode = mode
@@ -205,17 +204,13 @@ class TeacherSnapshot(TeacherCallback):
             )
         self._was_seen = True
         value = float(value)
-        if math.isfinite(value) and self._improves(value):
+        gain = math.inf if self.best is None else value - self.best if self._rises else self.best - value
+        if math.isfinite(value) and gain > self.min_delta:
             self.best, self.best_epoch, self.wait = value, epoch, 0
             if self.restore_best_weights:
                 self._best_weights = self._deployed_weights()
         else:
             self.wait += 1
-
-    def _improves(self, value: float) -> bool:
-        if self.best is None:
-            return True
-        return (value - self.best if self._rises else self.best - value) > self.min_delta
 
     def _take(self, epoch: int) -> None:
         weights = self._deployed_weights() if self._best_weights is None else self._best_weights
@@ -242,11 +237,7 @@ class TeacherSnapshot(TeacherCallback):
 
 
 def fresh_optimizer(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
-    """Return a new optimizer with the same settings.
-
-    Raises:
-        ValueError: if the settings cannot be read.
-    """
+    """Return a new optimizer with the same settings; raise `ValueError` if they cannot be read."""
     try:
         return type(optimizer).from_config(optimizer.get_config())
     except (AttributeError, NotImplementedError, TypeError, ValueError) as error:
@@ -258,16 +249,11 @@ def fresh_optimizer(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.O
 
 
 def restart_optimizer(
-    optimizer: keras.optimizers.Optimizer, variables: Sequence[Any], learning_rate: float | None = None
+    optimizer: keras.optimizers.Optimizer, variables: Sequence[Any], learning_rate: float | None
 ) -> None:
     """Reset every variable of an optimizer to its initial value: slots, step count, loss scale.
 
-    The optimizer stays the same object, so nothing is compiled again.
-
-    Args:
-        optimizer: a `keras.optimizers.Optimizer`.
-        variables: the variables that it trains.
-        learning_rate: float. Defaults to `None`, which keeps a schedule; the schedule starts again.
+    The optimizer stays the same object, so nothing is compiled again. Without a learning rate a schedule starts again.
     """
     fresh = fresh_optimizer(optimizer)
     if optimizer.built:

@@ -116,8 +116,7 @@ def teacher_statistics(
     entropy = -ops.sum(weights * ops.log(ops.maximum(weights, 1e-30)), axis=-1)
     # Not `guided_target`, which hides teachers that are not finite.
     target = ops.sum(ops.expand_dims(weights, -1) * teachers, axis=1)
-    norm = ops.sqrt(ops.sum(ops.square(student), axis=-1))
-    target_norm = ops.sqrt(ops.sum(ops.square(target), axis=-1))
+    norm, target_norm = ops.norm(student, axis=-1), ops.norm(target, axis=-1)
     statistics = {
         "teacher_spread": ops.sqrt(variance / ops.maximum(power, tiny)),
         "effective_teachers": ops.exp(entropy),
