@@ -144,6 +144,11 @@ class Graph:
                 open_tensors |= {id(x) for x in step.inputs} - known
         return steps[::-1]
 
+    @property
+    def calls(self) -> list[tuple[Any, list[keras.KerasTensor]]]:
+        """`(layer, its symbolic outputs)` for each call of a layer, and of a nested model that was expanded."""
+        return [(step.layer, step.outputs) for step in self.steps] + self.nested
+
     def producer(self, tensor: keras.KerasTensor) -> Step | None:
         """Return the step that returns a symbolic tensor; `None` for an input."""
         return next((step for step in self.steps if any(x is tensor for x in step.outputs)), None)

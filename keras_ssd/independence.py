@@ -2,8 +2,8 @@
 
 Most layers of Keras compute a row from this row alone. Some do not: a softmax over the batch, a reshape that folds
 windows into the batch, a layer with a capacity for a batch. Shapes do not show this. Models with layers that are not
-known to keep rows apart are run, without noise, on small batches and on every third row of them: the rows must have the
-same values in both.
+known to keep rows apart are run, without noise, on small batches and on parts of them: the rows must have the same
+values in both.
 """
 
 import math
@@ -19,29 +19,30 @@ from keras_ssd import _backend
 from keras_ssd._typing import Tensor
 from keras_ssd.graph import Graph, Step
 from keras_ssd.keras_names import is_elementwise, is_of_keras, slices_within_rows
+from keras_ssd.masks import MaskLayer
 from keras_ssd.noise import is_exported, parts_of
 
-# The rows of a batch, of which every third one makes the smaller batch. No other axis is likely to have as many as a
-# symbolic batch.
-_ROWS, _SYMBOLIC_ROWS, _STRIDE = 6, 183, 3
-# A row shows that it depends on others only if these change its value: a maximum of the batch may lie in a row that
-# both batches have. So several pairs of batches are compared.
-_NUM_BATCHES, _NUM_BATCHES_IF_LARGE, _LARGE = 9, 3, 2**30
+# The rows of a batch, and its parts: each pair of three rows. If the rows of a batch set a limit to their values (a
+# mean, a maximum), two of three rows lie on the same side of it, but on both sides of the limit that they set alone.
+_ROWS, _PARTS = 6, (slice(1, 4, 2), slice(3, None, 2), slice(1, None, 4))
+# No other axis is likely to have as many as a symbolic batch.
+_SYMBOLIC_ROWS, _SYMBOLIC_PARTS = 183, (slice(None, 61),)
+# Two batches have to show a culprit, because values close to a threshold may differ by rounding, or three to show none.
+_NUM_BATCHES = 4
 # A layer of the user's is also run on more rows, up to this number, if it is small: it may count the rows of a batch.
 _MANY_ROWS = 2048
 _MANY_ELEMENTS, _MANY_MULTIPLICATIONS = 2**21, 2**28
 
 
-class RepeatRows(keras.layers.Layer):
+class RepeatRows(MaskLayer):
     """`(batch, ...)` to `(batch * times, ...)`, batch-major, with the mask and without a gradient.
 
-    It is batch-major so that, under data parallelism, the rows of a sample stay on the device of the sample. It is a
-    layer because Keras passes masks on through layers only.
+    It is batch-major so that, under data parallelism, the rows of a sample stay on the device of the sample.
     """
 
     def __init__(self, times: int) -> None:
-        super().__init__(autocast=False, dtype="float32", name="repeat_rows")
-        self.times, self.supports_masking, self.built = times, True, True
+        super().__init__()
+        self.times = times
 
     def call(self, x: Tensor) -> Tensor:
         return ops.repeat(ops.stop_gradient(x), self.times, axis=0)
@@ -79,185 +80,171 @@ def examine(
     batch = tree.flatten(graph.inputs)[0].shape[0]
     read = [x for step in (*prefix, *suffix) for x in step.inputs] + list(suffix_inputs)
     by_shape = {id(x): len(x.shape) > 0 and x.shape[0] == batch for x in read}
-    if all(_keeps_rows(step) for step in (*prefix, *suffix)):
+    unknown = {id(step) for step in (*prefix, *suffix) if not _keeps_rows(step)}
+    if not unknown:
         return Independence(by_shape)
 
-    def compared(make_inputs: Callable[..., dict[int, Any]], number: int = 0, count: bool = False) -> Any:
-        """Return the verdict of two batches, and roughly the multiplications of a row; `None` if layers fail."""
+    def compared(make_inputs: Callable[..., dict[int, Any]], seed: int, parts: Sequence[slice]) -> Independence | None:
+        """Return what a batch and its parts show; `None` if layers fail."""
         try:
-            with warnings.catch_warnings(), _backend.teacher_scope(number), keras.StatelessScope(collect_losses=True):
+            with warnings.catch_warnings(), _backend.teacher_scope(seed), keras.StatelessScope(collect_losses=True):
                 warnings.simplefilter("ignore")
-                runs = _Runs(make_inputs(graph, number), number % _STRIDE, count)
-                verdict = _compare(runs, prefix, suffix, suffix_inputs, outputs, by_shape)
-                return verdict, sum(runs.cost(step) for step in (*prefix, *suffix) if not _keeps_rows(step))
+                runs = _Runs(make_inputs(graph, seed), parts, unknown)
+                shown = _compare(runs, prefix, suffix, suffix_inputs, outputs)
+                return shown._replace(has_rows={**by_shape, **shown.has_rows})
         except Exception:  # layers may refuse a batch by any kind of error
             return None
 
-    independent, num_batches = None, _NUM_BATCHES
     culprits: list[Any] = []
-    for number in range(_NUM_BATCHES):
-        if number == num_batches:
+    for seed in range(_NUM_BATCHES):
+        found = compared(_random_inputs, seed, _PARTS)
+        if found is None:
             break
-        result = compared(_random_inputs, number, count=number == len(culprits))
-        if result is None:
-            break
-        verdict, cost = result
-        num_batches = _NUM_BATCHES if cost < _LARGE else _NUM_BATCHES_IF_LARGE
-        if verdict.suffix_culprit is None and verdict.prefix_culprit is None:
-            independent = verdict
-        elif (found := (verdict.suffix_culprit, verdict.prefix_culprit)) in culprits:
-            return verdict  # once would not do: values close to a threshold may differ by rounding
-        else:
-            culprits.append(found)
-    if independent is None:
-        symbolic = compared(_symbolic_inputs)
-        return symbolic[0] if symbolic else Independence(by_shape, has_fixed_size=batch is not None)
-    return independent
+        culprits.append(found[1:3])
+        if culprits.count(found[1:3]) == (3 if found[1:3] == (None, None) else 2):
+            return found
+    found = compared(_symbolic_inputs, 0, _SYMBOLIC_PARTS)
+    return Independence(by_shape, has_fixed_size=batch is not None) if found is None else found
 
 
 class _Runs:
-    """The values of a graph, by `id` of the symbolic tensors, for a batch and for some rows of it."""
+    """The values of a graph, by `id` of the symbolic tensors, for a batch and for parts of it."""
 
-    def __init__(self, inputs: dict[int, Any], first: int, count: bool) -> None:
-        self._first, self.count = first, count
-        self.all, self.part = inputs, self.take(inputs)
-        self.rows, self.few = (_first_size(next(iter(values.values()))) or 0 for values in (self.all, self.part))
+    def __init__(self, inputs: dict[int, Any], parts: Sequence[slice], unknown: set[int]) -> None:
+        self.all, self.unknown = dict(inputs), unknown
+        self._rows = _first_size(next(iter(inputs.values()))) or 0
+        self.parts = [({key: _rows(x, part) for key, x in inputs.items()}, part) for part in parts]
 
-    def take(self, values: Any) -> Any:
-        """Return the rows of the smaller batch, of each tensor in a structure."""
-        return tree.map_structure(self._every_third, values)
+    def run(self, steps: Sequence[Step], mixer: Any = None, mover: Any = None) -> tuple[Any, Any]:
+        """Run steps on all batches, without noise; return the first layers that combine rows and that move them."""
+        for step in steps:
+            for values in (self.all, *(values for values, _ in self.parts)):
+                step.run(values, training=False)
+            if mixer is mover is None and id(step) not in self.unknown:
+                continue
+            states = {self.state(x) for x in step.outputs}
+            if "moved" in states and mover is None:
+                mover = step.layer
+            if "mixed" in states and mixer is None and _is_random(step, self.all):  # go on with the same draws
+                self.set_parts(step.outputs)
+            elif "mixed" in states and mixer is None:
+                mixer = step.layer
+        return mixer, mover
 
-    def _every_third(self, x: Any) -> Any:
-        if isinstance(x, keras.KerasTensor):
-            return keras.KerasTensor((math.ceil(x.shape[0] / _STRIDE), *x.shape[1:]), x.dtype)
-        return x[self._first :: _STRIDE]
+    def set_parts(self, tensors: Sequence[Any]) -> None:
+        """Replace values of the parts by rows of the batch, or by the same values if they have no rows."""
+        for values, part in self.parts:
+            for x in tensors:
+                value = self.all[id(x)]
+                values[id(x)] = _rows(value, part) if self.has_rows(x) else value
 
-    def cost(self, step: Step) -> int:
-        """Return roughly the multiplications of a layer for a row: of each position by all weights and values."""
-        values = tree.flatten([self.all.get(id(x)) for x in (*step.inputs, *step.outputs)])
-        shapes = [x.shape[1:] for x in values if x is not None and len(x.shape) and None not in x.shape]
-        positions = max([math.prod(shape[:-1]) for shape in shapes], default=1)
-        weights = sum(math.prod(v.shape) for v in getattr(step.layer, "weights", []))
-        return positions * (weights + max(map(math.prod, shapes), default=1))
+    def has_rows(self, tensor: Any) -> bool:
+        """Return whether a symbolic tensor has a row for each sample."""
+        return _first_size(self.all[id(tensor)]) in (self._rows, None)
 
     def state(self, tensor: Any) -> str:
         """Return `"rows"`, `"none"` (no row for each sample), `"moved"` or `"mixed"` for a symbolic tensor."""
-        pairs = zip(tree.flatten(self.all[id(tensor)]), tree.flatten(self.part[id(tensor)]), strict=True)
-        states = {self._state(a, b) for a, b in pairs if a is not None and b is not None}
+        states = {
+            self._state(a, b, part)
+            for values, part in self.parts
+            for a, b in zip(tree.flatten(self.all[id(tensor)]), tree.flatten(values[id(tensor)]), strict=True)
+            if a is not None and b is not None
+        }
         return next((state for state in ("mixed", "moved", "rows") if state in states), "none")
 
-    def _state(self, a: Any, b: Any) -> str:
+    def _state(self, a: Any, b: Any, part: slice) -> str:
         if len(a.shape) != len(b.shape) or tuple(a.shape[1:]) != tuple(b.shape[1:]):
             return "mixed"
-        sizes = tuple(x.shape[0] if len(x.shape) else 0 for x in (a, b))
+        sizes, few = (_first_size(a), _first_size(b)), len(range(self._rows)[part])
         if None in sizes:
             return "rows"  # unknown, not moved
         if sizes[0] == sizes[1]:
             return "none" if _equal(a, b) else "mixed"
-        if sizes == (self.rows, self.few):
-            return "rows" if _equal(self._every_third(a), b) else "mixed"
-        return "moved" if sizes[0] * self.few == sizes[1] * self.rows else "mixed"
+        if sizes == (self._rows, few):
+            return "rows" if _equal(_rows(a, part), b) else "mixed"
+        return "moved" if sizes[0] * few == sizes[1] * self._rows else "mixed"
+
+    def counter(self, steps: Sequence[Step]) -> Any:
+        """Return the first layer that computes rows differently if there are many, as a layer with a capacity does."""
+        return next((step.layer for step in steps if id(step) in self.unknown and self._counts_rows(step)), None)
+
+    def _counts_rows(self, step: Step) -> bool:
+        states, outputs = {id(x): self.state(x) for x in step.inputs}, [self.all[id(x)] for x in step.outputs]
+        repeated = {key: self.all[key] for key, state in states.items() if state == "rows"}
+        tensors = tree.flatten([*repeated.values(), *outputs])
+        has_rows = not set(states.values()) - {"rows", "none"} and set(map(self.state, step.outputs)) == {"rows"}
+        if not has_rows or any(map(_is_symbolic, tensors)):
+            return False
+        shapes = [x.shape[1:] for x in tensors]
+        weights = sum(math.prod(v.shape) for v in getattr(step.layer, "weights", []))
+        # Roughly, for a row: at each position all weights and values.
+        multiplications = max(math.prod(shape[:-1]) for shape in shapes) * (weights + max(map(math.prod, shapes)))
+        elements = sum(map(math.prod, shapes))
+        affordable = _MANY_ELEMENTS // max(elements, 1), _MANY_MULTIPLICATIONS // max(multiplications, 1)
+        copies = min(_MANY_ROWS, *affordable) // self._rows
+        if copies < 2:
+            return False
+        many = _outputs(step, {**self.all, **tree.map_structure(RepeatRows(copies), repeated)})
+        pairs = list(zip(many, tree.flatten(outputs), strict=True))
+        is_same = all(len(a) == len(b) * copies and _equal(a[::copies], b) for a, b in pairs)
+        return not is_same and not _is_random(step, self.all)
 
 
-class _Culprit(NamedTuple):
-    """The first layer that combines rows, and whether it does because it counts them."""
-
-    layer: Any = None
-    counts: bool = False
-
-
-def _compare(runs: _Runs, prefix: Any, suffix: Any, suffix_inputs: Any, outputs: Any, by_shape: Any) -> Independence:
-    """Run both batches and compare them: first the prefix, then the suffix on rows of the values of the prefix."""
-    in_prefix = _run_steps(runs, prefix)
+def _compare(runs: _Runs, prefix: Any, suffix: Any, suffix_inputs: Any, outputs: Any) -> Independence:
+    """Run all batches and compare them: first the prefix, then the suffix on rows of the values of the prefix."""
+    mixer, mover = runs.run(prefix)
     states = {id(x): runs.state(x) for x in suffix_inputs}
     if "moved" in states.values():
-        mover = _first_mover(runs, prefix)
-        return Independence({**by_shape, **dict.fromkeys(states, True)}, mover, mover, moves=True)
-    if "mixed" not in states.values() and not in_prefix.counts:
-        in_prefix = _Culprit()  # later layers undid the move or the combination
-    has_rows = {key: _first_size(runs.all[key]) in (runs.rows, None) for key in states}
-    for key in states:  # each pass takes rows of these values, whatever the prefix makes of a part of the batch
-        if states[key] == "mixed":
-            runs.part[key] = runs.take(runs.all[key]) if has_rows[key] else runs.all[key]
-    in_suffix, states_of_outputs = _run_steps(runs, suffix), {runs.state(x) for x in outputs}
-    if "moved" in states_of_outputs and in_suffix.layer is None:
-        in_suffix = _Culprit(_first_mover(runs, suffix))
-    elif not states_of_outputs & {"mixed", "moved"} and not in_suffix.counts:
-        in_suffix = _Culprit()
-    moves = in_suffix.layer is not None and "mixed" not in states_of_outputs and not in_suffix.counts
-    return Independence({**by_shape, **has_rows}, in_suffix.layer, in_prefix.layer, moves)
+        return Independence(dict.fromkeys(states, True), mover, mover, moves=True)
+    # Each pass takes rows of these values, whatever the prefix makes of a part of the batch.
+    runs.set_parts([x for x in suffix_inputs if states[id(x)] == "mixed"])
+    has_rows = {id(x): runs.has_rows(x) for x in suffix_inputs}
+    # A layer that combines or moves rows is no culprit if later layers undo it.
+    in_prefix = mixer if "mixed" in states.values() else runs.counter(prefix)
+    leading = max((i for i, step in enumerate(suffix, 1) if id(step) in runs.unknown), default=0)
+    mixer, mover = runs.run(suffix[:leading])
+    if mixer is mover is None:  # the other layers keep rows apart
+        return Independence(has_rows, runs.counter(suffix[:leading]), in_prefix)
+    mixer, mover = runs.run(suffix[leading:], mixer, mover)
+    shown = {runs.state(x) for x in outputs} & {"mixed", "moved"}
+    in_suffix = (mover if mixer is None else mixer) if shown else runs.counter(suffix)
+    return Independence(has_rows, in_suffix, in_prefix, moves=shown == {"moved"})
 
 
-def _run_steps(runs: _Runs, steps: Sequence[Step]) -> _Culprit:
-    """Run steps on both batches, without noise; return the first layer whose rows differ."""
-    culprit = _Culprit()
-    for step in steps:
-        for values in (runs.all, runs.part):
-            step.run(values, training=False)
-        states = {runs.state(x) for x in step.outputs}
-        if culprit.layer is not None:
-            continue
-        if "mixed" in states and _is_random(runs, step):  # go on with the same draws
-            runs.part.update({id(x): runs.take(runs.all[id(x)]) for x in step.outputs})
-        elif "mixed" in states:
-            culprit = _Culprit(step.layer)
-        elif _counts_rows(runs, step, states):
-            culprit = _Culprit(step.layer, counts=True)
-    return culprit
+def _rows(values: Any, part: slice) -> Any:
+    """Return the rows of a part, of each tensor in a structure."""
+
+    def rows(x: Any) -> Any:
+        return keras.KerasTensor((len(range(x.shape[0])[part]), *x.shape[1:]), x.dtype) if _is_symbolic(x) else x[part]
+
+    return tree.map_structure(rows, values)
 
 
-def _first_mover(runs: _Runs, steps: Sequence[Step]) -> Any:
-    return next((step.layer for step in steps if any(runs.state(x) == "moved" for x in step.outputs)), None)
-
-
-def _first_size(value: Any) -> int | None:
-    first = tree.flatten(value)[0]
-    return first.shape[0] if len(first.shape) else 0
-
-
-def _again(step: Step, values: dict[int, Any]) -> list[Any]:
-    """Return the outputs of a step for some values, as a flat list."""
+def _outputs(step: Step, values: dict[int, Any]) -> list[Any]:
+    """Return the outputs of a step for some values, as a flat list; the values are not changed."""
     values = dict(values)
     step.run(values, training=False)
     return tree.flatten([values[id(x)] for x in step.outputs])
 
 
-def _is_random(runs: _Runs, step: Step) -> bool:
+def _is_random(step: Step, values: dict[int, Any]) -> bool:
     """Return whether a layer draws random numbers also in inference mode, so that two calls differ."""
-    before = tree.flatten([runs.all[id(x)] for x in step.outputs])
-    return not all(_equal(a, b) for a, b in zip(before, _again(step, runs.all), strict=True))
+    return not all(map(_equal, *(_outputs(step, values) for _ in range(2))))
 
 
-def _counts_rows(runs: _Runs, step: Step, states: set[str]) -> bool:
-    """Return whether a layer computes a row differently if there are many rows, as a layer with a capacity does."""
-    kept = {id(x): runs.state(x) for x in step.inputs if runs.all[id(x)] is not None}
-    is_symbolic = runs.rows == _SYMBOLIC_ROWS
-    if (
-        not runs.count
-        or is_symbolic
-        or _keeps_rows(step)
-        or states != {"rows"}
-        or set(kept.values()) - {"rows", "none"}
-    ):
-        return False
-    repeated = {key: runs.all[key] for key, state in kept.items() if state == "rows"}
-    before = tree.flatten([runs.all[id(x)] for x in step.outputs])
-    elements = sum(math.prod(x.shape) for x in [*tree.flatten(list(repeated.values())), *before])
-    affordable = _MANY_MULTIPLICATIONS // max(runs.cost(step), 1)
-    rows = min(_MANY_ROWS, runs.rows * _MANY_ELEMENTS // max(elements, 1), affordable)
-    copies = rows // runs.rows
-    if copies < 2:
-        return False
-    many = tree.map_structure(RepeatRows(copies), repeated)
-    for a, b in zip(_again(step, {**runs.all, **many}), before, strict=True):
-        if tuple(a.shape) != (len(b) * copies, *b.shape[1:]) or not _equal(a[::copies], b):
-            return not _is_random(runs, step)
-    return False
+def _first_size(value: Any) -> Any:
+    """Return the size of the first axis: 0 of a scalar, `None` if it is unknown."""
+    shape = tree.flatten(value)[0].shape
+    return shape[0] if len(shape) else 0
+
+
+def _is_symbolic(x: Any) -> bool:
+    return isinstance(x, keras.KerasTensor)
 
 
 def _equal(a: Any, b: Any) -> bool:
     """Return whether tensors have the same values but for rounding, relative to the largest one; symbolic ones do."""
-    if isinstance(a, keras.KerasTensor):
+    if _is_symbolic(a):
         return True
     dtype = keras.backend.standardize_dtype(a.dtype)
     is_float, tolerance = keras.backend.is_float_dtype(dtype), 1e-3 if dtype in ("float32", "float64") else 3e-2

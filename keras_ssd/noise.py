@@ -63,7 +63,7 @@ def is_noise(layer: Any) -> bool:
     """Return whether a layer, or a layer in it, is active noise: a seed generator and a rate (if known) above 0."""
     parts = parts_of(layer)
     # `RandAugment` and `AugMix` are made of other augmentations.
-    augmenting = {id(inner) for part in parts if isinstance(part, AUGMENTATION) for inner in parts_of(part)}
+    augmenting = set(map(id, parts_of([part for part in parts if isinstance(part, AUGMENTATION)])))
     return any(makes_noise(part) for part in parts if id(part) not in augmenting)
 
 
@@ -87,7 +87,7 @@ def is_exported(layer: Any) -> bool:
 
 
 def parts_of(layer: Any) -> list[Any]:
-    """Return a layer and all layers it holds, found through its attributes."""
+    """Return a layer, or the layers in a list, and all layers they hold, found through their attributes."""
     return _held(layer, keras.Layer, enter=keras.Layer)
 
 
@@ -123,8 +123,7 @@ def choose_noise(
     """
     # A layer that is fixed to inference mode in all of its calls makes no noise.
     free = {id(step.layer) for step in graph.steps if step.fixed_training is not False}
-    called = [step.layer for step in graph.steps] + [model for model, _ in graph.nested]
-    layers = unique(layer for layer in called if isinstance(layer, keras.Layer))
+    layers = unique(layer for layer, _ in graph.calls if isinstance(layer, keras.Layer))
     noise = [layer for layer in layers if id(layer) in free and is_noise(layer)]
     views_of = [layer for layer in layers if views and id(layer) in free and is_augmentation(layer)]
     if stochastic_layers is None:
@@ -148,21 +147,23 @@ def choose_noise(
         chosen = [layer for layer in layers if layer.name in names]
     if not chosen:
         raise ValueError(_no_noise_message(graph, layers, stochastic_layers, passes))
-    shared = set(_names(chosen)) & {layer.name for layer in layers if all(layer is not other for other in chosen)}
+    chosen_ids = set(map(id, chosen))
+    shared = set(_names(chosen)) & {layer.name for layer in layers if id(layer) not in chosen_ids}
     if shared:
         raise ValueError(
             f"`stochastic_layers` selected layers whose names are not unique, in nested models: {sorted(shared)}. A "
             "saved model finds them by name; give each layer a unique name."
         )
-    own = [layer for layer in chosen if id(layer) in free and any(makes_noise(part) for part in parts_of(layer))]
-    quiet = [layer for layer in chosen if all(layer is not other for other in own)]
+    own = [layer for layer in chosen if id(layer) in free and any(map(makes_noise, parts_of(layer)))]
+    quiet_ids = chosen_ids - set(map(id, own))
+    quiet = [layer for layer in chosen if id(layer) in quiet_ids]
     if quiet and (dropout_rate is None or graph.is_opaque):
         raise ValueError(
             f"`stochastic_layers` names layers that make no noise of their own: {_names(quiet)}. Pass "
             f"`dropout_rate` (0.3, for example) to send their outputs through dropout in the {passes}, or name noise "
             f"layers, which here are {_names(noise)}."
         )
-    if dropout_rate is not None and own and not quiet and not any(_rates_to_replace(layer) for layer in own):
+    if dropout_rate is not None and own and not quiet and not _rates_to_replace(own):
         warnings.warn(
             f"`dropout_rate` has no effect: the noise layers {_names(own)} have no dropout rate that is known. They "
             "keep their own noise. A custom layer tells which of its attributes are dropout rates by an attribute of "
@@ -177,8 +178,7 @@ def choose_noise(
                 "identical. Use `None` as the first entry of `noise_shape`, or leave the layer out of "
                 "`stochastic_layers`."
             )
-    calls = [(step.layer, step.outputs) for step in graph.steps] + graph.nested
-    outputs = [x for layer, tensors in calls if any(layer is other for other in quiet) for x in tensors]
+    outputs = [x for layer, tensors in graph.calls if id(layer) in quiet_ids for x in tensors]
     return Noise(unique([*views_of, *own]), _floats(outputs), _names(chosen))
 
 
@@ -207,20 +207,18 @@ def layers_for_passes(layers: Sequence[Any], dropout_rate: float | None) -> list
     On PyTorch's CPU the dropout masks of Keras' layers are made of random bits, which is faster than Keras' way.
     Each of them is the layer itself, which is not changed, or a copy that shares its variables.
     """
-    parts = unique(part for layer in layers for part in parts_of(layer))
+    parts = parts_of(list(layers))
     # Keras' way to switch a BatchNormalization that a layer calls itself to inference mode.
     frozen = [part for part in parts if isinstance(part, keras.layers.BatchNormalization) and part.trainable]
     changes: dict[int, dict[str, Any]] = {id(part): {"trainable": False} for part in frozen}
-    if dropout_rate is not None:
-        for part, name in (rate for layer in layers for rate in _rates_to_replace(layer)):
-            changes.setdefault(id(part), {})[name] = dropout_rate
+    for part, name in [] if dropout_rate is None else _rates_to_replace(parts):
+        changes.setdefault(id(part), {})[name] = dropout_rate
     if _backend.draws_masks_slowly():
         # A layer of the user's is not copied for this: a copy does not follow attributes that are assigned later.
-        of_keras = [layer for layer in layers if all(map(is_exported, parts_of(layer)))]
-        for part in unique(part for layer in of_keras for part in parts_of(layer)):
-            if type(part) is keras.layers.Dropout:
-                change = changes.setdefault(id(part), {})
-                change["call"] = functools.partial(_backend.dropout_from_bits, part, change.get("rate"))
+        of_keras = parts_of([layer for layer in layers if all(map(is_exported, parts_of(layer)))])
+        for part in [part for part in of_keras if type(part) is keras.layers.Dropout]:
+            change = changes.setdefault(id(part), {})
+            change["call"] = functools.partial(_backend.dropout_from_bits, part, change.get("rate"))
     holders = [part for part in parts if any(id(inner) in changes for inner in parts_of(part))]
     return copy_layers(layers, {id(part): changes.get(id(part), {}) for part in holders})
 
@@ -242,7 +240,7 @@ def check_views(graph: Graph, layers: Sequence[Any]) -> None:
 
     Teachers run side by side in one batch, so each row should draw its own numbers.
     """
-    found: list[Any] = [part for layer in layers for part in parts_of(layer) if isinstance(part, AUGMENTATION)]
+    found: list[Any] = [part for part in parts_of(list(layers)) if isinstance(part, AUGMENTATION)]
     # Two of them mix samples, the third draws one crop for a whole batch.
     of_batches = [part.name for part in found if type(part).__name__ in ("CutMix", "MixUp", "RandomCrop")]
     if of_batches or not found:
@@ -272,27 +270,23 @@ def _floats(tensors: Sequence[Any]) -> list[Any]:
     return unique(x for x in tensors if keras.backend.is_float_dtype(x.dtype))
 
 
-def _no_noise_message(graph: Graph, layers: Sequence[Any], stochastic_layers: Any, passes: str) -> str:
+def _no_noise_message(graph: Graph, layers: list[Any], stochastic_layers: Any, passes: str) -> str:
     if stochastic_layers is not None:
         return (
             f"`stochastic_layers` chose no layer: the predicate was False for all of {_names(layers)}. Choose at least "
             "one layer" + (", or pass an empty tuple for a deterministic teacher." if passes == "teachers" else ".")
         )
-    kinds = (keras.layers.Dropout, keras.layers.GaussianNoise)
-    silent = [layer for layer in layers if any(isinstance(part, kinds) for part in parts_of(layer))]
+    lack = "has no noise layer (Dropout, GaussianNoise, a recurrent layer with `dropout`, a custom layer with a "
+    lack += "`keras.random.SeedGenerator`, ...)"
+    remedy = f"Pass dropout_rate=0.3, which drops features before the head in the {passes} only"
     if graph.is_opaque:
         remedy = "Give it a keras.layers.Dropout with a rate above 0, or build it with the functional API"
-    else:
-        remedy = f"Pass dropout_rate=0.3, which drops features before the head in the {passes} only"
+    kinds = (keras.layers.Dropout, keras.layers.GaussianNoise)
+    silent = [layer for layer in layers if any(isinstance(part, kinds) for part in parts_of(layer))]
     if silent:
-        return (
-            f"The noise layers {_names(silent)} of the model {graph.model.name!r} all have a rate of 0, so all "
-            f"{passes} would be identical. {remedy}; or give one of these layers a rate above 0."
-        )
-    return (
-        f"The model {graph.model.name!r} has no noise layer (Dropout, GaussianNoise, a recurrent layer with `dropout`, "
-        f"a custom layer with a `keras.random.SeedGenerator`, ...), so all {passes} would be identical. {remedy}."
-    )
+        lack = f"has only noise layers with a rate of 0, {_names(silent)}"
+        remedy += "; or give one of these layers a rate above 0"
+    return f"The model {graph.model.name!r} {lack}, so all {passes} would be identical. {remedy}."
 
 
 def _names(layers: Sequence[Any]) -> list[str]:
@@ -316,9 +310,9 @@ def _dropout_rates(part: Any) -> dict[str, Any]:
     return {n: v for n, v in values.items() if not isinstance(v, bool) and isinstance(v, numbers.Real)}
 
 
-def _rates_to_replace(layer: Any) -> list[tuple[Any, str]]:
-    """Return `(part, attribute)` of all dropout in a noise layer that is on."""
-    parts = [part for part in parts_of(layer) if makes_noise(part) and not isinstance(part, AUGMENTATION)]
+def _rates_to_replace(layers: list[Any]) -> list[tuple[Any, str]]:
+    """Return `(part, attribute)` of all dropout in noise layers that is on."""
+    parts = [part for part in parts_of(layers) if makes_noise(part) and not isinstance(part, AUGMENTATION)]
     return [(part, name) for part in parts for name, rate in _dropout_rates(part).items() if rate > 0]
 
 

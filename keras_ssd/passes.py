@@ -137,11 +137,9 @@ class StochasticPasses:
             )
 
     def _warn(self, message: str, layer: Any) -> None:
-        """Warn of a layer that makes rows depend on each other."""
+        does, remedy = "combines the samples of a batch", "compute every sample without the others in this layer"
         if self._rows.moves:
             does, remedy = "moves samples along the first axis", "fold and unfold the batch within one layer"
-        else:
-            does, remedy = "combines the samples of a batch", "compute every sample without the others in this layer"
         culprit = f"The layer {layer.name!r} of the model {self._model_name!r} {does}"
         warnings.warn(message.format(culprit=culprit, remedy=remedy), stacklevel=level_of_user())
 
@@ -168,7 +166,11 @@ class StochasticPasses:
             For each output a tensor `(batch, num_teachers, ...)`. No gradient flows into any of them, and no
             variable is changed except the state of `seed_generator`.
         """
-        chunk = min(chunk or self._chunk_in_cache(cut_values, num_teachers), num_teachers) if self.is_row_wise else 1
+        if self.is_row_wise and chunk is None and _backend.gains_from_small_batches():
+            # One batch whose values do not fit into the cache takes up to 1.5 times as long as sequential passes.
+            batch = tree.flatten(cut_values)[0].shape[0] or 1
+            chunk = chunk_size(num_teachers, _CACHED_BYTES // max(self._row_bytes * batch, 1))
+        chunk = min(chunk or num_teachers, num_teachers) if self.is_row_wise else 1
         mapping = {id(v): (v, ops.stop_gradient(v.value)) for v in self.variables}
         mapping.update({id(v): (v, ops.stop_gradient(value)) for v, value in weights if id(v) in mapping})
         values = {id(x): value for x, value in zip(self.cut, cut_values, strict=True)}
@@ -192,23 +194,14 @@ class StochasticPasses:
         n_full = num_teachers // chunk
         if n_full > 1:
             parts = _backend.map_in_turn(lambda seeds: passes(chunk, seeds), seeds[:n_full])
-            results = [_merge_chunks(part) for part in parts]
+            # From `(chunks, batch, n, ...)` to `(batch, chunks * n, ...)`.
+            results = [ops.reshape(ops.swapaxes(x, 0, 1), (-1, n_full * chunk, *ops.shape(x)[3:])) for x in parts]
         else:
             results = passes(chunk, seeds[0])
         if num_teachers > n_full * chunk:
             rest = passes(num_teachers - n_full * chunk, seeds[n_full])
             results = [ops.concatenate(pair, axis=1) for pair in zip(results, rest, strict=True)]
         return results
-
-    def _chunk_in_cache(self, cut_values: Sequence[Tensor], num_teachers: int) -> int:
-        """Return the number of passes for which every layer's output stays in a processor's cache.
-
-        Otherwise one large batch takes up to 1.5 times as long as sequential passes.
-        """
-        if not _backend.gains_from_small_batches():
-            return num_teachers
-        batch = tree.flatten(cut_values)[0].shape[0] or 1
-        return chunk_size(num_teachers, _CACHED_BYTES // max(self._row_bytes * batch, 1))
 
     def _run_suffix(self, values: dict[int, Any], n: int) -> list[Any]:
         repeat = _REPEATS.get(n) or RepeatRows(n)
@@ -228,9 +221,3 @@ def chunk_size(num_passes: int, limit: int) -> int:
     limit = min(max(limit, 1), num_passes)
     divisor = max(n for n in range(1, limit + 1) if num_passes % n == 0)
     return divisor if 2 * divisor >= limit else math.ceil(num_passes / math.ceil(num_passes / limit))
-
-
-def _merge_chunks(x: Tensor) -> Tensor:
-    """Turn `(chunks, batch, n, ...)` into `(batch, chunks * n, ...)`."""
-    chunks, n = x.shape[0], x.shape[2]
-    return ops.reshape(ops.swapaxes(x, 0, 1), (-1, chunks * n, *ops.shape(x)[3:]))

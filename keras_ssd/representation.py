@@ -46,7 +46,7 @@ def find_representation(graph: Graph, name: str | None) -> Any:
                     'layer, or distil only the outputs: distill="outputs" with similarity="kl" or "uniform".'
                 )
         return dense[-1].inputs[0]
-    called = [(layer, outputs) for layer, outputs in _called(graph) if layer.name == name]
+    called = [(layer, outputs) for layer, outputs in graph.calls if layer.name == name]
     if not called:
         raise ValueError(
             f"`representation` should name a layer of the model {graph.model.name!r}. Received: "
@@ -107,8 +107,4 @@ def _steps_after(step: Step, graph: Graph) -> Iterator[tuple[Step, list[Any]]]:
 
 def layer_names(graph: Graph) -> list[str]:
     """Return the names of the layers of a graph, and of the nested models that were expanded."""
-    return [layer.name for layer, _ in _called(graph)]
-
-
-def _called(graph: Graph) -> list[tuple[Any, list[Any]]]:
-    return [(step.layer, step.outputs) for step in graph.steps] + graph.nested
+    return [layer.name for layer, _ in graph.calls]

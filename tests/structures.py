@@ -70,13 +70,6 @@ def sequential(noise):
     return keras.Sequential([keras.Input((4,)), layers.Dense(6), noise(), layers.Dense(3, activation="softmax")])
 
 
-def skips(noise):
-    inputs = keras.Input((4,))
-    x = layers.Dense(6, activation="relu")(inputs)
-    y = layers.BatchNormalization()(layers.Dense(6)(noise()(x)))
-    return keras.Model(inputs, head(layers.Add()([x, y])))
-
-
 def branches(noise):
     inputs = keras.Input((4,))
     stem = layers.Dense(6, activation="relu")(inputs)
@@ -105,14 +98,6 @@ def dictionaries(noise):
     return keras.Model(inputs, {"first": head(x, "first"), "second": layers.Dense(2, name="second")(x)})
 
 
-def nested(noise):
-    inner_inputs = keras.Input((6,))
-    inner = keras.Model(inner_inputs, layers.Dense(6)(noise()(layers.BatchNormalization()(inner_inputs))), name="inner")
-    stem = keras.Sequential([keras.Input((4,)), layers.Dense(6), layers.ReLU()], name="stem")
-    inputs = keras.Input((4,))
-    return keras.Model(inputs, head(inner(stem(inputs))))
-
-
 def nested_twice_with_equal_names(noise):
     def tower():
         inputs = keras.Input((4,))
@@ -134,10 +119,8 @@ def nested_with_several_outputs(noise):
 
 
 def block(noise):
-    inputs = keras.Input((4,))
-    return keras.Model(
-        inputs, head(Block("doubling" if noise is Doubling else "dropout")(layers.BatchNormalization()(inputs)))
-    )
+    inputs, kind = keras.Input((4,)), "doubling" if noise is Doubling else "dropout"
+    return keras.Model(inputs, head(Block(kind)(layers.BatchNormalization()(inputs))))
 
 
 def subclassed(noise):
@@ -181,27 +164,16 @@ def attention_dropout(_):
     return keras.Model(inputs, head(layers.GlobalAveragePooling1D()(layers.LayerNormalization()(x + inputs))))
 
 
-def gaussian_noise(_):
-    inputs = keras.Input((4,))
-    return keras.Model(inputs, head(layers.GaussianNoise(0.5)(layers.Dense(6)(inputs))))
-
-
-def spatial_dropout(_):
-    inputs = keras.Input((8, 4))
-    x = layers.Conv1D(6, 3)(layers.SpatialDropout1D(0.5)(layers.Conv1D(6, 3)(inputs)))
-    return keras.Model(inputs, head(layers.GlobalMaxPooling1D()(x)))
-
-
 # Those whose noise is a layer that can be exchanged, so that the expected teacher can be computed by hand.
 EXCHANGEABLE = {
     f.__name__: f
     for f in (
-        *(sequential, skips, branches, shared_layers, several_inputs_and_outputs, dictionaries, nested),
+        *(sequential, branches, shared_layers, several_inputs_and_outputs, dictionaries),
         *(nested_twice_with_equal_names, nested_with_several_outputs, block, subclassed, masked),
         *(masked_through_nesting, time_steps, noise_at_the_input),
     )
 }
-BUILT_IN = {f.__name__: f for f in (recurrent_dropout, attention_dropout, gaussian_noise, spatial_dropout)}
+BUILT_IN = {f.__name__: f for f in (recurrent_dropout, attention_dropout)}
 
 
 def batch(model, size=6, seed=3):

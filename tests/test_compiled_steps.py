@@ -49,7 +49,6 @@ STEPS = {
     "regression, four axes": ("regression", (2, 3), "ema", dict(distill="both", similarity="cosine", percentile=50)),
     "binary, five axes, rows": ("binary", VOLUME, "snapshot", dict(distill="both", kd_fraction=0.5)),
     "categorical, five axes of unknown sizes": ("categorical", VOLUME, "snapshot", UNKNOWN),
-    "binary, five axes of unknown sizes": ("binary", VOLUME, "self", UNKNOWN),
     "regression, five axes of unknown sizes": ("regression", VOLUME, "self", UNKNOWN),
 }
 
@@ -65,7 +64,7 @@ def test_compiled_steps_equal_eager_ones(kind, sizes, teacher, options):
 
 
 @pytest.mark.compiled
-@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+@pytest.mark.parametrize("policy", ["mixed_float16", pytest.param("mixed_bfloat16", marks=pytest.mark.slow)])
 def test_compiled_steps_of_low_precision_equal_eager_ones(policy):
     with precision(policy):
         compiled, eager = (history_of("binary", VOLUME, flag, teacher="self", distill="both") for flag in (False, True))
@@ -74,18 +73,13 @@ def test_compiled_steps_of_low_precision_equal_eager_ones(policy):
 
 
 @pytest.mark.compiled
-@pytest.mark.parametrize(
-    "options",
-    [dict(kd_fraction=1), dict(teacher="snapshot", kd_fraction=0.5, similarity="cosine")],
-    ids=["all", "rows"],
-)
-def test_an_empty_batch_adds_no_term_and_no_gradient(options):
+def test_an_empty_batch_adds_no_term_and_no_gradient():
     """As a replica gets; Keras' losses of it are not scalars where its samples have a single value each."""
     stack = [layers.Masking(), layers.Dense(8), layers.Dropout(0.5), layers.Dense(2, activation="sigmoid")]
     model = keras.Sequential([keras.Input((3, 3)), *stack])
     model.compile(keras.optimizers.SGD(0.1), "binary_crossentropy")
     before = model.get_weights()
-    ssd = keras_ssd.wrap(model, num_teachers=2, distill="both", **options)
+    ssd = keras_ssd.wrap(model, "snapshot", num_teachers=2, distill="both", kd_fraction=0.5, similarity="cosine")
     ssd.train_on_batch(*(a[:0] for a in data("binary", (3,))))
     assert_same(model.get_weights(), before)
 

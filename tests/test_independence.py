@@ -35,21 +35,12 @@ class SameShape(Layer):
         return shape
 
 
-def capacity(rows):
-    """At most `rows` rows of a batch are computed, the others are 0."""
-
-    def first(x):
-        return ops.where(ops.cumsum(ops.ones_like(x[:, :1]), axis=0) <= rows, x, ops.zeros_like(x))
-
-    return Layer(first, name="culprit")
-
-
-def capacity_of_steps(steps):
-    """At most so many steps of all sequences of a batch are computed."""
+def capacity(count):
+    """At most so many rows, or steps of all sequences, of a batch are computed; the others are 0."""
 
     def first(x):
         flat = ops.reshape(x, (-1, x.shape[-1]))
-        flat = ops.where(ops.cumsum(ops.ones_like(flat[:, :1]), axis=0) <= steps, flat, ops.zeros_like(flat))
+        flat = ops.where(ops.cumsum(ops.ones_like(flat[:, :1]), axis=0) <= count, flat, ops.zeros_like(flat))
         return ops.reshape(flat, (-1, *x.shape[1:]))
 
     return Layer(first, name="culprit")
@@ -92,6 +83,10 @@ def over_the_batch(x):
     return ops.softmax(x, axis=0)
 
 
+def above_the_mean(x):
+    return x * ops.cast(x > ops.mean(x, axis=0), x.dtype)
+
+
 def scores(x):
     return ops.matmul(x, ops.transpose(x))
 
@@ -100,25 +95,24 @@ def distributed():
     return layers.TimeDistributed(SameShape(over_the_batch), name="culprit")
 
 
+def nested():
+    return keras.Sequential([keras.Input((6,)), layers.Softmax(axis=0, name="culprit")])
+
+
 COMBINING = {
     "Softmax(axis=0)": lambda: after_noise(gates(layers.Softmax(axis=0, name="culprit"))),
     "Softmax(axis=-2) of rank 2": lambda: after_noise(gates(layers.Softmax(axis=-2, name="culprit"))),
     "an activation of the user's": lambda: after_noise(layers.Dense(3, activation=over_the_batch, name="culprit")),
     "the mean over the batch": lambda: after_noise(lambda x: x - ops.mean(x, axis=0, keepdims=True)),
-    "scores of each against each": lambda: after_noise(lambda x: ops.matmul(ops.softmax(scores(x)), x)),
-    "sorted rows": lambda: after_noise(Layer(lambda x: ops.sort(x, axis=0), name="culprit")),
     "reversed rows": lambda: after_noise(Layer(lambda x: ops.flip(x, axis=0), name="culprit")),
     "Lambda": lambda: after_noise(layers.Lambda(lambda x: ops.cumsum(x, axis=0), name="culprit")),
     "the largest row": lambda: after_noise(Layer(lambda x: x / ops.max(ops.abs(x), axis=0), name="culprit")),
-    "rows above the mean": lambda: after_noise(
-        Layer(lambda x: x * ops.cast(x > ops.mean(x, axis=0), x.dtype), name="culprit")
-    ),
-    "capacity of 8": lambda: after_noise(capacity(8)),
+    "rows above the mean": lambda: after_noise(layers.Dense(1), Layer(above_the_mean, name="culprit")),
     "capacity of 1000": lambda: after_noise(capacity(1000)),
     "capacity of 1000 steps": lambda: after_noise(
-        lambda x: layers.Reshape((4, 6))(capacity_of_steps(1000)(x)), layers.Flatten(), inputs=(4, 6)
+        lambda x: layers.Reshape((4, 6))(capacity(1000)(x)), layers.Flatten(), inputs=(4, 6)
     ),
-    "in a nested model": lambda: after_noise(keras.Sequential([keras.Input((6,)), layers.Softmax(0, name="culprit")])),
+    "in a nested model": lambda: after_noise(nested()),
     "in TimeDistributed": lambda: after_noise(distributed(), layers.Flatten(), inputs=(4, 6)),
     "subclassed": lambda: built(Subclassed(layers.Softmax(axis=0), name="culprit")),
 }
@@ -134,7 +128,7 @@ def test_passes_run_one_at_a_time_if_layers_combine_samples(name):
     model = compiled(COMBINING[name](), loss="mse", metrics=())
     x = SEQUENCES if name in ("in TimeDistributed", "capacity of 1000 steps") else X
     expected = np.repeat(model.predict(x, batch_size=8, verbose=0)[:, None], 4, axis=1)
-    named = "" if name.startswith(("the mean", "scores")) else "'culprit'"
+    named = "" if name == "the mean over the batch" else "'culprit'"
     options = dict(OUTPUTS)
     if name == "subclassed":
         del options["dropout_rate"]
@@ -147,14 +141,11 @@ def test_passes_run_one_at_a_time_if_layers_combine_samples(name):
     np.testing.assert_allclose(passes(ssd, x).teacher_outputs[0], expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["Softmax(axis=0)", "subclassed"])
-def test_layers_that_combine_samples_need_whole_batches_and_single_passes(name):
-    model = COMBINING[name]()
+def test_layers_that_combine_samples_need_whole_batches_and_single_passes():
+    model = COMBINING["Softmax(axis=0)"]()
     with pytest.raises(ValueError, match="`kd_fraction` should be 1"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         keras_ssd.wrap(model, kd_fraction=0.5, distill="outputs", similarity="kl")
-    if name == "subclassed":
-        model.drop.rate = NONE
     with pytest.warns(UserWarning, match="so the passes are run one at a time"):
         prediction = keras_ssd.predict_stochastic(model, X, 4, batch_size=8, dropout_rate=NONE, verbose=0)
     np.testing.assert_allclose(prediction.mean, model.predict(X, batch_size=8, verbose=0), atol=1e-5)
@@ -168,15 +159,12 @@ def two_views():
     return keras.Model([a, b], layers.Dense(2)(ops.abs(first - second)))
 
 
-def test_views_in_one_batch_are_distilled_on_whole_batches():
-    model = compiled(two_views(), loss="mse", metrics=())
-    x = [X, X[::-1].copy()]
+def test_passes_run_one_at_a_time_if_two_inputs_share_a_batch():
+    model, x = compiled(two_views(), loss="mse", metrics=()), [X, X[::-1].copy()]
     with pytest.warns(UserWarning, match="The layer 'culprit' .*moves samples along the first axis.*one at a time"):
         ssd = keras_ssd.wrap(model, **OUTPUTS)
     expected = model.predict(x, verbose=0)
     np.testing.assert_allclose(passes(ssd, x).teacher_outputs[0], np.repeat(expected[:, None], 4, axis=1), atol=1e-5)
-    ssd.compile("sgd", "mse")
-    assert np.isfinite(ssd.fit(x, np.zeros((8, 2)), verbose=0).history["kd_loss"]).all()
 
 
 class StoredShape(layers.Layer):
@@ -205,7 +193,7 @@ def time_first(x):
 
 def masked():
     inputs = keras.Input((5,), dtype="int32")
-    x = layers.Dropout(0.5)(layers.Embedding(7, 6, mask_zero=True)(inputs))
+    x = layers.Dropout(0.5)(layers.Embedding(2, 6, mask_zero=True)(inputs))  # of indices 0 and 1 only
     return keras.Model(inputs, layers.Dense(2)(layers.LSTM(4)(x * 1) + Layer(ops.tanh)(layers.LSTM(4)(x))))
 
 
@@ -218,8 +206,6 @@ def always_random():
 
 
 INDEPENDENT = {
-    "operations": lambda: after_noise(lambda x: ops.tanh(x[:, 1:]) + 2 * x[:, :-1]),
-    "normalisation in inference mode": lambda: after_noise(layers.BatchNormalization(), layers.LayerNormalization()),
     "a stored shape after the noise": lambda: after_noise(StoredShape(), inputs=(4, 6)),
     "a stored shape before the noise": lambda: before_noise(StoredShape(), inputs=(4, 6)),
     "folded and unfolded": lambda: after_noise(folded_and_unfolded, inputs=(4, 6)),
@@ -228,18 +214,11 @@ INDEPENDENT = {
     "unknown length": lambda: after_noise(lambda x: ops.cumsum(x, axis=1)[:, -1], inputs=(None, 6)),
     "masks": masked,
     "noise that is always on": always_random,
-    "indices": lambda: indices(),
-    "subclassed": lambda: built(Subclassed(layers.Dense(2))),
-    "subclassed, of indices": lambda: built_on_indices(),
+    "subclassed, of indices": lambda: subclassed_on_indices(),
 }
 
 
-def indices():
-    stack = [layers.Embedding(2, 4), layers.Dropout(0.5), layers.Flatten(), Layer(ops.tanh)]
-    return keras.Sequential([keras.Input((5,), dtype="int32"), *stack])
-
-
-def built_on_indices():
+def subclassed_on_indices():
     class Embedded(Subclassed):
         def call(self, x, training=False):
             return self.layer(self.drop(self.embedding(x), training=training))

@@ -1,7 +1,6 @@
 """Noise of the teachers: the layers that make it, and dropout for distillation in networks without noise layers."""
 
 import random
-import zipfile
 
 import keras
 import numpy as np
@@ -18,7 +17,6 @@ from structures import EXCHANGEABLE, Subclassed, batch
 RATE, N = 0.5, 6
 X = np.random.default_rng(0).normal(size=(8, 4)).astype("float32")
 Y = np.random.default_rng(1).integers(0, 3, 8)
-TEACHERS = ("self", "snapshot", "ema", "model")
 # Both what the teachers compare and what they put out is seen.
 BOTH = dict(distill="both", similarity="cosine", percentile=0, num_teachers=N)
 
@@ -56,7 +54,7 @@ def taught(model, teacher="self", dropout_rate=RATE, **options):
 # Where it acts, and in which form.
 
 
-@pytest.mark.parametrize("teacher", TEACHERS)
+@pytest.mark.parametrize("teacher", ["self", "model"])
 def test_dropout_rate_drops_features_of_the_heads_input(teacher):
     model = dense((5, 6))
     drawn = passes(taught(model, teacher), X)
@@ -72,7 +70,7 @@ def test_dropout_rate_drops_features_of_the_heads_input(teacher):
     assert_close(drawn.teacher_outputs, [softmax(drawn.teacher_representation @ kernel + bias)])
 
 
-@pytest.mark.parametrize("dimensions, chosen", [(1, None), (2, "map"), (3, "map")])
+@pytest.mark.parametrize("dimensions, chosen", [(1, None), (3, "map")])
 def test_whole_channels_are_dropped_where_there_are_positions(dimensions, chosen):
     model = convolutional(dimensions)
     x = batch(model, size=3)
@@ -96,47 +94,34 @@ def test_dropout_rate_drops_the_input_of_every_head():
         assert (np.ptp(output, axis=1).max(axis=1) > 1e-3).all()
 
 
-@pytest.mark.parametrize("chosen", ["hidden_5", ["hidden_6"], lambda layer: layer.name == "hidden_6"])
+@pytest.mark.parametrize("chosen", ["hidden_5", lambda layer: layer.name == "hidden_5"])
 def test_names_and_predicates_choose_any_layer(chosen):
     """Layers after the chosen one change, too; one before it cannot be compared."""
     for name in ("hidden_5", "hidden_6"):
-        options = dict(stochastic_layers=chosen, representation=name)
-        if name == "hidden_5" != chosen:
-            with pytest.raises(ValueError, match="lies before the first active noise"):
-                taught(dense((5, 6)), **options)
-        else:
-            assert (passes(taught(dense((5, 6)), **options), X).teacher_representation == 0).mean() > 0.3
+        ssd = taught(dense((5, 6)), stochastic_layers=chosen, representation=name)
+        assert (passes(ssd, X).teacher_representation == 0).mean() > 0.3
+    with pytest.raises(ValueError, match="lies before the first active noise"):
+        taught(dense((5, 6)), stochastic_layers=["hidden_6"], representation="hidden_5")
 
 
 # Structures. With next to no dropout the teachers are what the model predicts: its masks, its several outputs, its
 # order of layers, its BatchNormalization in inference mode.
 
-OPEN = {name: make for name, make in EXCHANGEABLE.items() if name not in ("block", "subclassed")}
+STRUCTURES = ["shared_layers", "several_inputs_and_outputs", "nested_with_several_outputs", "masked_through_nesting"]
 
 
-def identity(name=None):
-    return layers.Identity(name=name)
-
-
-# Before the noise, "self" shares the student's own pass, which normalizes by the batch.
-NORMALIZED = {name for name in OPEN if name.startswith(("skips", "several", "nested", "noise_at"))}
-# A frozen copy of each, and the student's own weights where that is simple: kinds of teachers are tested above.
-STRUCTURES = [(name, "model") for name in OPEN]
-STRUCTURES += [pytest.param(name, "self", marks=pytest.mark.slow) for name in OPEN if name not in NORMALIZED]
-
-
-@pytest.mark.parametrize("name, teacher", STRUCTURES)
-def test_teachers_equal_the_model_except_for_the_dropout(name, teacher):
-    model = OPEN[name](identity)
+@pytest.mark.parametrize("name", [*STRUCTURES, "noise_at_the_input"])
+def test_teachers_equal_the_model_except_for_the_dropout(name):
+    model = EXCHANGEABLE[name](layers.Identity)
     x = batch(model)
     options = dict(distill="outputs", similarity="kl", num_teachers=3)
     expected = arrays(model(x, training=False))
     chosen = [layer.name for layer in _all_layers(model) if isinstance(layer, layers.Identity)]
     for places in (None, chosen):
-        drawn = passes(taught(model, teacher, dropout_rate=1e-7, stochastic_layers=places, **options), x)
+        drawn = passes(taught(model, "model", dropout_rate=1e-7, stochastic_layers=places, **options), x)
         for output, own in zip(drawn.teacher_outputs, expected, strict=True):
             np.testing.assert_allclose(output, np.repeat(own[:, None], 3, axis=1), atol=1e-5)
-    for output in passes(taught(model, teacher, **options), x).teacher_outputs:
+    for output in passes(taught(model, "model", **options), x).teacher_outputs:
         for i in range(3):
             assert np.abs(output[:, i] - output[:, i - 1]).max() > 1e-4
 
@@ -167,20 +152,15 @@ def test_the_output_of_a_nested_model_is_dropped():
     assert_close([drawn.teacher_representation], [np.where(dropped, 0, 2 * drawn.representation[:, None])])
 
 
-# JAX has no float64 unless it is told to before it starts.
-POLICIES = ["mixed_float16", *(["float64"] if keras.backend.backend() != "jax" else [])]
-
-
-@pytest.mark.parametrize("policy", POLICIES)
-def test_dropout_computes_as_the_layer_does(policy):
-    with precision(policy):
+def test_dropout_computes_as_the_layer_does():
+    with precision("mixed_float16"):
         model = compiled(dense())
         ssd = taught(model)
-        ((tensor,), dtype) = ssd.distillation.wiring.noise.tensors, keras.config.dtype_policy().compute_dtype
-        assert tensor.dtype == dtype
-        features = arrays(keras.Model(model.inputs[0], model.layers[0].output)(X))[0].astype("float64")
-        drawn = passes(ssd, X).teacher_representation.astype("float64")
+        (tensor,) = ssd.distillation.wiring.noise.tensors
+        assert tensor.dtype == "float16"
+        features = arrays(keras.Model(model.inputs[0], model.layers[0].output)(X))[0]
         # Doubling is exact in every format.
+        drawn = passes(ssd, X).teacher_representation.astype("float16")
         np.testing.assert_array_equal(drawn, np.where(drawn == 0, 0, 2 * features[:, None]))
         assert np.isfinite(ssd.fit(X, Y, verbose=0).history["kd_loss"]).all()
 
@@ -192,29 +172,23 @@ def described(model):
     return model.to_json(), [(v.path, v.shape) for v in model.variables], model.count_params(), model.inputs
 
 
-@pytest.mark.parametrize("teacher", ["self", "snapshot"])
-def test_added_dropout_does_not_change_the_student(tmp_path, teacher):
-    """Neither what describes it nor its file; with a term too small to be seen it is trained as without teachers.
+def test_added_dropout_does_not_change_the_student():
+    """Neither what describes it nor, with a term too small to be seen, how it is trained.
 
     BatchNormalization and the generator that the user's layers draw seeds from move as without teachers, too.
     """
     results = []
-    for kind in (None, teacher):
+    for is_taught in (False, True):
         keras.utils.set_random_seed(4)
         stack = [layers.Dense(6, activation="relu"), layers.BatchNormalization(), layers.Dense(3, activation="softmax")]
         model = compiled(keras.Sequential([keras.Input((4,)), *stack]))
         before = described(model)
-        trained = taught(model, kind, kd_weight=1e-12, ema_momentum=0) if kind else model
+        trained = taught(model, kd_weight=1e-12, ema_momentum=0) if is_taught else model
         trained.fit(X, Y, batch_size=4, verbose=0)
         assert described(model) == before
-        model.save(tmp_path / "student.keras")
-        with zipfile.ZipFile(tmp_path / "student.keras") as archive:
-            size = archive.getinfo("model.weights.h5").file_size
-        results.append((model.get_weights(), random.getstate(), size))
+        results.append((model.get_weights(), random.getstate()))
     assert_close(results[0][0], results[1][0], tolerance=1e-6)
-    assert results[0][1:] == results[1][1:]
-    loaded = keras.models.load_model(tmp_path / "student.keras")
-    np.testing.assert_array_equal(loaded.predict(X, verbose=0), trained.predict(X, verbose=0))
+    assert results[0][1] == results[1][1]
 
 
 def test_predict_stochastic_makes_its_own_noise():
@@ -227,8 +201,6 @@ def test_predict_stochastic_makes_its_own_noise():
     # Dropped features are 0 and kept ones doubled, each with probability 1/2: mean 3 + 10, variance 3^2 + 10^2.
     assert prediction.mean[0, 0] == pytest.approx(13, abs=0.7)
     assert prediction.variance[0, 0] == pytest.approx(109, rel=0.06)
-    ssd = taught(dense(), ema_momentum=0)
-    assert (ssd.predict_stochastic(X, num_passes=20, dropout_rate=RATE, verbose=0).variance > 0).any(axis=1).all()
     with pytest.raises(ValueError, match="no noise layer.*Pass dropout_rate=0.3"):
         keras_ssd.predict_stochastic(dense(), X, verbose=0)
 
@@ -256,8 +228,7 @@ def test_invalid_noise_choices_raise(make, message):
         taught(make(), similarity="kl", distill="outputs")
 
 
-@pytest.mark.parametrize("noise_shape", [None, (None, 1)])
-@pytest.mark.parametrize("rate", [0.1, 0.7])
+@pytest.mark.parametrize("rate, noise_shape", [(0.1, None), (0.7, None), (0.7, (None, 1))])
 def test_dropout_in_the_passes_has_the_law_of_the_layer(rate, noise_shape):
     """Every value is 0 with probability `rate`, whatever its neighbours are, and else divided by `1 - rate`."""
     dropout = layers.Dropout(rate, noise_shape, seed=1, name="dropout")

@@ -123,7 +123,8 @@ def test_an_attribute_is_a_rate_only_if_it_is_declared():
     assert layer.rate == 50.0
 
 
-def test_a_custom_layer_is_no_noise_if_all_declared_rates_are_0():
+def test_a_custom_layer_with_a_seed_generator_is_noise_unless_all_declared_rates_are_0():
+    assert is_noise(Doubling()) and is_noise(Block("dropout")) and not is_augmentation(Block("dropout"))
     assert is_noise(DropPath(0.1)) and not is_noise(DropPath(0.0))
 
 
@@ -136,7 +137,7 @@ def test_a_declared_rate_that_does_not_exist_is_an_error():
 
 @pytest.mark.parametrize(
     "layer, shape",
-    [(layers.LSTM(8, dropout=0.01), (4, 3)), (layers.ConvLSTM1D(8, 2, recurrent_dropout=0.01), (4, 3, 2))],
+    [(layers.LSTM(8, dropout=0.01), (4, 3)), (layers.ConvLSTM1D(8, 2, recurrent_dropout=0.01), (2, 3, 2))],
     ids=["LSTM", "ConvLSTM1D"],
 )
 def test_dropout_rate_reaches_recurrent_cells(layer, shape):
@@ -148,8 +149,3 @@ def test_dropout_rate_reaches_recurrent_cells(layer, shape):
 def test_a_dropout_rate_without_effect_warns():
     with pytest.warns(UserWarning, match=r"`dropout_rate` has no effect: the noise layers \['noise'\]"):
         passes_of(layers.GaussianNoise(0.1, name="noise"), dropout_rate=0.5)
-
-
-def test_custom_layer_with_a_seed_generator_is_noise():
-    assert is_noise(Doubling()) and is_noise(Block("dropout")) and not is_augmentation(Block("dropout"))
-    assert not is_noise(layers.Dense(2))

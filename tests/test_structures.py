@@ -12,11 +12,6 @@ from passes import passes
 from same_weights import arrays, assert_same
 from structures import BUILT_IN, EXCHANGEABLE, Doubling, batch, targets
 
-ALL = {**EXCHANGEABLE, **BUILT_IN}
-# Those that a traced step could treat in another way: several tensors, masks, layers whose inside is not known.
-COMPILED = ["several_inputs_and_outputs", "dictionaries", "masked", "block", "subclassed"]
-STEPS = [pytest.param(name, marks=pytest.mark.compiled) for name in COMPILED]
-STEPS += ["shared_layers", "nested_twice_with_equal_names", "time_steps"]
 OUTPUTS = dict(distill="outputs", similarity="kl", percentile=0, num_teachers=3)
 
 
@@ -70,7 +65,7 @@ def test_frozen_teachers_have_noise_on_and_normalize_as_in_inference(name):
     assert config is None or json.dumps(model.get_config()) == config
 
 
-@pytest.mark.parametrize("name, chunk", [("sequential", 1), ("several_inputs_and_outputs", 3), ("masked", 2)])
+@pytest.mark.parametrize("name, chunk", [("several_inputs_and_outputs", 3), ("masked", 2)])
 def test_chunks_of_teachers_stay_with_their_sample(name, chunk):
     model = EXCHANGEABLE[name](Doubling)
     x = batch(model)
@@ -78,7 +73,7 @@ def test_chunks_of_teachers_stay_with_their_sample(name, chunk):
     assert_each_is(passes(ssd, x).teacher_outputs, arrays(frozen_copy(model)(x, training=True)))
 
 
-@pytest.mark.parametrize("name", ["branches", "several_inputs_and_outputs", "masked"])
+@pytest.mark.parametrize("name", ["several_inputs_and_outputs", "masked"])
 def test_own_weights_teacher_branches_off_the_students_own_pass(name):
     """Batch statistics before the cut are shared; with no BatchNormalization after it the passes are the student's."""
     model = EXCHANGEABLE[name](Doubling)
@@ -89,11 +84,11 @@ def test_own_weights_teacher_branches_off_the_students_own_pass(name):
 
 @pytest.mark.parametrize(
     "name, chunk",
-    [(name, None) for name in (*BUILT_IN, "masked", "several_inputs_and_outputs", "shared_layers", "subclassed")]
+    [(name, None) for name in (*BUILT_IN, "shared_layers", "subclassed")]
     + [(name, 2) for name in ("recurrent_dropout", "several_inputs_and_outputs", "block")],
 )
 def test_teachers_differ_from_each_other(name, chunk):
-    model = ALL[name](lambda: layers.Dropout(0.5))
+    model = {**EXCHANGEABLE, **BUILT_IN}[name](lambda: layers.Dropout(0.5))
     x = batch(model)
     teachers = passes(wrapped(model, x, num_teachers=5, teacher_chunk=chunk), x).teacher_outputs
     for one in teachers:
@@ -103,7 +98,18 @@ def test_teachers_differ_from_each_other(name, chunk):
                 assert np.abs(one[:, i] - one[:, j]).max() > 1e-4
 
 
-@pytest.mark.parametrize("name", STEPS)
+# Those that a traced step could treat in another way: several tensors, masks, layers whose inside is not known.
+@pytest.mark.compiled
+@pytest.mark.parametrize(
+    "name",
+    [
+        "dictionaries",
+        "masked",
+        "block",
+        "subclassed",
+        pytest.param("several_inputs_and_outputs", marks=pytest.mark.slow),
+    ],
+)
 def test_a_training_step_adds_the_weighted_term_to_the_plain_loss(name):
     model = EXCHANGEABLE[name](Doubling)
     x = batch(model)
@@ -124,19 +130,14 @@ def flip():
     return layers.RandomFlip("horizontal", seed=5)
 
 
-@pytest.mark.parametrize(
-    "augmentation",
-    [flip, lambda: keras.Sequential([flip()]), lambda: layers.Pipeline([flip()])],
-    ids=["layer", "nested", "pipeline"],
-)
-def test_augmentation_is_shared_and_not_noise(augmentation):
+@pytest.mark.parametrize("teacher", ["self", "snapshot"])
+def test_augmentation_is_shared_and_not_noise(teacher):
     inputs = keras.Input((4, 4, 1))
-    hidden = Doubling()(layers.Flatten()(augmentation()(inputs)))
+    hidden = Doubling()(layers.Flatten()(keras.Sequential([flip()])(inputs)))
     model = keras.Model(inputs, layers.Dense(3, activation="softmax")(hidden))
     x = batch(model, size=8)
-    for teacher in ("self", "snapshot"):
-        students, _, teachers, _ = passes(wrapped(model, x, teacher=teacher), x)
-        assert_each_is(teachers, students)
+    students, _, teachers, _ = passes(wrapped(model, x, teacher=teacher), x)
+    assert_each_is(teachers, students)
 
 
 def test_augmentation_is_noise_if_the_user_asks():
@@ -169,7 +170,7 @@ def test_chosen_layers_are_random_and_the_others_are_not():
 
 
 def test_another_network_teaches():
-    student, teacher = EXCHANGEABLE["sequential"](Doubling), EXCHANGEABLE["skips"](Doubling)
+    student, teacher = EXCHANGEABLE["sequential"](Doubling), EXCHANGEABLE["noise_at_the_input"](Doubling)
     move_statistics(teacher)
     x = batch(student)
     ssd = wrapped(student, x, teacher=teacher)
