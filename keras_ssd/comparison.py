@@ -252,31 +252,29 @@ def _write_rows(path: Any, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def _digest(value: Any) -> str:
-    text = json.dumps(_with_text_keys(value), default=lambda one: _with_text_keys(_description(one)))
-    text = re.sub(r'_\d+"', '"', text)  # Keras counts names up
+    text = re.sub(r'_\d+"', '"', json.dumps(_described(value)))  # Keras counts names up
     return f"{zlib.crc32(text.encode()):08x}"
 
 
-def _with_text_keys(value: Any) -> Any:
-    """Return a structure whose dicts have strings as keys: JSON knows no keys of NumPy's types."""
+def _described(value: Any) -> Any:
+    """Return as JSON what tells a value from others in every process: contents of arrays, configurations, names."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
     if isinstance(value, Mapping):
-        return {str(name): _with_text_keys(one) for name, one in value.items()}
-    return [_with_text_keys(one) for one in value] if isinstance(value, (list, tuple)) else value
-
-
-def _description(value: Any) -> Any:
-    """Return what tells an object from others in every process: contents of arrays, configurations, names."""
-    if isinstance(value, keras.Model):
+        return {str(name): _described(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_described(one) for one in value]
+    is_model = isinstance(value, keras.Model)
+    if hasattr(value, "get_config"):  # models, layers, losses, metrics, optimizers, schedules, regularizers
         with contextlib.suppress(Exception):  # not every class of a user's has a configuration
-            return [value.get_config(), value.get_weights()]
-        return [value.layers, value.get_weights()]
-    if hasattr(value, "get_config"):  # layers, losses, metrics, optimizers, schedules, regularizers
-        with contextlib.suppress(Exception):
-            return [type(value).__qualname__, value.get_config()]
+            config = value.get_config()
+            return _described([config, value.get_weights()] if is_model else [type(value).__qualname__, config])
+    if is_model:
+        return _described([value.layers, value.get_weights()])
     if hasattr(value, "__array__"):
         array = np.asarray(value)
         content = array.tobytes() if array.dtype != object else repr(array.tolist()).encode()
         return f"{array.dtype} {array.shape} {zlib.crc32(content)}"
     own = vars(value).items() if isinstance(value, (keras.Layer, keras.callbacks.Callback)) else ()
     simple = {n: v for n, v in own if isinstance(v, (int, float, str, types.FunctionType)) and n[0] != "_"}
-    return [getattr(value, "__qualname__", type(value).__qualname__), simple]
+    return [getattr(value, "__qualname__", type(value).__qualname__), _described(simple)]

@@ -149,8 +149,8 @@ def plot_history(
         >>> keras_ssd.plotting.plot_history(history)
     """
     history = history.history if isinstance(history, keras.callbacks.History) else history
-    if names is None:
-        names = [name for name in history if name.endswith("loss") or name in TeacherStatistics.names]
+    usual = [name for name in history if name.endswith("loss") or name in TeacherStatistics.names]
+    names = usual if names is None else list(names)
     unknown = [name for name in names if name not in history]
     if unknown or not names:
         raise ValueError(f"`names` should be taken from {sorted(history)}. Received: {unknown or names}")
@@ -162,8 +162,7 @@ def plot_history(
         axis, style = (second, "--") if of_teachers[number] else (ax, "-")
         epochs = np.arange(1, len(history[name]) + 1)
         handles += axis.plot(epochs, history[name], style, marker=".", color=f"C{number % 10}", label=name)
-    are_losses = all(name.endswith("loss") or name in TeacherStatistics.names for name in names)
-    ax.set(xlabel="epoch", ylabel="loss" if are_losses else "value")
+    ax.set(xlabel="epoch", ylabel="loss" if set(names) <= set(usual) else "value")
     if any(of_teachers):
         second.set_ylabel("teachers")
     ax.locator_params(axis="x", integer=True, min_n_ticks=1)
@@ -222,9 +221,9 @@ def plot_rejection(prediction: Any, y: Any, ax: "Axes | None" = None, **options:
 
 def _judged(prediction: Any, y: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return for each sample if its most probable class is right, the probability of this class, and the entropy."""
-    is_stochastic = isinstance(prediction, StochasticPrediction)
-    is_array = not is_stochastic and "float" in str(getattr(prediction, "dtype", ""))
-    if not is_array and (not is_stochastic or prediction.predictive_entropy is None):
+    is_array = "float" in str(getattr(prediction, "dtype", ""))
+    if not is_array and getattr(prediction, "predictive_entropy", None) is None:
+        is_stochastic = isinstance(prediction, StochasticPrediction)
         received = "that of a regression, without a predictive_entropy" if is_stochastic else repr(type(prediction))
         raise ValueError(
             "`prediction` should be an array of probabilities, or the result of keras_ssd.predict_stochastic for one "
@@ -242,11 +241,9 @@ def _judged(prediction: Any, y: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray
             f"values from {mean.min():.4g} to {mean.max():.4g} of shape {mean.shape}. Of logits take the softmax, or "
             "the sigmoid of a binary unit; draw several units one by one."
         )
-    if is_array:
-        kind = "binary" if is_unit else "categorical"
-        entropy = keras.ops.convert_to_numpy(entropies(keras.ops.convert_to_tensor(mean), kind))
-    else:
-        entropy = np.asarray(prediction.predictive_entropy)
+    kind = "binary" if is_unit else "categorical"
+    entropy = entropies(keras.ops.convert_to_tensor(mean), kind) if is_array else prediction.predictive_entropy
+    entropy = keras.ops.convert_to_numpy(entropy)
     y = np.asarray(y)
     if entropy.shape == mean.shape:
         mean = np.stack([1 - mean, mean], axis=-1)  # units that are 0 or 1

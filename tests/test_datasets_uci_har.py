@@ -7,6 +7,7 @@ import importlib
 import io
 import os
 import pathlib
+import re
 import socket
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import threading
 import zipfile
 
 import keras
+import numpy as np
 import pytest
 import requests
 import tensorflow_datasets as tfds
@@ -40,15 +42,13 @@ def write(folder):
     for split, windows in WINDOWS.items():
         signals = folder / "UCI HAR Dataset" / split / "Inertial Signals"
         signals.mkdir(parents=True)
+        rows, steps = np.ogrid[: len(windows), :128]
         for channel, name in enumerate(SIGNALS.split()):
-            lines = []
-            for row in range(len(windows)):
-                numbers = (f"{value(split, row, step, channel):.7e}" for step in range(128))
-                lines.append("  " + "  ".join(number[:-2] + "0" + number[-2:] for number in numbers) + "\n")
-            (signals / f"{name}_{split}.txt").write_text("".join(lines))
-        labels, subjects = zip(*windows, strict=True)
-        (signals.parent / f"y_{split}.txt").write_text("".join(f"{label}\n" for label in labels))
-        (signals.parent / f"subject_{split}.txt").write_text("".join(f"{subject}\n" for subject in subjects))
+            table = io.StringIO()
+            np.savetxt(table, value(split, rows, steps, channel), "%15.7e")
+            (signals / f"{name}_{split}.txt").write_text(re.sub("e([+-])", r"e\g<1>0", table.getvalue()))
+        for name, column in zip(("y", "subject"), np.transpose(windows), strict=True):
+            np.savetxt(signals.parent / f"{name}_{split}.txt", column, "%d")
     return folder / "UCI HAR Dataset"
 
 
@@ -102,40 +102,33 @@ def test_metadata_is_packaged():
     assert url_info.checksum == "c00b803081a5c797cd5e4b83700a9810b38d53d9d84e01917e090e1fdbc81031"
 
 
-@pytest.mark.parametrize(
-    "layout", ["parent", "renamed folder", "doubled folder", "lower case", "published zip", "inner zip"]
-)
-def test_finds_the_data_in_a_given_folder(tmp_path, layout):
+@pytest.mark.parametrize("is_nested", [False, True], ids=["of another name", "doubled, in lower case"])
+def test_finds_the_data_in_a_given_folder(tmp_path, is_nested):
     given = tmp_path / "given"
-    given.mkdir()
-    if layout == "published zip":
-        (given / ZIP).write_bytes(outer_zip())
-    elif layout == "inner zip":
-        (given / "UCI HAR Dataset.zip").write_bytes(inner_zip())
+    if is_nested:
+        write(given / "UCI HAR Dataset")
+        for path in sorted(given.rglob("*"), key=lambda path: -len(path.parts)):
+            path.rename(path.with_name(path.name.lower()))
     else:
-        folder = write(given / "UCI HAR Dataset" if layout == "doubled folder" else given)
-        if layout == "renamed folder":
-            given = folder.rename(given / "har")
-        elif layout == "lower case":
-            for path in sorted(given.rglob("*"), key=lambda path: -len(path.parts)):
-                path.rename(path.with_name(path.name.lower()))
+        write(tmp_path).rename(given)
     assert_as_written(prepare(har(tmp_path), given))
 
 
-LAYOUTS = {
-    "lower case": lambda files: {name.lower(): content for name, content in files.items()},
-    "no folder": lambda files: {name.removeprefix("UCI HAR Dataset/"): content for name, content in files.items()},
-    "another folder": lambda files: {f"mine/{name}": files[name] for name in files} | {"__MACOSX/._y_train.txt": b""},
+ZIPS = {
+    ZIP: None,  # as published
+    "har.zip": lambda name: name.removeprefix("UCI HAR Dataset/"),
+    "UCI HAR Dataset.ZIP": lambda name: f"mine/{name.lower()}",
 }
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_zip_of_another_layout_is_read(tmp_path, layout):
-    name = "UCI HAR Dataset.ZIP" if layout == "another folder" else "har.zip"
-    with zipfile.ZipFile(io.BytesIO(inner_zip())) as archive:
-        files = {entry: archive.read(entry) for entry in archive.namelist()}
-    (tmp_path / name).write_bytes(zip_of(LAYOUTS[layout](files)))
-    (tmp_path / "a other.zip").write_bytes(zip_of({"readme.txt": b"something else"}))
+@pytest.mark.parametrize(("name", "rename"), ZIPS.items(), ids=ZIPS)
+def test_finds_the_data_in_a_zip_beside_others(tmp_path, name, rename):
+    content = outer_zip()
+    if rename:
+        with zipfile.ZipFile(io.BytesIO(inner_zip())) as archive:
+            content = zip_of({rename(entry): archive.read(entry) for entry in archive.namelist()})
+    (tmp_path / name).write_bytes(content)
+    (tmp_path / "a other.zip").write_bytes(zip_of({"readme.txt": b"something else", "__MACOSX/._y_train.txt": b""}))
     (tmp_path / "b damaged.zip").write_bytes(b"something else")
     assert_as_written(prepare(har(tmp_path), tmp_path))
 
@@ -193,22 +186,23 @@ def test_damaged_file_is_named_and_nothing_is_left_behind(tmp_path, monkeypatch,
     assert_nothing_is_left(builder)
 
 
-@pytest.mark.parametrize("damage", ["truncated", "a byte changed", "bytes of the zip inside changed", "not a zip"])
-def test_damaged_zip(tmp_path, damage):
-    content = bytearray(outer_zip())
+def damaged(content, count):
+    """With `count` bytes in the middle inverted."""
     middle = len(content) // 2
-    if damage == "truncated":
-        del content[middle:]
-    elif damage == "a byte changed":
-        content[middle] ^= 1
-    elif damage == "not a zip":
-        content = b"<html>sign in</html>"
-    else:
-        inner = bytearray(inner_zip())
-        middle = len(inner) // 2
-        inner[middle : middle + 64] = b"\xff" * 64
-        content = zip_of({"UCI HAR Dataset.zip": bytes(inner)})
-    (tmp_path / ZIP).write_bytes(content)
+    inverted = bytes(255 - byte for byte in content[middle : middle + count])
+    return content[:middle] + inverted + content[middle + count :]
+
+
+DAMAGED_ZIPS = {
+    "truncated": lambda: outer_zip()[: len(outer_zip()) // 2],
+    "a byte changed": lambda: damaged(outer_zip(), 1),
+    "bytes of the zip inside changed": lambda: zip_of({"UCI HAR Dataset.zip": damaged(inner_zip(), 64)}),
+}
+
+
+@pytest.mark.parametrize("content", DAMAGED_ZIPS.values(), ids=DAMAGED_ZIPS)
+def test_damaged_zip(tmp_path, content):
+    (tmp_path / ZIP).write_bytes(content())
     builder = har(tmp_path)
     with pytest.raises(ValueError, match="UCI HAR cannot be read from .*complete zip file") as error:
         prepare(builder, tmp_path)

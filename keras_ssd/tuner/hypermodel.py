@@ -2,7 +2,6 @@
 
 import copy
 import hashlib
-import inspect
 import json
 import os
 import pathlib
@@ -17,7 +16,7 @@ from keras_ssd.files import written_beside
 from keras_ssd.graph import is_functional
 from keras_ssd.keras_names import compile_arguments
 from keras_ssd.model import SSDModel
-from keras_ssd.settings import DEFAULTS
+from keras_ssd.settings import OPTIONS, resolve
 from keras_ssd.teachers import resolve_kind
 from keras_ssd.tuner.space import PARAMETERS, checked_space, sample
 from keras_ssd.wrapping import wrap
@@ -78,27 +77,24 @@ class SSDHyperModel(keras_tuner.HyperModel):
         **options: Any,
     ) -> None:
         super().__init__()
-        given: Any = hypermodel
-        is_hypermodel = isinstance(given, keras_tuner.HyperModel)
-        if isinstance(given, SSDHyperModel) or not (is_hypermodel or callable(given)):
+        own: Any = hypermodel
+        if isinstance(own, SSDHyperModel) or not (isinstance(own, keras_tuner.HyperModel) or callable(own)):
             raise ValueError(
                 "`hypermodel` should be a function `build(hp)` that returns a compiled, plain model, or a "
                 f"keras_tuner.HyperModel. Received: {hypermodel!r} of type {type(hypermodel).__name__}"
             )
-        unknown = set(options) - set(inspect.signature(wrap).parameters) | set(options) & {"model", *PARAMETERS}
-        if unknown:
+        if unknown := set(options) - (set(OPTIONS) - set(PARAMETERS)):
             raise ValueError(
                 "`options` should be arguments of keras_ssd.wrap; each hyper-parameter of the search belongs in "
                 f"`space`. Received: {sorted(unknown)}"
             )
-        self.hypermodel, self.teacher, self.snapshot_epochs, self.options = given, teacher, snapshot_epochs, options
+        if not isinstance(own, keras_tuner.HyperModel):
+            own = keras_tuner.HyperModel()
+            own.build = hypermodel
+        self.hypermodel, self.teacher, self.snapshot_epochs, self.options = own, teacher, snapshot_epochs, options
         self.kind, _ = resolve_kind(teacher)
-        momentum = options.get("ema_momentum")
-        self._momentum = DEFAULTS[self.kind]["ema_momentum"] if momentum is None else momentum
         self.space = checked_space(self.kind, space)
-        self._build_plain: Any = given.build if is_hypermodel else given
-        has_fit = is_hypermodel and type(given).fit is not keras_tuner.HyperModel.fit
-        self._fit_plain: Any = given.fit if has_fit else super().fit
+        self._momentum = resolve(self.kind, ema_momentum=options.get("ema_momentum")).ema_momentum
         self.start_search(None)
 
     def start_search(self, tuner: keras_tuner.Tuner | None) -> None:
@@ -107,12 +103,11 @@ class SSDHyperModel(keras_tuner.HyperModel):
         self._plain_weights: dict[str, list[np.ndarray]] = {}
 
     def declare_hyperparameters(self, hp: keras_tuner.HyperParameters) -> None:
-        if isinstance(self.hypermodel, keras_tuner.HyperModel):
-            self.hypermodel.declare_hyperparameters(hp)
+        self.hypermodel.declare_hyperparameters(hp)
 
     def build(self, hp: keras_tuner.HyperParameters) -> SSDModel:
         """Return the user's model, wrapped and compiled."""
-        model = self._build_plain(hp)
+        model = self.hypermodel.build(hp)
         if not isinstance(model, keras.Model) or isinstance(model, SSDModel) or not model.compiled:
             what = "is not compiled" if isinstance(model, keras.Model) else f"is of type {type(model).__name__}"
             raise keras_tuner.errors.FatalValueError(
@@ -122,10 +117,8 @@ class SSDHyperModel(keras_tuner.HyperModel):
         distill = hp.Boolean("ssd_distill", default=False)
         with hp.conditional_scope("ssd_distill", [True]):
             options = sample(hp, self.kind, self.space, self.options, is_functional(model))
-        averages = False
-        if self._momentum:
-            with hp.conditional_scope("ssd_distill", [False]):
-                averages = hp.Boolean("ssd_average", default=False) and not distill  # `None` in a distilled trial
+        with hp.conditional_scope("ssd_distill", [False]):
+            averages = self._momentum and hp.Boolean("ssd_average", default=False)  # `None` in a distilled trial
         undistilled: dict[str, Any] = {"kd_weight": 0, "ema_momentum": self._momentum if averages else 0}
         try:
             ssd = wrap(model, teacher=self.teacher, **options) if distill else wrap(model, **undistilled)
@@ -153,39 +146,37 @@ class SSDHyperModel(keras_tuner.HyperModel):
 
     def _fit(self, hp: keras_tuner.HyperParameters, model: keras.Model, *args: Any, **kwargs: Any) -> Any:
         """Train with the user's `fit` if there is one, and check the reported values in the first epoch."""
-        check = keras.callbacks.LambdaCallback(on_epoch_end=lambda _, logs: self._check_objectives(logs))
+        check = keras.callbacks.LambdaCallback(on_epoch_end=lambda _, logs: self._check_objective(logs))
         kwargs["callbacks"] = [check, *(kwargs.get("callbacks") or [])]
-        results = self._fit_plain(hp, model, *args, **kwargs)
-        self._check_objectives(results)
+        results = self.hypermodel.fit(hp, model, *args, **kwargs)
+        self._check_objective(results)
         return results
 
-    def _check_objectives(self, reported: Any) -> None:
+    def _check_objective(self, reported: Any) -> None:
         objective = self._tuner and self._tuner.oracle.objective
-        for name in getattr(objective, "name_to_direction", [getattr(objective, "name", None)]):
-            if isinstance(reported, dict) and name is not None and name not in reported:
-                # A fatal error would end a worker, and the chief would wait for it.
-                is_distributed = "KERASTUNER_ORACLE_IP" in os.environ
-                raise (ValueError if is_distributed else keras_tuner.errors.FatalValueError)(
-                    f"`objective` should be a value that every trial reports. Received: objective={name!r}; the trials "
-                    f"report {sorted(reported)}. Name one of them, add it to the metrics of `compile`, or pass "
-                    "validation data."
-                )
+        if objective and isinstance(reported, dict) and not objective.has_value(reported):
+            # A fatal error would end a worker, and the chief would wait for it.
+            is_distributed = "KERASTUNER_ORACLE_IP" in os.environ
+            raise (ValueError if is_distributed else keras_tuner.errors.FatalValueError)(
+                f"`objective` should be a value that every trial reports. Received: {objective}; the trials report "
+                f"{sorted(reported)}. Name one of them, add it to the metrics of `compile`, or pass validation data."
+            )
 
     def _plain_stage(self, hp: keras_tuner.HyperParameters, args: Any, kwargs: dict[str, Any]) -> list[np.ndarray]:
         """Return the weights of the plain stage for the hyper-parameters of the user's model; train it if needed."""
         own = keras_tuner.HyperParameters()
         own.values = dict(hp.values)
-        plain = self._build_plain(own)
-        overrides = {name: getattr(self._tuner, name, None) for name in ("optimizer", "loss", "metrics")}
-        if isinstance(overrides["optimizer"], keras.optimizers.Optimizer):
-            overrides["optimizer"] = keras.optimizers.deserialize(keras.optimizers.serialize(overrides["optimizer"]))
-        if overrides := {name: one for name, one in overrides.items() if one}:
+        plain = self.hypermodel.build(own)
+        names = ("optimizer", "loss", "metrics")
+        if overrides := {name: one for name in names if (one := getattr(self._tuner, name, None))}:
+            if isinstance(optimizer := overrides.get("optimizer"), keras.optimizers.Optimizer):
+                overrides["optimizer"] = copy.deepcopy(optimizer)  # each model needs its own
             plain.compile(**{**compile_arguments(plain), **overrides})
         values = {entry.name: own.values[entry.name] for entry in own.space if own.is_active(entry)}
         key = hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]
         path = self._tuner and pathlib.Path(self._tuner.project_dir, f"ssd_plain_{key}.npz")
         if key not in self._plain_weights and not (path and path.exists()):
-            self._fit(hp, plain, *args, **self._plain_arguments(kwargs))
+            self._fit(hp, plain, *args, **self._plain_arguments(**kwargs))
             self._plain_weights[key] = plain.get_weights()
             if path and not path.exists():
                 with written_beside(path) as written:
@@ -195,9 +186,8 @@ class SSDHyperModel(keras_tuner.HyperModel):
                 self._plain_weights[key] = list(stored.values())
         return self._plain_weights[key]
 
-    def _plain_arguments(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+    def _plain_arguments(self, initial_epoch: Any = None, **kwargs: Any) -> dict[str, Any]:
         """Return the arguments of `fit` of the plain stage, with early stopping and without callbacks of tools."""
-        kwargs = {name: value for name, value in kwargs.items() if name != "initial_epoch"}
         if self.snapshot_epochs is not None:
             kwargs["epochs"] = self.snapshot_epochs
         monitor = "val_loss" if {"validation_data", "validation_split"} & set(kwargs) else "loss"

@@ -82,19 +82,15 @@ def search(tuner: keras_tuner.Tuner, *args: Any, **kwargs: Any) -> Trials | None
     if is_distributed:
         # The oracle would raise in a thread of the server, and the chief would wait for ever.
         oracle.max_consecutive_failed_trials = math.inf
-    stopped = None
     try:
         tuner.search(*args, **kwargs)
     except RuntimeError as error:
-        if isinstance(error, keras_tuner.errors.FatalError):
+        if isinstance(error, keras_tuner.errors.FatalError) or _ranked(oracle):
             raise
-        stopped = error
-    finished = [trial for trial in oracle.trials.values() if trial.status == "COMPLETED" and math.isfinite(trial.score)]
-    if not finished:
-        raise _all_failed(oracle) from stopped
-    if stopped is not None:
-        raise stopped
-    return Trials(sorted(finished, key=lambda trial: trial.score, reverse=oracle.objective.direction == "max"))
+        raise _all_failed(oracle) from error
+    if not (ranked := _ranked(oracle)):
+        raise _all_failed(oracle)
+    return ranked
 
 
 class _PlainFirst(keras_tuner.Oracle):
@@ -113,6 +109,12 @@ class _PlainFirst(keras_tuner.Oracle):
         # Values that are missing would be drawn.
         switches = {"ssd_distill", "ssd_average"} & {one.name for one in self.get_space().space}
         return {**response, "values": {**own, **dict.fromkeys(sorted(switches, reverse=True), False)}}
+
+
+def _ranked(oracle: keras_tuner.Oracle) -> Trials:
+    """Return the trials with a finite score, best first."""
+    best = oracle.get_best_trials(len(oracle.trials))
+    return Trials(one for one in best if one.status == "COMPLETED" and math.isfinite(one.score))
 
 
 def _all_failed(oracle: keras_tuner.Oracle) -> RuntimeError:

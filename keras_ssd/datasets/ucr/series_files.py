@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable
-from decimal import Decimal
+from decimal import Context, Decimal
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from keras_ssd.datasets import tables
 
 # Numbers as they are usually written; `007`, `1_000` and `inf`, which `float` also accepts, count as words.
 _NUMBER = re.compile(r"[+-]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
+_EXACT = Context(prec=10**6)  # digits: no label has more
 
 
 def read(path: Any) -> tuple[np.ndarray, list[str]]:
@@ -70,9 +71,7 @@ def label_name(label: str) -> str:
     label = label.strip()
     if not _NUMBER.fullmatch(label):
         return label
-    digits = f"{Decimal(label):f}"
-    digits = digits.rstrip("0").rstrip(".") if "." in digits else digits
-    return "0" if digits in ("-0", "") else digits.removeprefix("+")
+    return f"{_EXACT.normalize(_EXACT.add(Decimal(label), 0)):f}"  # -0 + 0 is 0
 
 
 def sorted_labels(labels: Iterable[str]) -> list[str]:
