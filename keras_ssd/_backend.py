@@ -23,6 +23,9 @@ elif BACKEND == "jax":
 elif BACKEND == "torch":
     import torch
 
+# Keras on JAX moves the weights out of the model while `fit` runs. After an exception some of them may be lost, and
+# reading those raises one of these errors.
+ERRORS_OF_LOST_WEIGHTS: tuple[type[Exception], ...] = (RuntimeError, TypeError) if BACKEND == "jax" else ()
 # For each purpose of a derived seed the last state of the generators, and how many seeds were derived from it before.
 _calls: dict[str, tuple[Any, int]] = {}
 _lock = threading.Lock()
@@ -221,11 +224,9 @@ def derived_seed(purpose: str = "wrapper") -> int:
     between which Python's generator did not move, return different seeds; the first one after `set_random_seed` is
     always the same. Where it cannot be known whether that was called again, all of them are the same.
     """
-    state = random.getstate()
-    try:
-        seed = random.randint(1, 10**9) ^ 0x55D
-    finally:
-        random.setstate(state)
+    state, generator = random.getstate(), random.Random()
+    generator.setstate(state)
+    seed = generator.randint(1, 10**9) ^ 0x55D
     number = keras_names.seeding_number()
     if number is None:
         return seed
@@ -235,11 +236,6 @@ def derived_seed(purpose: str = "wrapper") -> int:
         count = count + 1 if moment == last else 0
         _calls[purpose] = moment, count
     return int(np.random.SeedSequence([seed, count]).generate_state(1)[0] >> 2) if count else seed
-
-
-def gives_weights_away() -> bool:
-    """Return whether Keras moves the weights out of the model while `fit` runs: an exception may lose some of them."""
-    return BACKEND == "jax"
 
 
 def for_each_thread(cls: type) -> Any:

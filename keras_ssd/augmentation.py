@@ -26,16 +26,16 @@ class Augmentation(keras.layers.Layer):
         seed: integer or `None`.
     """
 
-    _strength = ""  # the name of the argument of a layer of this module
-
     def __init__(self, seed: int | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.seed, self.seed_generator = seed, keras.random.SeedGenerator(seed)
         self.supports_masking = self.built = True
+        self._strength: tuple[str, ...] = ()  # the name of the other argument, of a layer of this module
 
-    def _set_strength(self, value: float, interval: str) -> None:
-        check_number(self._strength, value, interval)
-        setattr(self, self._strength, float(value))
+    def _set_strength(self, name: str, value: float, interval: str) -> None:
+        check_number(name, value, interval)
+        self._strength = (name,)
+        setattr(self, name, float(value))
 
     def augment(self, x: Tensor) -> Tensor:
         """Return augmented windows, `(batch, steps, channels)` as `x`; subclasses define it."""
@@ -51,8 +51,7 @@ class Augmentation(keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments."""
-        strength = {self._strength: getattr(self, self._strength)} if self._strength else {}
-        return {**super().get_config(), "seed": self.seed, **strength}
+        return {**super().get_config(), "seed": self.seed, **{name: getattr(self, name) for name in self._strength}}
 
 
 @keras.saving.register_keras_serializable(package="keras_ssd")
@@ -65,11 +64,9 @@ class Jitter(Augmentation):
         seed: integer or `None`.
     """
 
-    _strength = "stddev"
-
     def __init__(self, stddev: float = 0.05, seed: int | None = None, **kwargs: Any) -> None:
         super().__init__(seed, **kwargs)
-        self._set_strength(stddev, "(0, inf)")
+        self._set_strength("stddev", stddev, "(0, inf)")
 
     def augment(self, x: Tensor) -> Tensor:
         return x + keras.random.normal(ops.shape(x), 0.0, self.stddev, self.compute_dtype, self.seed_generator)
@@ -84,11 +81,9 @@ class Scaling(Augmentation):
         seed: integer or `None`.
     """
 
-    _strength = "stddev"
-
     def __init__(self, stddev: float = 0.1, seed: int | None = None, **kwargs: Any) -> None:
         super().__init__(seed, **kwargs)
-        self._set_strength(stddev, "(0, inf)")
+        self._set_strength("stddev", stddev, "(0, inf)")
 
     def augment(self, x: Tensor) -> Tensor:
         batch, _, channels = ops.shape(x)
@@ -105,11 +100,9 @@ class TimeMask(Augmentation):
         seed: integer or `None`.
     """
 
-    _strength = "max_fraction"
-
     def __init__(self, max_fraction: float = 0.25, seed: int | None = None, **kwargs: Any) -> None:
         super().__init__(seed, **kwargs)
-        self._set_strength(max_fraction, "(0, 1]")
+        self._set_strength("max_fraction", max_fraction, "(0, 1]")
 
     def augment(self, x: Tensor) -> Tensor:
         batch, steps, _ = ops.shape(x)
@@ -135,11 +128,9 @@ class TimeShift(Augmentation):
         seed: integer or `None`.
     """
 
-    _strength = "max_fraction"
-
     def __init__(self, max_fraction: float = 0.25, seed: int | None = None, **kwargs: Any) -> None:
         super().__init__(seed, **kwargs)
-        self._set_strength(max_fraction, "(0, 1]")
+        self._set_strength("max_fraction", max_fraction, "(0, 1]")
         self.supports_masking = False
 
     def augment(self, x: Tensor) -> Tensor:
@@ -164,11 +155,9 @@ class Rotation(Augmentation):
         seed: integer or `None`.
     """
 
-    _strength = "max_angle"
-
     def __init__(self, max_angle: float = 30.0, seed: int | None = None, **kwargs: Any) -> None:
         super().__init__(seed, **kwargs)
-        self._set_strength(max_angle, "(0, 180]")
+        self._set_strength("max_angle", max_angle, "(0, 180]")
 
     def augment(self, x: Tensor) -> Tensor:
         batch, steps, channels = ops.shape(x)

@@ -48,7 +48,8 @@ class WeightAverage(keras.layers.Layer):
         super().__init__(trainable=False, dtype="float32", autocast=False, **kwargs)
         self.momentum = momentum
         self._raw = Untracked(None)  # the raw weights while `deployed` holds the average in the model
-        self._kept = Untracked(None)  # arrays of the average that differ from the deployed weights
+        # While the average is deployed: each of its arrays that the model holds rounded or constrained, else `None`.
+        self._kept = Untracked([])
         self._trained = Untracked(None)  # the digests of both sets of weights as training left them
         self._model, self._averaged = Untracked(model), Untracked(averaged_variables(model))
         self.steps = self._add_number("steps")
@@ -108,16 +109,14 @@ class WeightAverage(keras.layers.Layer):
         trained, self._trained.content = self._trained.content, None
         if not self.holds_average:
             return
-        if trained is not None:
-            is_same = [np.array_equal(*pair) for pair in zip(trained, self._digests(), strict=True)]
-            if is_same == [False, True]:
-                self.restart()
-                return
+        pairs = [] if trained is None else zip(trained, self._digests(), strict=True)
+        if [np.array_equal(*pair) for pair in pairs] == [False, True]:
+            self.restart()
+            return
         raw, average = arrays(self._weights), arrays(self.other)
         assign(self._weights, self._deployable(raw))
         assign(self.other, raw)
-        self._note(is_deployed=True)
-        self._keep(average)
+        self._note(deployed=average)
 
     def resume(self) -> None:
         """Exchange the weights back: the model holds the raw weights afterwards. Called before training.
@@ -135,27 +134,23 @@ class WeightAverage(keras.layers.Layer):
         for variable, raw in zip(self._weights, arrays(self.other), strict=True):
             if id(variable) not in frozen:
                 variable.assign(raw)
-        kept = self._kept.content or [None] * len(deployed)
+        kept = self._kept.content or [None] * len(deployed)  # empty after unpickling
         assign(self.other, [d if k is None else k for d, k in zip(deployed, kept, strict=True)])
-        self._note(is_deployed=False)
+        self._note()
 
     def restart(self) -> None:
         """Restart the average from the model's current weights."""
         assign(self.other, arrays(self._weights))
         self.steps.assign(np.zeros((), "int32"))
-        self._note(is_deployed=False)
+        self._note()
 
-    def _note(self, is_deployed: bool) -> None:
-        """Note which weights the model holds, and the digest of the average if it holds that."""
-        self.is_deployed.assign(np.array(is_deployed, "int32"))
-        self.digest.assign(_digest(arrays(self._weights)) if is_deployed else np.zeros((32,), "int32"))
-        self._kept.content = None
-
-    def _keep(self, average: Sequence[np.ndarray]) -> None:
-        """Keep those arrays of the average that the deployed weights hold rounded or constrained, until training."""
-        pairs = zip(average, arrays(self._weights), strict=True)
-        kept = [None if np.array_equal(own, held.astype(own.dtype), equal_nan=True) else own for own, held in pairs]
-        self._kept.content = None if all(own is None for own in kept) else kept
+    def _note(self, deployed: Sequence[np.ndarray] | None = None) -> None:
+        """Note whether the model holds raw weights or a deployed average, and keep what it does not hold exactly."""
+        held = [] if deployed is None else arrays(self._weights)
+        self.is_deployed.assign(np.array(deployed is not None, "int32"))
+        self.digest.assign(np.zeros((32,), "int32") if deployed is None else _digest(held))
+        pairs = zip(deployed or [], held, strict=True)
+        self._kept.content = [None if np.array_equal(a, b.astype(a.dtype), equal_nan=True) else a for a, b in pairs]
 
     def _digests(self) -> tuple[np.ndarray, np.ndarray]:
         return _digest(arrays(self._weights)), _digest(arrays(self.other))
@@ -201,7 +196,7 @@ class WeightAverage(keras.layers.Layer):
         is_average = self.holds_average
         steps = _number(self.steps) if is_average or self._is_unchanged() else 0
         raw = self._raw.content or arrays(self.other if steps and not is_average else self._weights)
-        average = arrays(self.other) if is_average else (self._kept.content if steps else None) or []
+        average = arrays(self.other) if is_average else self._kept.content if steps else []
         sets = {"raw": raw, "average": average}
         values = {f"{name}_{i}": v for name, held in sets.items() for i, v in enumerate(held) if v is not None}
         return {"steps": np.array(steps), **values}
@@ -214,17 +209,16 @@ class WeightAverage(keras.layers.Layer):
             is_training: whether training is running, so that the model gets the raw weights.
         """
         deployed = arrays(self._weights)
-        raw = [np.asarray(state[f"raw_{i}"]) for i in range(len(self.other))]
+        raw = [np.asarray(state[f"raw_{i}"]) for i in range(len(deployed))]
+        average = [np.asarray(state.get(f"average_{i}", value)) for i, value in enumerate(deployed)]
         self.steps.assign(np.asarray(state["steps"], "int32"))
-        if is_training or not int(np.asarray(state["steps"])):
-            average = [np.asarray(state.get(f"average_{i}", deployed[i])) for i in range(len(raw))]
+        if is_training or not int(state["steps"]):
             assign(self._weights, raw)
             assign(self.other, average)
-            self._note(is_deployed=False)
+            self._note()
         else:
             assign(self.other, raw)
-            self._note(is_deployed=True)
-            self._keep([np.asarray(state.get(f"average_{i}", deployed[i])) for i in range(len(raw))])
+            self._note(deployed=average)
 
 
 def _digest(values: Sequence[np.ndarray]) -> np.ndarray:

@@ -42,14 +42,14 @@ def check_overrides(model: keras.Model) -> None:
             "preprocessor=None (or wrap its backbone with a head) and preprocess the data before training: "
             "dataset.map(preprocessor)."
         )
-    owners = {name: next((c for c in type(model).__mro__ if name in vars(c)), None) for name in _REPLACED}
-    # The methods of a task only add its preprocessor to those of `keras.Model`.
-    adds_nothing = _PREPROCESSING if is_task else []
-    overridden = [
-        name
-        for name, owner in owners.items()
-        if owner not in (None, *model_classes()) and not (name in adds_nothing and package_of(owner) == "keras_hub")
-    ]
+
+    def is_own(name: str) -> bool:
+        owner = next((c for c in type(model).__mro__ if name in vars(c)), None)
+        # The methods of a task only add its preprocessor to those of `keras.Model`.
+        adds_nothing = is_task and name in _PREPROCESSING and package_of(owner) == "keras_hub"
+        return owner not in (None, *model_classes()) and not adds_nothing
+
+    overridden = [name for name in _REPLACED if is_own(name)]
     if not overridden:
         return
     what = f"`model` has a class that overrides {overridden}: {model.name!r} of type {type(model).__name__}."

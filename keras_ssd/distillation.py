@@ -10,7 +10,6 @@ from keras import ops, tree
 from keras_ssd import _backend
 from keras_ssd._typing import Tensor
 from keras_ssd.copies import WeightCopies, arrays, assign
-from keras_ssd.cost import TeacherCost
 from keras_ssd.graph import Graph
 from keras_ssd.masks import merge_axes
 from keras_ssd.output_records import OutputRecords, per_output, teacher_logits
@@ -54,9 +53,7 @@ class Distillation(keras.layers.Layer):
         # A predicate is stored as the names of the chosen layers.
         chosen = None if settings.stochastic_layers is None else self.wiring.noise.names
         self.settings = dataclasses.replace(settings, stochastic_layers=chosen, kd_fraction=self.wiring.cost.fraction)
-        logits = None
-        if network is not None and settings.needs_outputs:
-            logits = teacher_logits(student, network, teacher)
+        logits = teacher_logits(student, network, teacher) if network is not None and settings.needs_outputs else None
         self.output_records = OutputRecords(student, graph, settings.temperature, logits)
         seed = _backend.derived_seed() if settings.seed is None else int(settings.seed)
         self.seed_generator = keras.random.SeedGenerator(seed)
@@ -77,11 +74,6 @@ class Distillation(keras.layers.Layer):
     def logged(self) -> list[keras.metrics.Metric]:
         """The means of the term and, with a threshold, of the share of targets that reach it, which logs show."""
         return self._logged.content
-
-    @property
-    def cost(self) -> TeacherCost:
-        """The part of each batch that is distilled, and the teachers' multiplications relative to a plain step."""
-        return self.wiring.cost
 
     @property
     def classifies(self) -> bool:
@@ -169,14 +161,14 @@ class Distillation(keras.layers.Layer):
         self.num_snapshots.assign(np.array(ops.convert_to_numpy(self.num_snapshots.value) + 1, "int32"))
 
     def state(self) -> dict[str, np.ndarray]:
-        """Return the state as arrays by name, for a file."""
-        return {str(i): value for i, value in enumerate(arrays(self._stored()))}
+        """Return the state as arrays by name, for a file; `load_state` takes it."""
+        return {str(i): value for i, value in enumerate(arrays(self._stored))}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Load what `state` returned."""
-        stored = self._stored()
-        assign(stored, [np.asarray(state[str(i)]) for i in range(len(stored))])
+        assign(self._stored, [np.asarray(state[str(i)]) for i in range(len(self._stored))])
 
+    @property
     def _stored(self) -> list[Any]:
         copies = [] if self.teacher_weights is None else self.teacher_weights.copies
         return [self.num_snapshots, self.kd_weight, self.seed_generator.state, *copies]

@@ -54,7 +54,7 @@ def constant_learning_rate(optimizer: Any) -> float | None:
 def _learning_rate(optimizer: Any) -> Any:
     if isinstance(optimizer, getattr(keras.optimizers, "MultiOptimizer", ())):  # newer than the oldest version
         return None
-    return vars(getattr(optimizer, "inner_optimizer", optimizer)).get("_learning_rate")
+    return getattr(getattr(optimizer, "inner_optimizer", optimizer), "_learning_rate", None)
 
 
 def trained_state(model: keras.Model, result: Any) -> tuple[list[tuple[Any, Any]], Any]:

@@ -83,11 +83,12 @@ class SSDModel(keras.Model):
         check_overrides(model)
         keras_names.check_mode()
         keras_options = {name: options.pop(name) for name in ("name", "trainable") if name in options}
+        # Names of PyTorch's parameters must not contain a point, as in MobileNet's 1.00.
+        keras_options["name"] = keras_options.get("name") or f"ssd_{model.name}".replace(".", "_")
         # Without a graph there is no representation, so outputs are distilled, as for other frozen teachers.
         is_open = options.get("distill") is None and options.get("similarity") is None
         as_model = kind == "snapshot" and is_open and not is_functional(model)
         settings = resolve(kind, "model" if as_model else None, **options)
-        keras_options["name"] = keras_options.get("name") or _name_of(model)
         with _backend.variable_scope(model), keras_names.no_rematerialization():
             super().__init__(dtype=model.dtype_policy, autocast=False, **keras_options)
             self.student, self._takes_training = model, takes_training(model)
@@ -97,7 +98,7 @@ class SSDModel(keras.Model):
             # A weight of 0 from the start means no teachers at all: then nothing may differ from a plain model.
             self.distillation: Any = None
             if settings.distills:
-                with _deployed(teacher):
+                with teacher._deployed() if isinstance(teacher, SSDModel) else contextlib.nullcontext():
                     self.distillation = Distillation(model, settings, teacher, network)
                 settings = self.distillation.settings
             check_replaceable(model, network, settings)
@@ -106,9 +107,6 @@ class SSDModel(keras.Model):
                 self.average = WeightAverage(model, settings.ema_momentum, name="average")
         self.settings = settings
         self._variables_of_student = self._evaluated = Untracked(model.weights)
-        if hasattr(model, "output_names"):
-            # Allows losses and metrics by output name, as for the model itself.
-            self.output_names = list(model.output_names)
         self.built = True
         keras_names.note_input_shape(self, getattr(model, "input_shape", None))
         self._share_compile()
@@ -140,12 +138,7 @@ class SSDModel(keras.Model):
         return self.distillation is not None and self._fit_state.kind.teaches and self._step.is_running
 
     def compute_loss(
-        self,
-        x: Any = None,
-        y: Any = None,
-        y_pred: Any = None,
-        sample_weight: Any = None,
-        training: bool = True,
+        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
     ) -> Tensor:
         loss = super().compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=training)
         if not training or not self._is_taught():
@@ -243,7 +236,9 @@ class SSDModel(keras.Model):
             # Keras does not notify callbacks of an exception, so what they switched is switched back here.
             state.is_running, state.joined_dataset = False, None
             self._set_step_kind(**kind._asdict())
-            self._end_training()
+            if self.average is not None:
+                with contextlib.suppress(*_backend.ERRORS_OF_LOST_WEIGHTS):
+                    self.average.deploy()
 
     @functools.wraps(keras.Model.train_on_batch)
     def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
@@ -267,16 +262,6 @@ class SSDModel(keras.Model):
         _backend.build_optimizer(self)
         if self.average is not None:
             self.average.resume()
-
-    def _end_training(self) -> None:
-        """Deploy the average in the student, also after an exception, so that student and wrapper agree."""
-        if self.average is None:
-            return
-        try:
-            self.average.deploy()
-        except (RuntimeError, TypeError):
-            if not _backend.gives_weights_away():
-                raise
 
     @contextlib.contextmanager
     def _evaluation(self) -> Any:
@@ -322,9 +307,11 @@ class SSDModel(keras.Model):
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute; of one that the wrapper lacks and the student has, the student's."""
-        if self._is_complete() and is_of_student(self, name):
+        # A subclass may always set attributes of its own.
+        is_complete = type(self) is SSDModel and "settings" in vars(self)
+        if is_complete and is_of_student(self, name):
             setattr(self.student, name, value)
-        elif self._is_complete() and name in ("settings", *OPTIONS) and name != "kd_weight":
+        elif is_complete and name in ("settings", *OPTIONS) and name != "kd_weight":
             raise AttributeError(
                 f"`{name}` of a wrapped model cannot be changed: its teachers are built for it. Wrap the model again, "
                 "keras_ssd.wrap(ssd.student, ...). Of the options only `kd_weight` can be assigned."
@@ -334,25 +321,18 @@ class SSDModel(keras.Model):
 
     def __delattr__(self, name: str) -> None:
         """Delete an attribute; of one that `__setattr__` sets on the student, the student's."""
-        if self._is_complete() and is_of_student(self, name):
+        if type(self) is SSDModel and is_of_student(self, name):
             delattr(self.student, name)
         else:
             super().__delattr__(name)
 
-    def _is_complete(self) -> bool:
-        """Return whether `__init__` has ended; a subclass may always set attributes of its own."""
-        return type(self) is SSDModel and "settings" in vars(self)
-
     def __repr__(self) -> str:
-        options: dict[str, Any] = {"kd_weight": 0}
+        settings, shown = self.settings, "kd_weight=0"
         if self.distillation is not None:
-            options = {name: getattr(self.settings, name) for name in ("num_teachers", "kd_weight", "kd_fraction")}
-            options = {"teacher": self.settings.kind, **options}
-        options["ema_momentum"] = self.settings.ema_momentum
-        shown = {name: repr(value) for name, value in options.items()}
-        if "kd_fraction" in options:
-            shown["kd_fraction"] = str(fractions.Fraction(options["kd_fraction"]).limit_denominator(10_000))
-        return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value in shown.items())})"
+            fraction = fractions.Fraction(settings.kd_fraction).limit_denominator(10_000)
+            shown = f"teacher={settings.kind!r}, num_teachers={settings.num_teachers}, kd_weight={settings.kd_weight}"
+            shown += f", kd_fraction={fraction}"
+        return f"{type(self).__name__}({shown}, ema_momentum={settings.ema_momentum})"
 
     @functools.wraps(keras.Model.summary)
     def summary(self, *args: Any, **kwargs: Any) -> Any:
@@ -374,14 +354,12 @@ class SSDModel(keras.Model):
 
     @property
     def stop_training(self) -> bool:
-        """Return whether `fit` should end: also true if user code set `student.stop_training`."""
-        return self._stop_training or getattr(getattr(self, "student", None), "stop_training", False)
+        """Whether `fit` should end. It is an attribute of the student, so that user code may set it on either model."""
+        return self.student.stop_training
 
     @stop_training.setter
     def stop_training(self, value: bool) -> None:
-        self._stop_training = value
-        if not value and hasattr(self, "student"):
-            self.student.stop_training = False
+        self.student.stop_training = value
 
     def quantize(self, *args: Any, **kwargs: Any) -> Any:
         """Quantise the student in place, with the deployed weights. Later training needs a new wrapper."""
@@ -478,7 +456,7 @@ class SSDModel(keras.Model):
     @property
     def teacher_cost(self) -> TeacherCost:
         """The part of each batch that is distilled, and the teachers' multiplications relative to a plain step."""
-        return TeacherCost(0.0, 0.0) if self.distillation is None else self.distillation.cost
+        return TeacherCost(0.0, 0.0) if self.distillation is None else self.distillation.wiring.cost
 
     def training_loss(self, x: Any, y: Any = None, sample_weight: Any = None) -> Tensor:
         """Return the loss of one training step: task, distillation and regularisation.
@@ -607,13 +585,3 @@ class SSDModel(keras.Model):
 
 def _are_same(variables: list[Any], others: list[Any]) -> bool:
     return len(variables) == len(others) and all(a is b for a, b in zip(variables, others, strict=True))
-
-
-def _deployed(model: Any) -> Any:
-    """Return the context in which a teacher, a wrapped or a plain model, holds its deployed weights."""
-    return model._deployed() if isinstance(model, SSDModel) else contextlib.nullcontext()
-
-
-def _name_of(model: keras.Model) -> str:
-    """Return the name of a wrapper. Names of PyTorch's parameters must not contain a point, as in MobileNet's 1.00."""
-    return f"ssd_{model.name}".replace(".", "_")

@@ -134,22 +134,15 @@ def teacher_logits(model: keras.Model, network: keras.Model, teacher: Any) -> li
 
 
 def _declared_logits(loss: Any) -> bool | None:
-    """Return the `from_logits` of a loss; `None` if it has none."""
-    if isinstance(loss, str):
-        try:
-            loss = keras.losses.get(loss)
-        except ValueError:
-            return None
-    if hasattr(loss, "from_logits"):
-        return bool(loss.from_logits)
-    if isinstance(loss, functools.partial):
-        known = "from_logits" in loss.keywords
-        return bool(loss.keywords["from_logits"]) if known else _declared_logits(loss.func)
-    if inspect.isfunction(loss):
-        parameter = inspect.signature(loss).parameters.get("from_logits")
-        if parameter is not None and parameter.default is not inspect.Parameter.empty:
-            return bool(parameter.default)
-    return None
+    """Return the `from_logits` of a loss, its attribute or the default of its argument; `None` if it has none."""
+    try:
+        loss = keras.losses.get(loss) if isinstance(loss, str) else loss
+        if hasattr(loss, "from_logits"):
+            return bool(loss.from_logits)
+        default = inspect.signature(loss).parameters["from_logits"].default
+    except (KeyError, TypeError, ValueError):  # no such argument; no signature; a name that Keras does not know
+        return _declared_logits(loss.func) if isinstance(loss, functools.partial) else None
+    return None if default is inspect.Parameter.empty else bool(default)
 
 
 def per_output(setting: Any, structure: Any, names: Sequence[str] | None) -> list[Any]:

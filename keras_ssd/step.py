@@ -1,5 +1,6 @@
 """State of a running training step and of a running `fit`, which Keras should not save."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -23,22 +24,17 @@ class StudentPass(NamedTuple):
     cut_values: Any
 
 
+@dataclasses.dataclass(eq=False)
 class StepState:
     """The state of the training step that runs in this thread.
 
     `tf.distribute` runs the replicas of a step in several threads, so TensorFlow has a state for each thread. Elsewhere
     the state is a plain object, which `torch.compile` can follow.
-
-    Attributes:
-        is_running: whether a training step runs.
-        is_custom: whether it belongs to a custom loop.
-        student_pass: the `StudentPass` of the last call, until `take` returns it.
     """
 
-    def __init__(self) -> None:
-        self.is_running = False
-        self.is_custom = False
-        self.student_pass: StudentPass | None = None
+    is_running: bool = False
+    is_custom: bool = False  # whether the step belongs to a custom loop
+    student_pass: StudentPass | None = None  # of the last call, until `take` returns it
 
     def take(self, y_pred: Any) -> StudentPass:
         """Return the pass that made `y_pred`, and forget it.
@@ -93,20 +89,12 @@ class StepKind(NamedTuple):
     statistics: Any = None
 
 
+@dataclasses.dataclass(eq=False)
 class FitState:
-    """State of a running `fit` or evaluation.
+    """State of a running `fit` or evaluation."""
 
-    Attributes:
-        is_running: whether `fit` runs.
-        is_evaluating: whether an evaluation runs: its logs hold no values of teachers.
-        kind: the `StepKind` of training steps.
-        train_functions: the compiled functions of the other kinds.
-        joined_dataset: the training data of `fit`, if `join_unlabelled` made it.
-    """
-
-    def __init__(self) -> None:
-        self.is_running = False
-        self.is_evaluating = False
-        self.kind = StepKind()
-        self.train_functions: dict[StepKind, Any] = {}
-        self.joined_dataset: Any = None
+    is_running: bool = False  # whether `fit` runs
+    is_evaluating: bool = False  # then logs hold no values of teachers
+    kind: StepKind = StepKind()  # of the training steps
+    train_functions: dict[StepKind, Any] = dataclasses.field(default_factory=dict)  # compiled for the other kinds
+    joined_dataset: Any = None  # the training data of `fit`, if `join_unlabelled` made it

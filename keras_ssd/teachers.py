@@ -55,10 +55,7 @@ def resolve_kind(teacher: Any) -> tuple[str, keras.Model | None]:
 class StudentTeacherGraph:
     """The graphs of student and teacher, cut where the passes of the teachers start.
 
-    Args:
-        student: the `Graph` of the student.
-        teacher: the `Graph` of another network, or `None` if the teachers share the student's network.
-        settings: `Settings`.
+    The graph of the teacher is `None` if the teachers share the student's network.
 
     Attributes:
         student: the student.
@@ -70,7 +67,7 @@ class StudentTeacherGraph:
 
     def __init__(self, student: Graph, teacher: Graph | None, settings: Settings) -> None:
         is_shared = teacher is None
-        teacher = student if teacher is None else teacher
+        teacher = teacher or student
         self.student, self._settings = student.model, settings
         is_frozen = settings.kind in ("snapshot", "model")
         self.frozen_variables = copied_variables(teacher.model) if is_frozen else []

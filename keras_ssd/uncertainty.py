@@ -196,10 +196,6 @@ def summary(values: Tensor, kind: str, from_logits: bool = False) -> dict[str, T
 
 def entropies(probabilities: Tensor, kind: str) -> Tensor:
     """Return the entropy of each distribution in nats: over the last axis, or of each unit if the kind is binary."""
-
-    def x_log_x(x: Tensor) -> Tensor:
-        return x * ops.log(ops.maximum(x, 1e-30))
-
     if kind == "binary":
-        return -x_log_x(probabilities) - x_log_x(1.0 - probabilities)
-    return -ops.sum(x_log_x(probabilities), axis=-1)
+        probabilities = ops.stack([probabilities, 1.0 - probabilities], axis=-1)
+    return -ops.sum(probabilities * ops.log(ops.maximum(probabilities, 1e-30)), axis=-1)

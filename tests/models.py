@@ -12,7 +12,7 @@ from keras import layers
 def precision(policy):
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(policy)
-    wide = keras.backend.backend() == "jax" and policy == "float64"  # JAX has it not, unless it is told so
+    wide = keras.backend.backend() == "jax" and policy == "float64"  # JAX has it only if it is told so
     tell = importlib.import_module("jax").config.update if wide else lambda *_: None
     tell("jax_enable_x64", True)
     try:

@@ -7,22 +7,10 @@ from keras import layers
 
 import keras_ssd
 from models import classifier, compiled
+from structures import Subclassed
 
 X = np.random.default_rng(0).normal(size=(8, 4)).astype("float32")
 Y = np.arange(8) % 2
-
-
-class Subclass(keras.Model):
-    """A subclassed classifier; `preprocessor` is an attribute of the user's, which means nothing to Keras."""
-
-    preprocessor = None
-
-    def __init__(self, **kwargs):
-        super().__init__(**kwargs)
-        self.drop, self.head = layers.Dropout(0.3), layers.Dense(2, activation="softmax")
-
-    def call(self, x, training=False):
-        return self.head(self.drop(x, training=training))
 
 
 def built(kind):
@@ -37,7 +25,8 @@ def hub_task(**methods):
     def fit(self, x, y, **kwargs):
         return keras.Model.fit(self, x if self.preprocessor is None else self.preprocessor(x), y, **kwargs)
 
-    pipeline = type("PipelineModel", (Subclass,), {"fit": fit, "__module__": "keras_hub.src.utils.pipeline_model"})
+    of_hub = {"fit": fit, "preprocessor": None, "__module__": "keras_hub.src.utils.pipeline_model"}
+    pipeline = type("PipelineModel", (Subclassed,), of_hub)
     return type("Task", (pipeline,), {"__module__": "keras_hub.src.models.task", **methods})
 
 
@@ -45,8 +34,8 @@ def test_attribute_named_preprocessor_is_allowed_and_hides_no_train_step():
     model = compiled(classifier(), metrics=())
     model.preprocessor = layers.Rescaling(2.0)
     assert keras_ssd.wrap(model).fit(X, Y, verbose=0).history["kd_loss"][0] > 0
-    assert keras_ssd.wrap(built(Subclass)).fit(X, Y, verbose=0).history["kd_loss"][0] > 0
-    kind = type("Own", (Subclass,), {"preprocessor": abs, "train_step": lambda self, *args: None})
+    assert keras_ssd.wrap(built(Subclassed)).fit(X, Y, verbose=0).history["kd_loss"][0] > 0
+    kind = type("Own", (Subclassed,), {"preprocessor": abs, "train_step": lambda self, *args: None})
     with pytest.raises(ValueError, match=r"overrides \['train_step'\].*subclass of keras_ssd.SSDModel"):
         keras_ssd.wrap(built(kind))
 

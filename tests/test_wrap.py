@@ -1,6 +1,5 @@
 """The settings that `wrap` copies from a compiled model, and its refusals: argument, received value and remedy."""
 
-import contextlib
 import subprocess
 import sys
 
@@ -11,7 +10,6 @@ from keras import layers
 
 import keras_ssd
 from keras_ssd import keras_names
-from same_weights import assert_same
 from structures import Subclassed
 
 
@@ -64,17 +62,9 @@ def of(*stack, inputs=(4,), **options):
     return keras.Sequential([keras.Input(inputs, **options), *stack], name="net")
 
 
-def recurrent():
-    return of(layers.LSTM(3), layers.Dense(2), inputs=(4, 2))
-
-
 def stateful():
     stack = [layers.Dropout(0.5), layers.LSTM(3, stateful=True, name="r"), layers.Dense(2)]
     return of(*stack, inputs=(5, 2), batch_size=4)
-
-
-def wide():
-    return of(layers.Dense(9), layers.Dropout(0.5), layers.Dense(3))
 
 
 def convolutional_head():
@@ -96,8 +86,7 @@ NAMED_TWICE = "`representation` names several layers of the model 'towers'.*repr
 REFUSALS = {
     # The noise.
     "no noise": refusal(model, "no noise layer.*so all teachers would be identical. Pass dropout_rate=0.3"),
-    "all rates 0": refusal(lambda: model(layers.Dropout(0.0, name="drop")), "'drop'.*rate of 0"),
-    "rates 0 in a recurrent layer": refusal(recurrent, "no noise layer"),
+    "all rates 0": refusal(lambda: model(layers.Dropout(0.0, name="drop")), "rate of 0.*'drop'"),
     "one draw for the whole batch": refusal(
         lambda: model(layers.Dropout(0.5, noise_shape=(1, 6), name="drop")), r"'drop'.*noise_shape=\(1, 6\)"
     ),
@@ -112,7 +101,12 @@ REFUSALS = {
     # The teacher.
     "unknown teacher": refusal(noisy, "`teacher`.*'me'", teacher="me"),
     "missing file": refusal(noisy, "`teacher`.*does not exist.*missing.keras", teacher="missing.keras"),
-    "teacher of another width": refusal(noisy, "`teacher`.*9 features.*6", teacher=wide, **FEATURES),
+    "teacher of another width": refusal(
+        noisy,
+        "`teacher`.*9 features.*6",
+        teacher=lambda: of(layers.Dense(9), layers.Dropout(0.5), layers.Dense(3)),
+        **FEATURES,
+    ),
     "teacher with other outputs": refusal(
         noisy, r"`teacher`.*\(2,\).*\(3,\)", teacher=lambda: of(layers.Dropout(0.5), layers.Dense(2))
     ),
@@ -143,14 +137,6 @@ def test_wrap_rejects_bad_arguments(make, message, options):
         keras_ssd.wrap(make(), **options)
 
 
-def test_rejected_model_is_unchanged():
-    net = noisy()
-    before = (net.to_json(), [v.path for v in net.variables])
-    with pytest.raises(ValueError):
-        keras_ssd.wrap(net, percentile=-1)
-    assert before == (net.to_json(), [v.path for v in net.variables])
-
-
 @pytest.mark.parametrize("keys", [None, ("zz", "bb")], ids=["by name", "by keys that are no layer's name"])
 def test_losses_and_weights_by_the_name_or_the_key_of_an_output(keys):
     inputs = keras.Input((4,))
@@ -169,6 +155,8 @@ def test_losses_and_weights_by_the_name_or_the_key_of_an_output(keys):
 
 @pytest.mark.filterwarnings("ignore:Gradients do not exist")  # Keras says so for the plain model, too
 def test_sample_weights_may_be_given_for_some_outputs():
+    """An output without a loss is not distilled."""
+
     def three_heads():
         inputs = keras.Input((4,))
         return keras.Model(inputs, {name: layers.Dense(2, name=name)(inputs) for name in "abc"})
@@ -182,20 +170,6 @@ def test_sample_weights_may_be_given_for_some_outputs():
     expected = sum(np.mean(weights[k] * np.square(student[k] - teacher[k]).mean(axis=-1)) for k in "ac")
     logs = ssd.train_on_batch(x, {"a": targets, "c": targets}, sample_weight=weights, return_dict=True)
     assert logs["kd_loss"] == pytest.approx(expected, rel=1e-5)
-
-
-@pytest.mark.filterwarnings("ignore:Gradients do not exist")  # Keras says so for the plain model, too
-@pytest.mark.parametrize("similarity", ["kl", "cosine"])
-def test_output_without_a_loss_is_not_distilled(similarity):
-    inputs = keras.Input((4,))
-    x = layers.Dropout(0.5)(layers.Dense(6)(inputs))
-    free = layers.Dense(2, name="free")
-    net = keras.Model(inputs, [layers.Dense(3, activation="softmax")(x), free(x)])
-    ssd = keras_ssd.wrap(net, kd_weight=1.0, similarity=similarity)
-    ssd.compile("sgd", ["sparse_categorical_crossentropy", None])
-    before = free.get_weights()
-    ssd.train_on_batch(np.ones((4, 4), "float32"), [np.zeros(4), np.zeros((4, 2))])
-    assert_same(before, free.get_weights())
 
 
 def test_seed_generators_in_a_list_are_found():
@@ -231,6 +205,7 @@ def test_methods_of_other_kinds_of_teachers_raise():
 
 
 @pytest.mark.once
+@pytest.mark.slow
 def test_import_is_light():
     """Only what the library needs; the rest is imported by those who use it."""
     code = (
@@ -257,14 +232,13 @@ def test_without_a_backend_the_import_names_the_extra(tmp_path):
     assert "keras-ssd[jax]" in result.stderr and "KERAS_BACKEND" in result.stderr
 
 
-@pytest.mark.parametrize("options", [{}, {"kd_weight": 0}], ids=["distilled", "plain"])
-def test_classes_on_another_axis_than_the_last_are_refused_where_they_are_distilled(options):
-    ssd = keras_ssd.wrap(
-        keras.Sequential([keras.Input((3, 6)), layers.Dropout(0.5), layers.Dense(2), layers.Softmax(axis=1)]), **options
-    )
-    with contextlib.nullcontext() if options else pytest.raises(ValueError, match="axis=1, .*shape.*Permute"):
+def test_classes_on_another_axis_than_the_last_are_refused_where_they_are_distilled():
+    stack = [keras.Input((3, 6)), layers.Dropout(0.5), layers.Dense(2), layers.Softmax(axis=1)]
+    ssd, plain = keras_ssd.wrap(keras.Sequential(stack)), keras_ssd.wrap(keras.Sequential(stack), kd_weight=0)
+    with pytest.raises(ValueError, match="axis=1, .*shape.*Permute"):
         ssd.compile("sgd", keras.losses.CategoricalCrossentropy(axis=1))
     ssd.compile("sgd", keras.losses.CategoricalCrossentropy(axis=2))
+    plain.compile("sgd", keras.losses.CategoricalCrossentropy(axis=1))
 
 
 def test_consecutive_wrappers_have_different_reproducible_seeds():
