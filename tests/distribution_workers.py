@@ -5,8 +5,6 @@
 A job is a function in this file; it returns numbers, which are written to the file OUT as JSON.
 """
 
-import contextlib
-import functools
 import json
 import os
 import pathlib
@@ -43,37 +41,39 @@ class Marked(layers.Layer):
         return x * (1 + ops.cast(rows % 4, x.dtype) / 4)[:, None]
 
 
-def network(noise=Marked, normalisation=None):
-    keras.utils.set_random_seed(1)
-    inputs = keras.Input((5,))
-    x = layers.Dense(8, activation="relu", kernel_regularizer="l2", name="hidden_1")(inputs)
-    x = noise()(x)
-    x = noise()(layers.Dense(8, activation="tanh", name="hidden_2")(x))
-    if normalisation is not None:
-        x = normalisation()(x)
-    return keras.Model(inputs, layers.Dense(3, activation="softmax")(x))
-
-
 def dropout():
     return layers.Dropout(0.4)
 
 
-def data(rows=ROWS):
-    generator = np.random.default_rng(0)
-    x = generator.normal(size=(rows, 5)).astype("float32")
-    return x, generator.integers(0, 3, rows), generator.uniform(0.5, 2, rows).astype("float32")
+def network(noise=Marked, normalisation=layers.Identity):
+    """Compiled; its hidden layers are called `hidden_1` and `hidden_2`."""
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input((5,))
+    x = layers.Dense(8, activation="relu", kernel_regularizer="l2", name="hidden_1")(inputs)
+    x = noise()(x)
+    x = normalisation()(noise()(layers.Dense(8, activation="tanh", name="hidden_2")(x)))
+    model = keras.Model(inputs, layers.Dense(3, activation="softmax")(x))
+    model.compile(keras.optimizers.Adam(0.01), "sparse_categorical_crossentropy", metrics=["accuracy"])
+    return model
 
 
-def wrapped(noise=Marked, teacher="self", normalisation=None, **options):
-    """A compiled wrapper; `teacher="model"` is another network of the same structure."""
+def wrapped(noise=Marked, normalisation=layers.Identity, teacher="self", **options):
+    """A wrapper; `teacher="model"` is another network of the same structure."""
+    model = network(noise, normalisation)
     if teacher == "model":
         teacher = network(noise, normalisation)
-    model = network(noise, normalisation)
-    for variable in model.trainable_variables if isinstance(teacher, keras.Model) else []:
-        variable.assign(ops.convert_to_numpy(variable.value) * 0.5)
-    ssd = keras_ssd.wrap(model, teacher=teacher, seed=7, **{"kd_weight": 0.7, **options})
-    ssd.compile(keras.optimizers.Adam(0.01), "sparse_categorical_crossentropy", metrics=["accuracy"])
-    return ssd
+        for variable in model.trainable_variables:
+            variable.assign(ops.convert_to_numpy(variable.value) * 0.5)
+    return keras_ssd.wrap(model, teacher=teacher, seed=7, kd_weight=0.7, **options)
+
+
+def data(rows=ROWS, n_processes=1, process=0):
+    """Samples, labels and weights: the rows of every batch that one of several processes holds."""
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(rows, 5)).astype("float32")
+    arrays = x, generator.integers(0, 3, rows), generator.uniform(0.5, 2, rows).astype("float32")
+    mine = np.arange(rows) % BATCH * n_processes // BATCH == process
+    return [array[mine] for array in arrays]
 
 
 def numbers(variables):
@@ -85,10 +85,10 @@ def all_weights(ssd):
     return numbers(v for v in ssd.weights if v.name != "digest")
 
 
-def fitted(ssd, rows=ROWS, callbacks=(), scored=False):
+def fitted(ssd, arrays=None, batch_size=BATCH, callbacks=(), scored=False):
     """What a run leaves: logs, weights, averages and snapshots; if asked for, all that evaluation says of it."""
-    x, y, sample_weight = data(rows)
-    options = dict(batch_size=BATCH, verbose=0)
+    x, y, sample_weight = arrays or data()
+    options = dict(batch_size=batch_size, verbose=0)
     validation = (x[:BATCH], y[:BATCH]) if scored else None
     more = dict(epochs=2, shuffle=False, validation_data=validation, callbacks=callbacks)
     history = ssd.fit(x, y, sample_weight=sample_weight, **options, **more)
@@ -99,34 +99,34 @@ def fitted(ssd, rows=ROWS, callbacks=(), scored=False):
     return results
 
 
-def error_of_fit(model, **options):
-    """What Keras says of a training that it refuses."""
-    try:
-        fitted(model, **options)
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
+def errors_of_fit(models, arrays=None):
+    """What Keras says of a training that it refuses, for each of several models."""
+    errors = {}
+    for name, model in models.items():
+        try:
+            fitted(model, arrays)
+        except Exception as error:
+            errors[name] = f"{type(error).__name__}: {error}"
+    return errors
+
+
+def plain_and_wrapped():
+    return {"plain": network(), "wrapped": wrapped(num_teachers=4)}
 
 
 # Each kind of teacher once: guided on outputs, on both, as in the paper, and one teacher without noise. All samples: of
 # half a batch other ones are drawn than of the whole.
+ONE_TEACHER = dict(stochastic_layers=(), num_teachers=1, similarity="uniform", distill="outputs")
+PAPER = dict(teacher="snapshot", distill="representation", similarity="dot", percentile=50)
 DETERMINISTIC = {
     "self": dict(num_teachers=4, distill="both", similarity="cosine", kd_fraction=1.0),
     "ema": dict(teacher="ema", num_teachers=4, distill="outputs", similarity="kl", kd_fraction=1.0),
-    "model": dict(teacher="model", stochastic_layers=(), num_teachers=1, similarity="uniform", distill="outputs"),
-    "paper": dict(
-        teacher="snapshot",
-        num_teachers=4,
-        distill="representation",
-        similarity="dot",
-        guidance_temperature=5.0,
-        percentile=50,
-    ),
+    "model": dict(teacher="model", **ONE_TEACHER),
+    "paper": dict(num_teachers=4, guidance_temperature=5.0, **PAPER),
 }
 
 
 # TensorFlow.
-
-
 def mirrored():
     import tensorflow as tf
 
@@ -134,58 +134,40 @@ def mirrored():
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     results = {}
-    makers = {name: functools.partial(wrapped, **options) for name, options in DETERMINISTIC.items()}
-    for name, make in {"plain": plain, **makers}.items():
+    for name, options in DETERMINISTIC.items():
         # The callback's statistics are means over samples, also of those that other replicas hold.
-        more = observed() if name == "ema" else {}
-        one = fitted(make(), **more)
+        more = dict(callbacks=[keras_ssd.callbacks.TeacherMonitor()], scored=True) if name == "ema" else {}
         with strategy.scope():
-            several = make()
-        results[name] = {"one": one, "several": fitted(several, **more)}
+            several = network() if name == "ema" else wrapped(**options)
+        if name == "ema":
+            several = keras_ssd.wrap(several, seed=7, kd_weight=0.7, **options)
+        results[name] = {"one": fitted(wrapped(**options), **more), "several": fitted(several, **more)}
+        assert several.distribute_strategy.num_replicas_in_sync == 2
     results["statistics"] = statistics(strategy)
     results["as the task"] = {str(rows): as_the_task(strategy, rows) for rows in (14, 9)}
-    results["noise"] = noise(strategy)
-    results["wrapped outside"] = wrapped_outside(strategy)
+    with strategy.scope():
+        ssd, results["seen"] = with_a_record()
+    ssd.train_on_batch(*EQUAL_SAMPLES)
     return results
-
-
-def observed():
-    return dict(callbacks=[keras_ssd.callbacks.TeacherMonitor()], scored=True)
-
-
-def plain():
-    model = network()
-    model.compile(keras.optimizers.Adam(0.01), "sparse_categorical_crossentropy", metrics=["accuracy"])
-    return model
-
-
-def on_each(strategy, variables):
-    """The values of variables on each replica."""
-    return [[value.numpy().tolist() for value in strategy.experimental_local_results(v.value)] for v in variables]
 
 
 def statistics(strategy):
     """BatchNormalization, whose statistics are each replica's own in Keras: theirs, and those of the average."""
-    x, y, _ = data()
+
+    def on_each(variables):
+        return [[value.numpy().tolist() for value in strategy.experimental_local_results(v.value)] for v in variables]
 
     def fitted_with(*callbacks):
         with strategy.scope():
-            ssd = wrapped(teacher="ema", normalisation=layers.BatchNormalization, num_teachers=4, distill="outputs")
-        ssd.fit(x, y, batch_size=BATCH, shuffle=False, epochs=2, verbose=0, callbacks=list(callbacks))
-        return ssd
+            ssd = wrapped(Marked, layers.BatchNormalization, "ema", num_teachers=4, distill="outputs")
+        fitted(ssd, callbacks=callbacks)
+        weights = {"average": on_each(ssd.student.weights), "raw": on_each(ssd.average.other)}
+        return {**weights, "steps": on_each([ssd.average.steps])}
 
     with tempfile.TemporaryDirectory() as folder:
-        save_weights = keras.callbacks.ModelCheckpoint(f"{folder}/a.weights.h5", save_weights_only=True)
-        saved = fitted_with(keras.callbacks.ModelCheckpoint(f"{folder}/a.keras"), save_weights)
-    ssd = fitted_with()
-    return {
-        "moving": [v.path for v in ssd.student.weights if "moving" in v.path],
-        "average": on_each(strategy, ssd.student.weights),
-        "raw": on_each(strategy, ssd.average.other),
-        "average of a run that wrote files": on_each(strategy, saved.student.weights),
-        "raw of a run that wrote files": on_each(strategy, saved.average.other),
-        "steps": on_each(strategy, [ssd.average.steps]),
-    }
+        names = {f"{folder}/a.keras": False, f"{folder}/a.weights.h5": True}
+        writing = fitted_with(*(keras.callbacks.ModelCheckpoint(n, save_weights_only=w) for n, w in names.items()))
+    return {"of a run": fitted_with(), "of a run that wrote files": writing}
 
 
 def as_the_task(strategy, rows):
@@ -193,27 +175,21 @@ def as_the_task(strategy, rows):
 
     Then the gradient is twice the plain one, whatever Keras does with weights, replicas and short batches.
     """
-    x, _, sample_weight = data(rows)
-
-    def regression():
-        keras.utils.set_random_seed(2)
-        return keras.Sequential([keras.Input((5,)), layers.Dense(4, activation="tanh"), layers.Dense(2)])
-
-    keras.utils.set_random_seed(3)
     target = np.random.default_rng(3).normal(size=(5, 2)).astype("float32")
-    y = x @ target
+    x, _, sample_weight = data(rows)
     results = {}
-    for name in ("plain", "distilled"):
+    for name, rate in (("plain", 0.2), ("distilled", 0.1)):
         with strategy.scope():
-            model = regression()
+            keras.utils.set_random_seed(2)
+            model = keras.Sequential([keras.Input((5,)), layers.Dense(4, activation="tanh"), layers.Dense(2)])
+            student = model
             if name == "distilled":
                 teacher = keras.Sequential([keras.Input((5,)), layers.Dense(2, use_bias=False)])
                 teacher.set_weights([target])
-                options = dict(stochastic_layers=(), num_teachers=1, similarity="uniform", distill="outputs")
-                model = keras_ssd.wrap(model, teacher=teacher, kd_weight=1.0, **options)
-            model.compile(keras.optimizers.SGD(0.1 if name == "distilled" else 0.2), "mse")
-        history = model.fit(x, y, sample_weight=sample_weight, batch_size=8, epochs=2, shuffle=False, verbose=0)
-        results[name] = {"history": history.history, "weights": numbers(getattr(model, "student", model).weights)}
+                model = keras_ssd.wrap(model, teacher=teacher, kd_weight=1.0, **ONE_TEACHER)
+            model.compile(keras.optimizers.SGD(rate), "mse")
+        losses = fitted(model, (x, x @ target, sample_weight))["history"]["loss"]
+        results[name] = {"losses": losses, "weights": numbers(student.weights)}
     return results
 
 
@@ -233,37 +209,13 @@ def with_a_record():
     return ssd, seen
 
 
-def noise(strategy):
-    """What the teachers of the replicas see of equal samples, and the mean of the term over many steps."""
-    with strategy.scope():
-        ssd, seen = with_a_record()
-    ssd.train_on_batch(*EQUAL_SAMPLES)
-    results = {"seen": seen}
-    x, y, _ = data(64)
-    for name, scope in (("one", contextlib.nullcontext()), ("several", strategy.scope())):
-        with scope:
-            ssd = wrapped(dropout, num_teachers=4, distill="outputs", kd_fraction=1.0)
-            ssd.compile(keras.optimizers.SGD(0.0), "sparse_categorical_crossentropy")
-        history = ssd.fit(x, y, batch_size=64, epochs=40, verbose=0)
-        results[name] = history.history["kd_loss"]
-    return results
-
-
-def wrapped_outside(strategy):
-    with strategy.scope():
-        model = plain()
-    ssd = keras_ssd.wrap(model, kd_weight=0.7, **DETERMINISTIC["ema"])
-    return {"replicas": ssd.distribute_strategy.num_replicas_in_sync, **fitted(ssd, **observed())}
-
-
 # JAX.
-
 # Half of a batch: that of one device, every second row, is that of several. Cheaper ones are drawn on each device.
 NOISY = {
     "self": dict(num_teachers=6, distill="outputs", kd_fraction=1.0),
     "ema": dict(teacher="ema", num_teachers=6, distill="outputs", kd_fraction=0.5),
     "model": dict(teacher="model", num_teachers=6, distill="both", similarity="kl", kd_fraction=1.0),
-    "paper": dict(teacher="snapshot", num_teachers=6, distill="representation", similarity="dot", percentile=50),
+    "paper": dict(num_teachers=6, **PAPER),
     "uneven chunks": dict(num_teachers=5, distill="outputs", teacher_chunk=2, kd_fraction=1.0),
     "chunks for the cache": dict(num_teachers=6, distill="outputs", kd_fraction=1.0),
     "bounded price": dict(num_teachers=6, distill="outputs"),
@@ -281,16 +233,18 @@ def noisy(name):
 
 
 def four_devices():
-    fit_all = lambda: {name: fitted(noisy(name), scored=name == "ema") for name in ON_FOUR_DEVICES}  # noqa: E731
-    one, devices = fit_all(), keras.distribution.list_devices()
+    def fit_all():
+        return {name: fitted(noisy(name), scored=name == "ema") for name in ON_FOUR_DEVICES}
+
+    results, devices = {"one": fit_all()}, keras.distribution.list_devices()
     assert len(devices) == 4
     with keras.distribution.DataParallel(devices=devices).scope():
-        several, programs = fit_all(), {name: compiled_step(noisy(name)) for name in COMPILED}
+        results["data parallel"] = fit_all()
+        results["programs"] = {name: compiled_step(noisy(name)) for name in COMPILED}
         # A last batch that the devices cannot share evenly: what Keras says of it.
-        models = {"plain": plain(), "wrapped": wrapped(num_teachers=4)}
-        errors = {name: error_of_fit(model, rows=BATCH + 1) for name, model in models.items()}
-    laid = model_parallel(devices)
-    return {"one": one, "data parallel": several, "programs": programs, "short batch": errors, "model parallel": laid}
+        results["short batch"] = errors_of_fit(plain_and_wrapped(), data(BATCH + 1))
+    results["model parallel"] = {f"{name} {mesh}": model_parallel(devices, name, mesh) for name, mesh in ON_MESHES}
+    return results
 
 
 def compiled_step(ssd):
@@ -304,21 +258,17 @@ def compiled_step(ssd):
     return jax.jit(ssd.train_step).lower(state, tuple(batch)).compile().as_text()
 
 
-def model_parallel(devices):
-    """Fits with the hidden layers shared among four devices, and how a variable and its copies lie on them."""
-    results = {}
-    for name, mesh in ON_MESHES:
-        shape = tuple(map(int, mesh.split("x")))
-        layout_map = keras.distribution.LayoutMap(keras.distribution.DeviceMesh(shape, ("batch", "model"), devices))
-        layout_map[".*hidden_.*kernel"] = (None, "model")
-        layout_map[".*hidden_.*bias"] = ("model",)
-        with keras.distribution.ModelParallel(layout_map=layout_map, batch_dim_name="batch").scope():
-            ssd = noisy(name)
-            results[f"{name} {mesh}"] = fitted(ssd, scored=name == "ema")
-        copies = ssd.average.other if name == "ema" else ssd.distillation.teacher_weights.copies
-        laid = [str(v.value.sharding.spec) for v in (ssd.student.weights[0], copies[0])]
-        results[f"{name} {mesh}"]["layouts"] = laid
-    return results
+def model_parallel(devices, name, mesh):
+    """A fit with the hidden layers shared among four devices, and how a variable and its copy lie on them."""
+    shape = tuple(map(int, mesh.split("x")))
+    layout_map = keras.distribution.LayoutMap(keras.distribution.DeviceMesh(shape, ("batch", "model"), devices))
+    layout_map[".*hidden_.*kernel"] = (None, "model")
+    layout_map[".*hidden_.*bias"] = ("model",)
+    with keras.distribution.ModelParallel(layout_map=layout_map, batch_dim_name="batch").scope():
+        ssd = noisy(name)
+        results = fitted(ssd, scored=name == "ema")
+    copies = ssd.average.other if name == "ema" else ssd.distillation.teacher_weights.copies
+    return {**results, "layouts": [str(v.value.sharding.spec) for v in (ssd.student.weights[0], copies[0])]}
 
 
 ON_HOSTS = ("ema", "paper")
@@ -333,24 +283,16 @@ def hosts(port, n_processes, process):
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         keras.distribution.initialize(f"127.0.0.1:{port}", n_processes, process)
         keras.distribution.set_distribution(keras.distribution.DataParallel(auto_shard_dataset=False))
-    return {name: {"devices": jax.device_count(), **on_host(name, n_processes, process)} for name in ON_HOSTS}
-
-
-def on_host(name, n_processes, process):
-    ssd = noisy(name)
-    x, y, sample_weight = data()
-    size = BATCH // n_processes
-    # The rows of every batch that this process holds.
-    mine = np.arange(ROWS).reshape(-1, BATCH)[:, process * size : (process + 1) * size].ravel()
-    x, y, options = x[mine], y[mine], dict(batch_size=size, verbose=0)
-    history = ssd.fit(x, y, sample_weight=sample_weight[mine], epochs=2, shuffle=False, **options)
-    evaluated = ssd.evaluate(x, y, return_dict=True, **options)
-    return {"history": history.history, "evaluate": evaluated, "weights": all_weights(ssd)}
+    arrays, size, results = data(ROWS, n_processes, process), BATCH // n_processes, {}
+    for name in ON_HOSTS:
+        ssd = noisy(name)
+        results[name] = fitted(ssd, arrays, size)
+        results[name]["evaluate"] = ssd.evaluate(*arrays[:2], batch_size=size, return_dict=True, verbose=0)
+        results[name]["devices"] = jax.device_count()
+    return results
 
 
 # PyTorch.
-
-
 IN_PROCESSES = (*DETERMINISTIC, "noisy")
 
 
@@ -384,10 +326,9 @@ def in_process(name, n_processes, process):
     if n_processes > 1:
         module = torch.nn.parallel.DistributedDataParallel(module)
     optimizer = torch.optim.Adam([v.value for v in ssd.trainable_variables], lr=0.01)
-    size = BATCH // n_processes
     losses, gradients = [], []
-    for start in range(process * size, ROWS, BATCH):
-        batch = [torch.as_tensor(a[start : start + size]) for a in data()]
+    parts = [torch.as_tensor(a).split(BATCH // n_processes) for a in data(ROWS, n_processes, process)]
+    for batch in zip(*parts, strict=True):
         optimizer.zero_grad()
         loss = module(*batch)
         loss.backward()
@@ -407,8 +348,8 @@ def several_workers(rank, *ports):
 
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
     with strategy.scope():
-        models = {"plain": plain(), "wrapped": wrapped(num_teachers=4)}
-    return {name: error_of_fit(model) for name, model in models.items()}
+        models = plain_and_wrapped()
+    return errors_of_fit(models)
 
 
 if __name__ == "__main__":

@@ -5,13 +5,12 @@ import numpy as np
 from keras import ops
 
 
-def value_and_gradient(function, x, compiled=False):
+def value_and_gradient(function, x):
     """Evaluate a scalar function of one tensor.
 
     Args:
         function: takes a tensor, returns a scalar tensor.
         x: array; its dtype is kept.
-        compiled: whether the function is compiled first, on TensorFlow and JAX; faster on JAX where shapes are new.
 
     Returns:
         `(value, gradient)`: float and array, NumPy.
@@ -20,28 +19,22 @@ def value_and_gradient(function, x, compiled=False):
     if backend == "tensorflow":
         import tensorflow as tf
 
-        def run(x):
-            with tf.GradientTape() as tape:
-                tape.watch(x)
-                value = function(x)
-            return value, tape.gradient(value, x, unconnected_gradients="zero")
-
-        value, gradient = (tf.function(run) if compiled else run)(tf.constant(x))
+        x = tf.constant(x)
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            value = function(x)
+        gradient = tape.gradient(value, x, unconnected_gradients="zero")
     elif backend == "jax":
         import jax
 
-        run = jax.value_and_grad(function)
-        value, gradient = (jax.jit(run) if compiled else run)(jax.numpy.asarray(x))
+        value, gradient = jax.jit(jax.value_and_grad(function))(jax.numpy.asarray(x))
     else:
         import torch
 
         x = torch.tensor(x, requires_grad=True)
         value = function(x)
-        if value.requires_grad:
-            (gradient,) = torch.autograd.grad(value, x, allow_unused=True)
-        else:
-            gradient = None
-        value, gradient = value.detach(), torch.zeros_like(x) if gradient is None else gradient
+        (gradient,) = torch.autograd.grad(value + 0 * x.sum(), x)
+        value = value.detach()
     return float(ops.convert_to_numpy(value)), ops.convert_to_numpy(gradient)
 
 

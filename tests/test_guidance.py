@@ -29,10 +29,6 @@ def array(tensor):
     return ops.convert_to_numpy(tensor)
 
 
-def weighted_sum(factors, x):
-    return ops.sum(ops.multiply(factors, x))
-
-
 # similarity_scores
 
 
@@ -57,22 +53,17 @@ def test_scores_by_hand(similarity, expected):
     assert_close(similarity_scores(student, teachers, similarity), [expected])
 
 
-def test_unknown_similarity():
-    with pytest.raises(ValueError, match="`similarity` should be one of .*'uniform'.* Received: 'dots'"):
-        similarity_scores([[1.0]], [[[1.0]]], "dots")
-
-
 @pytest.mark.parametrize(
     "similarity, message",
     [
         (lambda s, t: s, r"shape \(batch, teachers\), here \(2, 3\).*Received: scores of shape \(2, 4\)"),
         (lambda s, t: ops.zeros((s.shape[0], 1)), r"here \(2, 3\).*Received: scores of shape \(2, 1\)"),
-        (lambda s, t: ops.ones(()), r"Received: scores of shape \(\)"),
+        ("dots", "be one of .*'uniform'.* Received: 'dots'"),
         (lambda s, t: ops.argmax(t, axis=-1), "floats. Received: scores of dtype int"),
         (lambda s, t: t[:, :, 0] / 0 * 0, "finite scores. Received: a sample with a finite student"),
         (lambda s: s, r"It failed for a student of shape \(2, 4\) and teachers of shape \(2, 3, 4\): TypeError"),
     ],
-    ids="student broadcast scalar integers nan arguments".split(),
+    ids="student broadcast name integers nan arguments".split(),
 )
 def test_a_similarity_is_checked(similarity, message):
     with pytest.raises(ValueError, match=f"(?s)`similarity` should .*{message}"):
@@ -143,7 +134,6 @@ def test_non_finite_teacher_scores_nan_without_gradient(similarity, bad):
         dict(teacher="snapshot", kd_fraction=0.5, similarity="euclidean", percentile=90.0),
         dict(teacher="ema", similarity="cosine", distill="both", percentile=50.0),
     ],
-    ids=["self", "snapshot", "ema"],
 )
 def test_healthy_training_computes_no_nan(options):
     """JAX then stops at every NaN, also in epochs that are not measured and samples that are masked entirely."""
@@ -179,16 +169,11 @@ def test_healthy_training_computes_no_nan(options):
         ([0, 0, 9], 1, 90, [0, 0, 1]),
         ([7, 7, 7, 7], 1, 100, [1 / 4] * 4),
         ([-3], 5, 90, [1]),
-        ([1e20, 2e20], 0.01, 0, [0, 1]),
         ([-3e38, 3e38], 0.01, 90, [0, 1]),
         ([1e-30, 2e-30], 5, 0, [1 / 2, 1 / 2]),
         ([0, NAN, LN3, INF, -INF], 1, 0, [1 / 4, 0, 3 / 4, 0, 0]),
         ([NAN, INF], 5, 90, [1 / 2, 1 / 2]),
     ],
-    ids=(
-        "all on-a-statistic on-the-median above-the-median best almost-best ties docstring all-equal single huge "
-        "extreme tiny non-finite nothing-finite"
-    ).split(),
 )
 def test_weights_by_hand(scores, temperature, percentile, expected):
     assert_close(guidance_weights(np.float32([scores]), temperature, percentile), [expected])
@@ -214,7 +199,6 @@ def test_percentile_keeps_the_expected_number(num_teachers, percentile, kept):
         ([0.5, 0.5], [[NAN, 2], [8, 4]], [NAN, 3]),
         ([0.5, 0.5], [[3e38, -3e38], [3e38, 3e38]], [3e38, 0]),
     ],
-    ids=["docstring", "left-out", "non-finite", "huge"],
 )
 def test_target_by_hand(weights, teachers, expected):
     target = guided_target(np.float32([weights]), np.float32([teachers]))
@@ -230,14 +214,13 @@ def paper_loss(student, teachers, similarity="dot", temperature=5.0, percentile=
     return representation_loss(finite_or(guided_target(weights, teachers), ops.stop_gradient(student)), student, None)
 
 
-@pytest.mark.parametrize("num_teachers", [1, 11])
 @pytest.mark.parametrize(
     "similarity, temperature, percentile",
     [("dot", 5, 90), ("dot", 1, 0), ("cosine", 5, 55), ("euclidean", 1, 0), ("kl", 0.3, 50), ("uniform", 5, 90)],
 )
-def test_paper_loss(num_teachers, similarity, temperature, percentile):
+def test_paper_loss(similarity, temperature, percentile):
     """The gradient reaches the student through scores, weights and filter; 50 and 90 are order statistics of 11."""
-    student, teachers = normal(2, 4), normal(2, num_teachers, 4, seed=2)
+    student, teachers = normal(2, 4), normal(2, 11, 4, seed=2)
     keep = reference.keep(reference.scores(student, teachers, similarity), temperature, percentile)
 
     def expected(s):
@@ -250,28 +233,13 @@ def test_paper_loss(num_teachers, similarity, temperature, percentile):
     assert_close(gradient, reference.gradient(expected, student))
 
 
-def test_paper_loss_by_hand():
-    """Scores (0, 5 ln 3) weigh 1/4 and 3/4; the filter keeps the second only, and its weight is a constant 1."""
-    student, teachers = np.float32([[1, 0]]), np.float32([[[0, 2], [5 * LN3, 4]]])
-    value, gradient = value_and_gradient(lambda s: paper_loss(s, teachers), student)
-    assert_close(value, ((1 - 5 * LN3) ** 2 + 4**2) / 2)
-    assert_close(gradient, [[1 - 5 * LN3, -4]])
-    # Kept both, the target is (15/4 ln 3, 7/2), and a gives da2 = a1 a2 / h (f2 - f1) = 3/80 (5 ln 3, 2).
-    value, gradient = value_and_gradient(lambda s: paper_loss(s, teachers, percentile=0.0), student)
-    d = np.array([1 - 3.75 * LN3, -3.5])
-    assert_close(value, (d @ d) / 2)
-    difference = np.array([5 * LN3, 2])
-    assert_close(gradient, [d - (d @ difference) * 3 / 80 * difference])
-
-
-@pytest.mark.parametrize("bad", [NAN, INF])
-def test_paper_loss_ignores_non_finite_teachers(bad):
+def test_paper_loss_ignores_non_finite_teachers():
     """A bad teacher is left out; where all are bad, the sample has no term and no gradient."""
     student, teachers = normal(2, 4), normal(2, 30, 4, seed=2)
     teachers[0, 7] = -student[0]  # the least similar: below the percentile anyway
     expected = reference.paper_loss(student[:1], teachers[:1]) / 2
     _, gradient_before = value_and_gradient(lambda s: paper_loss(s, teachers), student)
-    teachers[0, 7, 2] = teachers[1] = bad
+    teachers[0, 7, 2], teachers[1] = INF, NAN
     value, gradient = value_and_gradient(lambda s: paper_loss(s, teachers), student)
     assert_close(value, expected)
     assert not gradient[1].any()
@@ -282,13 +250,12 @@ def test_paper_loss_ignores_non_finite_teachers(bad):
 @pytest.mark.parametrize("similarity", SIMILARITIES)
 def test_gradient_of_extreme_magnitudes_is_finite(similarity, size):
     student, teachers = np.float32([[size, -size]]), np.float32([[[size, 1], [-size, size]]])
-    factors = np.float32([[1, 2]])
-    _, gradient = value_and_gradient(
-        lambda s: weighted_sum(factors, guidance_weights(similarity_scores(s, teachers, similarity), 5.0, 0.0)),
-        student,
-        compiled=True,
-    )
-    assert np.isfinite(gradient).all()
+
+    def loss(s):
+        weights = guidance_weights(similarity_scores(s, teachers, similarity), 5.0, 0.0)
+        return ops.sum(weights[:, 0] + 2 * weights[:, 1])
+
+    assert np.isfinite(value_and_gradient(loss, student)[1]).all()
 
 
 # dtypes
@@ -306,3 +273,5 @@ def test_dtypes(dtype):
         assert {keras.backend.standardize_dtype(x.dtype) for x in (scores, weights, target)} == {computed}
         expected = reference.weights(reference.scores(array(student), array(teachers), similarity), 0.3, 40.0)
         assert_close(target, reference.target(expected, array(teachers)), tolerance)
+    large = ops.full((1, 4096), 60.0, dtype)  # 4096 * 3600 is beyond the range of float16
+    np.testing.assert_allclose(array(similarity_scores(large, large[:, None], "dot")), [[14_745_600.0]], rtol=1e-3)

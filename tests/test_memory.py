@@ -13,23 +13,16 @@ import sys
 import keras
 import numpy as np
 import pytest
-from keras import layers
 
 import keras_ssd
-from models import compiled
+from models import sequential_network
 
-X = np.random.default_rng(0).normal(size=(64, 32)).astype("float32")
+X = np.random.default_rng(0).normal(size=(16, 4)).astype("float32")
 Y = (X[:, 0] > 0).astype("int32")
 MODELS = 6
 
 
-def train_one(wrap):
-    stack = [layers.Dense(64, activation="relu"), layers.Dropout(0.3), layers.Dense(2, activation="softmax")]
-    model = compiled(keras.Sequential([keras.Input((32,)), *stack]), "adam", metrics=())
-    wrap(model).fit(X, Y, batch_size=32, verbose=0)
-
-
-def living_objects():
+def counts_of_living_objects():
     gc.collect()
     objects = gc.get_objects()
     counts = collections.Counter(type(x).__name__ for x in objects)
@@ -42,13 +35,12 @@ def living_objects():
 
 def kept(wrap):
     """Objects by kind that remain for each model, after those that are kept only once."""
-    for _ in range(2):
-        train_one(wrap)
-    before = living_objects()
-    for _ in range(MODELS):
-        train_one(wrap)
-    after = living_objects()
-    return {kind: round((after[kind] - before[kind]) / MODELS) for kind in after}
+    counts = []
+    for n_models in (2, MODELS):
+        for _ in range(n_models):
+            wrap(sequential_network()).fit(X, Y, batch_size=8, verbose=0)
+        counts.append(counts_of_living_objects())
+    return {kind: round((counts[1][kind] - counts[0][kind]) / MODELS) for kind in counts[1]}
 
 
 @pytest.mark.slow

@@ -1,5 +1,7 @@
 """The kind of each output and whether it holds logits, found from the compiled loss and the last activation."""
 
+import functools
+
 import keras
 import pytest
 from keras import layers, ops
@@ -37,6 +39,7 @@ KINDS = [
     (keras.losses.BinaryCrossentropy(from_logits=True), "softmax", "binary", True),
     (keras.losses.MeanSquaredError(), "softmax", "regression", False),
     (keras.losses.categorical_crossentropy, None, "categorical", False),
+    (functools.partial(keras.losses.binary_crossentropy, from_logits=True), None, "binary", True),
     (weighted_crossentropy, "sigmoid", "binary", False),
     (weighted_crossentropy, "softmax", "categorical", False),
     (weighted_crossentropy, None, "categorical", True),

@@ -5,7 +5,6 @@ import importlib
 import json
 import os
 import pathlib
-import re
 import subprocess
 import sys
 import urllib.parse
@@ -13,7 +12,8 @@ import urllib.parse
 import pytest
 
 bs4 = pytest.importorskip("bs4", reason="needs the extra `docs`")
-pytest.importorskip("furo", reason="needs the extra `docs`")
+for needed in ("furo", "keras_tuner"):
+    pytest.importorskip(needed, reason="needs the extras `docs` and `test`")
 
 ROOT = pathlib.Path(__file__).parents[1]
 MODULES = ["", ".augmentation", ".callbacks", ".datasets", ".guidance", ".plotting", ".tuner"]
@@ -43,15 +43,13 @@ def parsed(path):
 
 @functools.cache
 def anchors(path):
-    return {tag.get("id") or tag.get("name") for tag in parsed(path).find_all(id=True) + parsed(path).find_all("a")}
+    return {tag.get("id") or tag.get("name") for tag in parsed(path).select("[id], a")}
 
 
 def links(path):
-    """What a page refers to."""
-    for tag in parsed(path).find_all(True):
-        for attribute in ("href", "src"):
-            if attribute in tag.attrs:
-                yield tag.name, urllib.parse.urlsplit(tag[attribute])
+    """The names of the tags of a page that refer to something, and what that is."""
+    for tag in parsed(path).select("[href], [src]"):
+        yield tag.name, urllib.parse.urlsplit(tag.get("href") or tag["src"])
 
 
 def leads_somewhere(page, link):
@@ -62,8 +60,8 @@ def leads_somewhere(page, link):
 
 
 def test_every_link_within_the_site_leads_to_a_page_and_an_anchor(site):
-    all_links = [(page, link) for page in sorted(site.rglob("*.html")) for _, link in links(page)]
-    inner = [(page, link) for page, link in all_links if not link.scheme and link.geturl() not in ("", "#")]
+    inner = [(page, link) for page in sorted(site.rglob("*.html")) for _, link in links(page)]
+    inner = [(page, link) for page, link in inner if not link.scheme and link.geturl() not in ("", "#")]
     assert len(inner) > 3000 and sum(bool(link.fragment) for _, link in inner) > 500
     broken = [(page, link) for page, link in inner if not leads_somewhere(page.resolve(), link)]
     assert [f"{page.relative_to(site)}: {link.geturl()}" for page, link in broken] == []
@@ -81,24 +79,14 @@ def test_the_site_loads_nothing_from_elsewhere(site):
         assert [link.geturl() for link in loaded if link.netloc] == []
 
 
-@pytest.fixture(scope="module")
-def documented(site):
-    """The full names of everything that a page of the reference describes."""
+def test_the_reference_describes_every_public_name_and_no_hook_of_keras(site):
     pages = [site / "docs" / "api.html", *(site / "docs" / "api").glob("*.html")]
-    return {tag["id"] for page in pages for tag in parsed(page).select("dt.sig-object[id]")}
-
-
-@pytest.mark.parametrize("suffix", MODULES)
-def test_the_reference_describes_every_public_name(documented, suffix):
-    if suffix == ".tuner":
-        pytest.importorskip("keras_tuner")
-    module = importlib.import_module("keras_ssd" + suffix)
-    own = [name for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
-    names = [name for name in getattr(module, "__all__", own) if not name.startswith("_") and f".{name}" not in MODULES]
-    assert names and {f"{module.__name__}.{name}" for name in names} <= documented
-
-
-def test_the_reference_describes_what_users_call_and_no_hook_of_keras(documented):
+    documented = {tag["id"] for page in pages for tag in parsed(page).select("dt.sig-object[id]")}
+    for suffix in MODULES:
+        module = importlib.import_module("keras_ssd" + suffix)
+        own = [name for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
+        names = {name for name in getattr(module, "__all__", own) if name[0] != "_" and f".{name}" not in MODULES}
+        assert names and {f"{module.__name__}.{name}" for name in names} <= documented
     assert {name.split(".")[-1] for name in documented if name.startswith("keras_ssd.SSDModel.")} == OWN_METHODS
 
 
@@ -123,8 +111,8 @@ def test_notebooks_show_their_stored_outputs(site, name):
     cells = json.loads((ROOT / "examples" / "notebooks" / f"{name}.ipynb").read_text())["cells"]
     outputs = [output for cell in cells for output in cell.get("outputs", ())]
     shown = parsed(site / "examples" / "notebooks" / f"{name}.html")
-    printed = re.sub(r"\s+", " ", shown.get_text())
+    printed = " ".join(shown.get_text().split())
     for output in outputs:
         if output["output_type"] == "stream":
-            assert re.sub(r"\s+", " ", "".join(output["text"])).strip() in printed
+            assert " ".join("".join(output["text"]).split()) in printed
     assert len(shown.select(".cell_output img")) == sum(output["output_type"] == "display_data" for output in outputs)

@@ -7,6 +7,7 @@ arguments are pytest's: `-k clip` replaces a few.
 """
 
 import csv
+import importlib.metadata
 import pathlib
 import sys
 
@@ -14,7 +15,6 @@ ROOT = pathlib.Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 RESULTS = DOCS / "results" / "contract.csv"
 TABLE = DOCS / "contract.md"
-KEY = ("feature", "backend", "teacher")
 BACKENDS = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}
 HEAD = """# What works as with a plain Keras model
 
@@ -23,6 +23,52 @@ for every kind of teacher (`"self"`, `"snapshot"`, `"ema"`, another model), and 
 trained is equal to the plain model bit for bit. Versions: {versions}.
 
 """
+
+
+# What this tool and `models_table.py` share.
+def outcome_of(report, works, fails):
+    """The outcome of a test in a word, or why it was skipped."""
+    if report.skipped:
+        return "not tested: " + str(report.longrepr[2]).removeprefix("Skipped: ")
+    return works if report.passed else fails
+
+
+def read(path=RESULTS):
+    """The rows of the stored outcome."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write(path, order, new):
+    """Replace the rows that `new` has the key of, and store all: `order` holds the values of each column of the key.
+
+    Rows of other values are dropped. Versions are added to what is new.
+    """
+    cells = {tuple(row[name] for name in order): row for row in read(path)}
+    for row in new:
+        version = f"{importlib.metadata.version(row['backend'])} with Keras {importlib.metadata.version('keras')}"
+        cells[tuple(row[name] for name in order)] = {**row, "versions": version}
+    kept = [key for key in cells if all(part in known for part, known in zip(key, order.values(), strict=True))]
+    places = [{value: place for place, value in enumerate(known)} for known in order.values()]
+    rows = [cells[key] for key in sorted(kept, key=lambda key: [p[k] for p, k in zip(places, key, strict=True)])]
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*order, "outcome", "versions"], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return rows
+
+
+def versions(rows):
+    found = {row["backend"]: row["versions"] for row in reversed(rows)}
+    return ", ".join(f"{BACKENDS[name]} {found[name]}" for name in BACKENDS if name in found)
+
+
+def markdown(title, backends, lines):
+    """A table whose columns are a title and backends."""
+    rows = [(title, *(BACKENDS[name] for name in backends)), ("---",) * (len(backends) + 1), *lines]
+    return "".join("| " + " | ".join(text.replace("|", "\\|") for text in row) + " |\n" for row in rows)
 
 
 class Collector:
@@ -35,65 +81,28 @@ class Collector:
         cell = dict(report.user_properties)
         if "feature" not in cell or (report.when != "call" and report.passed):
             return
-        outcome = "yes" if report.passed else "no"
-        if report.skipped:
-            outcome = "not tested: " + str(report.longrepr[2]).removeprefix("Skipped: ")
-        elif cell.get("refused"):
-            outcome = "as Keras: refused (" + cell["refused"] + ")"
-        self.rows.append((cell["feature"], cell["teacher"], outcome))
-
-
-def read():
-    """The rows of the stored outcome."""
-    if not RESULTS.exists():
-        return []
-    with RESULTS.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def cells_of(rows):
-    """The backends, and feature -> a text for each; where the kinds of teacher disagree, it lists them."""
-    backends = [name for name in BACKENDS if any(row["backend"] == name for row in rows)]
-    kinds = list(dict.fromkeys(row["teacher"] for row in rows))
-    cells = {}
-    for row in rows:
-        by_backend = cells.setdefault(row["feature"], {})
-        by_backend.setdefault(row["backend"], {}).setdefault(row["outcome"], []).append(row["teacher"])
-    texts = {}
-    for feature, of_feature in cells.items():
-        texts[feature] = []
-        for name in backends:
-            outcomes = dict(of_feature.get(name, {}))
-            missing = [kind for kind in kinds if not any(kind in run for run in outcomes.values())]
-            if missing:
-                outcomes["not run"] = missing
-            if len(outcomes) == 1:
-                texts[feature].append(next(iter(outcomes)))
-            else:
-                parts = (f"{outcome} ({', '.join(kinds)})" for outcome, kinds in outcomes.items())
-                texts[feature].append("; ".join(parts))
-    return backends, texts
-
-
-def _table(head, backends, lines):
-    head, *rows = (
-        "| " + " | ".join(text.replace("|", "\\|") for text in line) + " |\n"
-        for line in [(head, *(BACKENDS[name] for name in backends)), *lines]
-    )
-    return head + "|---" * (len(backends) + 1) + "|\n" + "".join(rows)
+        refused = cell.get("refused")
+        outcome = f"as Keras: refused ({refused})" if refused else outcome_of(report, works="yes", fails="no")
+        self.rows.append({"feature": cell["feature"], "teacher": cell["teacher"], "outcome": outcome})
 
 
 def render(rows):
-    """The table in Markdown."""
-    backends, texts = cells_of(rows)
-    versions = ", ".join(f"{BACKENDS[b]} {next(r['versions'] for r in rows if r['backend'] == b)}" for b in backends)
-    return HEAD.format(versions=versions) + _table("feature", backends, [(f, *cells) for f, cells in texts.items()])
+    """The table in Markdown; where the kinds of teacher disagree, a cell lists them."""
+    backends = [name for name in BACKENDS if any(row["backend"] == name for row in rows)]
+    kinds = list(dict.fromkeys(row["teacher"] for row in rows))
+    outcomes = {(row["feature"], row["backend"], row["teacher"]): row["outcome"] for row in rows}
 
+    def cell(feature, backend):
+        by_outcome = {}
+        for kind in kinds:
+            by_outcome.setdefault(outcomes.get((feature, backend, kind), "not run"), []).append(kind)
+        if len(by_outcome) == 1:
+            return next(iter(by_outcome))
+        return "; ".join(f"{outcome} ({', '.join(of)})" for outcome, of in by_outcome.items())
 
-def _versions(backend):
-    import importlib.metadata
-
-    return f"{importlib.metadata.version(backend)} with Keras {importlib.metadata.version('keras')}"
+    features = dict.fromkeys(row["feature"] for row in rows)
+    lines = [(feature, *(cell(feature, backend) for backend in backends)) for feature in features]
+    return HEAD.format(versions=versions(rows)) + markdown("feature", backends, lines)
 
 
 def main():
@@ -104,22 +113,11 @@ def main():
     test = str(ROOT / "tests" / "test_contract.py")
     options = ["-q", "-m", "", "--compiled", "-p", "no:cacheprovider", *sys.argv[1:]]
     status = pytest.main([test + "::test_feature", *options], plugins=[collector])
-    backend = keras.backend.backend()
-    new = [
-        {"feature": feature, "backend": backend, "teacher": teacher, "outcome": outcome, "versions": _versions(backend)}
-        for feature, teacher, outcome in collector.rows
-    ]
     sys.path.insert(0, str(ROOT / "tests"))
     from test_contract import FEATURES, KINDS
 
-    order = list(FEATURES), list(BACKENDS), KINDS
-    cells = {tuple(row[name] for name in KEY): row for row in read() + new}
-    cells = {key: row for key, row in cells.items() if key[0] in FEATURES and key[2] in KINDS}
-    rows = [cells[key] for key in sorted(cells, key=lambda key: [o.index(k) for o, k in zip(order, key, strict=True)])]
-    with RESULTS.open("w", newline="") as file:
-        writer = csv.DictWriter(file, ["feature", "backend", "teacher", "outcome", "versions"], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    new = [{**row, "backend": keras.backend.backend()} for row in collector.rows]
+    rows = write(RESULTS, {"feature": list(FEATURES), "backend": list(BACKENDS), "teacher": KINDS}, new)
     TABLE.write_text(render(rows))
     return int(status)
 
