@@ -303,10 +303,7 @@ class Focal(keras.losses.Loss):
 
 
 class Highest(keras.metrics.Mean):
-    """The mean of the highest probabilities. It cannot be made of its configuration, which has a name."""
-
-    def __init__(self):
-        super().__init__(name="highest")
+    """The mean of the highest probabilities."""
 
     def update_state(self, y_true, y_pred, sample_weight=None):
         return super().update_state(ops.max(y_pred, axis=-1))
@@ -315,7 +312,7 @@ class Highest(keras.metrics.Mean):
 WEIGHTED = Fit(X, Y, batch_size=5, sample_weight=WEIGHTS)
 same_training("a custom Loss", WEIGHTED, loss=Focal())
 same_training("a custom loss function", Fit(X, Y, batch_size=5), loss=focal)
-same_training("a custom Metric", VALIDATED, metrics=lambda: [Highest()])  # each model has its own
+same_training("a custom Metric", VALIDATED, metrics=lambda: [Highest(name="highest")])  # each model has its own
 same_training("weighted_metrics", WEIGHTED, metrics=["accuracy"], weighted_metrics=["sparse_categorical_accuracy"])
 
 # How a step is run.

@@ -92,7 +92,7 @@ HABITS = {
     "a learning rate that is a function": (
         "test_one_compile.py::test_a_closure_or_function_sets_the_learning_rate_of_each_epoch"
     ),
-    "metrics without `get_config`": "test_contract.py::test_feature[a custom Metric-self]",
+    "metrics without `get_config`": "test_one_compile.py::test_optimizer_loss_and_metrics_are_the_same_objects",
     "scaling of the loss as compiled": "test_one_compile.py::test_loss_scaling_is_the_compiled_one",
     "pruned weights": "test_averaging.py::test_a_pruned_model_stays_pruned",
     "`model.stop_training` in a closure": "test_student_changes.py::test_closure_can_stop_the_training",
