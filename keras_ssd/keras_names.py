@@ -21,6 +21,17 @@ def compile_record(model: keras.Model) -> Any:
     return getattr(model, "_compile_config", None) if model.compiled else None
 
 
+def loss_argument(loss: Any, name: str) -> Any:
+    """Return an argument that a loss was made with, `None` if it has none of this name.
+
+    From Keras 3.16 on some losses hold it in their configuration only, before as an attribute.
+    """
+    if not hasattr(loss, name) and isinstance(loss, keras.losses.Loss):
+        with contextlib.suppress(Exception):  # not every loss of a user's has a configuration
+            return loss.get_config().get(name)
+    return getattr(loss, name, None)
+
+
 def note_input_shape(model: Any, shape: Any) -> None:
     """Note the shape of a single input, which TensorFlow's converters read, as `build` does, but for its lock.
 

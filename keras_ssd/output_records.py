@@ -10,7 +10,7 @@ from keras import tree
 
 from keras_ssd._typing import Tensor
 from keras_ssd.graph import Graph, is_functional, output_structure
-from keras_ssd.keras_names import compile_arguments
+from keras_ssd.keras_names import compile_arguments, loss_argument
 from keras_ssd.outputs import Output
 
 _REGRESSION_LOSSES = frozenset(
@@ -77,7 +77,7 @@ class OutputRecords:
         return self._records
 
     def _describe(self, place: int, x: Tensor, loss: Any, weight: Any, form: str | None, is_logits: Any) -> Output:
-        axis = getattr(loss, "axis", -1)
+        axis = loss_argument(loss, "axis")
         if isinstance(axis, int) and axis not in (-1, len(x.shape) - 1):
             raise ValueError(
                 f"The classes of output {place} should lie on its last axis. Received: a loss with axis={axis}, and "
@@ -137,8 +137,8 @@ def _declared_logits(loss: Any) -> bool | None:
     """Return the `from_logits` of a loss, its attribute or the default of its argument; `None` if it has none."""
     try:
         loss = keras.losses.get(loss) if isinstance(loss, str) else loss
-        if hasattr(loss, "from_logits"):
-            return bool(loss.from_logits)
+        if (declared := loss_argument(loss, "from_logits")) is not None:
+            return bool(declared)
         default = inspect.signature(loss).parameters["from_logits"].default
     except (KeyError, TypeError, ValueError):  # no such argument; no signature; a name that Keras does not know
         return _declared_logits(loss.func) if isinstance(loss, functools.partial) else None

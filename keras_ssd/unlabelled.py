@@ -11,6 +11,7 @@ import numpy as np
 from keras import ops, tree
 
 from keras_ssd import _backend
+from keras_ssd.keras_names import loss_argument
 from keras_ssd.settings import Settings, check_integer
 
 
@@ -241,7 +242,7 @@ def check_labels(y: Any, loss: Any) -> None:
     are_paired = len(labels) == len(losses)
     for part, chosen in zip(labels, losses, strict=True) if are_paired else itertools.product(labels, losses):
         is_of_keras = getattr(chosen, "__module__", "").startswith("keras.")
-        if part is None or not is_of_keras or getattr(chosen, "ignore_class", None) is not None:
+        if part is None or not is_of_keras or loss_argument(chosen, "ignore_class") is not None:
             continue  # a custom loss may handle missing labels
         is_nan = np.issubdtype(part.dtype, np.floating) and np.isnan(part).any()
         name = getattr(chosen, "__name__", type(chosen).__name__).replace("_", "").lower()

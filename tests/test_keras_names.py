@@ -144,3 +144,19 @@ def test_new_layers_are_not_recomputed_within_a_remat_scope():
         with keras_names.no_rematerialization():
             Probe()
     assert modes[0].mode == "full" and (modes[1] is None or modes[1].mode is None)
+
+
+def test_arguments_of_a_loss_are_read_from_its_attributes_or_its_configuration():
+    class WithoutConfiguration(keras.losses.Loss):
+        def call(self, y_true, y_pred):
+            return ops.mean(y_pred, axis=-1)
+
+        def get_config(self):
+            raise NotImplementedError
+
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=-1)
+    names = ("from_logits", "ignore_class", "nothing")
+    assert [keras_names.loss_argument(loss, name) for name in names] == [True, -1, None]
+    assert keras_names.loss_argument(keras.losses.CategoricalCrossentropy(axis=1), "axis") == 1
+    assert keras_names.loss_argument(WithoutConfiguration(), "from_logits") is None
+    assert keras_names.loss_argument(keras.losses.mean_squared_error, "from_logits") is None
