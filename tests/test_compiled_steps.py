@@ -64,7 +64,7 @@ def test_compiled_steps_equal_eager_ones(kind, sizes, teacher, options):
 
 
 @pytest.mark.compiled
-@pytest.mark.parametrize("policy", ["mixed_float16", pytest.param("mixed_bfloat16", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_compiled_steps_of_low_precision_equal_eager_ones(policy):
     with precision(policy):
         compiled, eager = (history_of("binary", VOLUME, flag, teacher="self", distill="both") for flag in (False, True))

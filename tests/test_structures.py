@@ -107,7 +107,7 @@ def test_teachers_differ_from_each_other(name, chunk):
         "masked",
         "block",
         "subclassed",
-        pytest.param("several_inputs_and_outputs", marks=pytest.mark.slow),
+        "several_inputs_and_outputs",
     ],
 )
 def test_a_training_step_adds_the_weighted_term_to_the_plain_loss(name):

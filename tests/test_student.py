@@ -110,7 +110,7 @@ def test_features_of_a_layer_can_be_extracted():
 
 @pytest.mark.compiled
 @pytest.mark.filterwarnings("ignore")  # of the exporters
-@pytest.mark.parametrize("kind", ["functional", pytest.param("subclassed", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["functional", "subclassed"])
 def test_exported_model_returns_what_predict_returns(tmp_path, kind):
     """In the middle of training, when the student holds raw weights."""
     model = sequential_network() if kind == "functional" else compiled(subclassed(), metrics=())
