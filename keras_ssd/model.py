@@ -307,11 +307,9 @@ class SSDModel(keras.Model):
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute; of one that the wrapper lacks and the student has, the student's."""
-        # A subclass may always set attributes of its own.
-        is_complete = type(self) is SSDModel and "settings" in vars(self)
-        if is_complete and is_of_student(self, name):
+        if self._is_complete() and is_of_student(self, name):
             setattr(self.student, name, value)
-        elif is_complete and name in ("settings", *OPTIONS) and name != "kd_weight":
+        elif self._is_complete() and name in ("settings", *OPTIONS) and name != "kd_weight":
             raise AttributeError(
                 f"`{name}` of a wrapped model cannot be changed: its teachers are built for it. Wrap the model again, "
                 "keras_ssd.wrap(ssd.student, ...). Of the options only `kd_weight` can be assigned."
@@ -321,10 +319,14 @@ class SSDModel(keras.Model):
 
     def __delattr__(self, name: str) -> None:
         """Delete an attribute; of one that `__setattr__` sets on the student, the student's."""
-        if type(self) is SSDModel and is_of_student(self, name):
+        if self._is_complete() and is_of_student(self, name):
             delattr(self.student, name)
         else:
             super().__delattr__(name)
+
+    def _is_complete(self) -> bool:
+        """Return whether `__init__` has ended; a subclass may always set attributes of its own."""
+        return type(self) is SSDModel and "settings" in vars(self)
 
     def __repr__(self) -> str:
         settings, shown = self.settings, "kd_weight=0"

@@ -5,7 +5,7 @@ import importlib
 
 import keras
 import numpy as np
-from keras import layers
+from keras import layers, ops
 
 
 @contextlib.contextmanager
@@ -78,3 +78,13 @@ def classifier(inputs=(4,), rate=0.3):
     """Dropout and a softmax head, not compiled."""
     inputs = keras.Input(inputs)
     return keras.Model(inputs, softmax_head(layers.Dropout(rate)(inputs)))
+
+
+class Highest(keras.metrics.Mean):
+    """The mean of the highest probabilities. It cannot be made of its configuration, which has a name."""
+
+    def __init__(self):
+        super().__init__(name="highest")
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        return super().update_state(ops.max(y_pred, axis=-1))

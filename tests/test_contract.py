@@ -22,7 +22,7 @@ import pytest
 from keras import layers, ops
 
 import keras_ssd
-from models import precision
+from models import Highest, precision
 from same_weights import arrays, assert_close, assert_same
 from structures import Doubling, several_inputs_and_outputs
 
@@ -302,17 +302,10 @@ class Focal(keras.losses.Loss):
         return focal(y_true, y_pred)
 
 
-class Highest(keras.metrics.Mean):
-    """The mean of the highest probabilities."""
-
-    def update_state(self, y_true, y_pred, sample_weight=None):
-        return super().update_state(ops.max(y_pred, axis=-1))
-
-
 WEIGHTED = Fit(X, Y, batch_size=5, sample_weight=WEIGHTS)
 same_training("a custom Loss", WEIGHTED, loss=Focal())
 same_training("a custom loss function", Fit(X, Y, batch_size=5), loss=focal)
-same_training("a custom Metric", VALIDATED, metrics=lambda: [Highest(name="highest")])  # each model has its own
+same_training("a custom Metric", VALIDATED, metrics=lambda: [Highest()])  # each model has its own
 same_training("weighted_metrics", WEIGHTED, metrics=["accuracy"], weighted_metrics=["sparse_categorical_accuracy"])
 
 # How a step is run.

@@ -10,20 +10,10 @@ from keras import ops
 import keras_ssd
 from models import CLASSES as Y
 from models import WINDOWS as X
-from models import compiled, network, precision, sequential_network
+from models import Highest, compiled, network, precision, sequential_network
 from same_weights import arrays, assert_same
 
 LOSS = "sparse_categorical_crossentropy"
-
-
-class Highest(keras.metrics.Mean):
-    """The mean of the highest probabilities. It cannot be made of its configuration, which has a name."""
-
-    def __init__(self):
-        super().__init__(name="highest")
-
-    def update_state(self, y_true, y_pred, sample_weight=None):
-        return super().update_state(ops.max(y_pred, axis=-1))
 
 
 def fit(model, batch_size=8, **options):
